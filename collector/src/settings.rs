@@ -1,0 +1,335 @@
+//! The valid configuration: what the rest of the program reads, with nothing left to check.
+//!
+//! [`crate::config`] makes it out of a file; the defaults here are the program's, and `config/reset-collector.yaml` is
+//! held to them by a test.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::{filter::Filters, sampler::Sampling};
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// Which resets are captured.
+    pub capture: Capture,
+    /// Which captured resets go on.
+    pub filters: Filters,
+    /// How many of those go on.
+    pub sampling: Sampling,
+    /// How owners are named.
+    pub enrichment: Enrichment,
+    /// How traces are found.
+    pub correlation: Correlation,
+    /// Where records go.
+    pub export: Export,
+    /// The admin endpoint; `None` is none.
+    pub admin: Option<SocketAddr>,
+}
+
+/// Which resets are captured, and how many a second at most.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Capture {
+    /// Resets that this host's TCP sends.
+    pub sent: bool,
+    /// Resets that a socket here receives.
+    pub received: bool,
+    /// Resets that netfilter sends.
+    pub firewall: bool,
+    /// Received, owned by no socket.
+    pub unowned: bool,
+    /// Records a second from the kernel at most, shared fairly between keys; `None` is no ceiling.
+    pub max_records_per_second: Option<u32>,
+    /// Size of the ring buffer, bytes, a power of two.
+    pub ring_buffer_bytes: u32,
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        Self {
+            sent: true,
+            received: true,
+            firewall: true,
+            unowned: true,
+            max_records_per_second: Some(10_000),
+            ring_buffer_bytes: 16 << 20,
+        }
+    }
+}
+
+/// How owners are named.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Enrichment {
+    /// Export `process.command_args`: off, since command lines may hold secrets.
+    pub command_line: bool,
+    /// Names of pods from the Kubernetes API; `None` leaves it alone.
+    pub kubernetes: Option<Kubernetes>,
+}
+
+/// Names of pods from the Kubernetes API.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kubernetes {
+    /// Only this node's pods are watched.
+    pub node_name: String,
+}
+
+/// How traces are found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Correlation {
+    /// Applications send their OTLP here by gRPC; `None` is no receiver.
+    pub grpc: Option<SocketAddr>,
+    /// Applications send their OTLP here by HTTP; `None` is no receiver.
+    pub http: Option<SocketAddr>,
+    /// How long a reset waits for its span.
+    pub wait: Duration,
+    /// Largest request accepted from an application, bytes after decompression.
+    pub max_request_bytes: usize,
+    /// Read traceparent from plain HTTP/1.1 on these ports, in the kernel; empty is off.
+    pub http_header_ports: Vec<u16>,
+}
+
+impl Default for Correlation {
+    fn default() -> Self {
+        Self {
+            grpc: None,
+            http: None,
+            wait: Duration::from_secs(6),
+            max_request_bytes: 64 << 20,
+            http_header_ports: Vec::new(),
+        }
+    }
+}
+
+/// Where records go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Export {
+    /// Which signals.
+    pub signals: Signals,
+    /// Lines on standard output.
+    pub console: Console,
+    /// OTLP destinations; each has its own queue and counters.
+    pub otlp: Vec<Destination>,
+}
+
+impl Default for Export {
+    fn default() -> Self {
+        Self { signals: Signals { logs: true, traces: true, metrics: true }, console: Console::Auto, otlp: Vec::new() }
+    }
+}
+
+/// The signals that go out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signals {
+    /// One log record per reset.
+    pub logs: bool,
+    /// One span event per reset.
+    pub traces: bool,
+    /// `tcp.resets` and the collector's own health.
+    pub metrics: bool,
+}
+
+/// Lines on standard output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// Pretty on a terminal, JSON lines elsewhere.
+    Auto,
+    /// A line for a person.
+    Pretty,
+    /// A JSON object a line.
+    Json,
+    /// None.
+    Off,
+}
+
+/// One OTLP destination.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Destination {
+    /// Base endpoint: scheme, host, port, and for HTTP a path before `/v1/logs`.
+    pub endpoint: String,
+    /// Endpoints of single signals from the environment, used as they are.
+    pub signal_endpoints: SignalEndpoints,
+    /// gRPC or HTTP.
+    pub protocol: Protocol,
+    /// Headers on every request; values may be secrets.
+    pub headers: Vec<(String, Secret)>,
+    /// How requests are compressed.
+    pub compression: Compression,
+    /// How long one request may take.
+    pub timeout: Duration,
+    /// TLS, used with `https://`.
+    pub tls: Tls,
+    /// How failed requests are tried again.
+    pub retry: Retry,
+    /// What waits to be sent.
+    pub queue: Queue,
+    /// How records are put together.
+    pub batch: Batch,
+}
+
+impl Default for Destination {
+    fn default() -> Self {
+        Self {
+            endpoint: "http://localhost:4317".into(),
+            signal_endpoints: SignalEndpoints::default(),
+            protocol: Protocol::Grpc,
+            headers: Vec::new(),
+            compression: Compression::Gzip,
+            timeout: Duration::from_secs(10),
+            tls: Tls::default(),
+            retry: Retry::default(),
+            queue: Queue::default(),
+            batch: Batch::default(),
+        }
+    }
+}
+
+/// Endpoints of single signals, used as they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SignalEndpoints {
+    /// OTEL_EXPORTER_OTLP_LOGS_ENDPOINT
+    pub logs: Option<String>,
+    /// OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
+    pub traces: Option<String>,
+    /// OTEL_EXPORTER_OTLP_METRICS_ENDPOINT
+    pub metrics: Option<String>,
+}
+
+/// The protocol of a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// OTLP/gRPC
+    Grpc,
+    /// OTLP/HTTP with protobuf bodies
+    HttpProtobuf,
+}
+
+/// How requests are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// gzip
+    Gzip,
+    /// zstd
+    Zstd,
+    /// Not at all.
+    None,
+}
+
+/// Text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("[redacted]")
+    }
+}
+
+/// TLS of a destination.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// Certificate authorities, PEM; `None` is the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Our certificate, PEM.
+    pub cert_file: Option<PathBuf>,
+    /// Our key, PEM.
+    pub key_file: Option<PathBuf>,
+    /// The name to check the server's certificate against, where it is not the endpoint's.
+    pub server_name_override: Option<String>,
+    /// Take any certificate.
+    pub insecure_skip_verify: bool,
+    /// How often the files are read again; `None` is never.
+    pub reload_interval: Option<Duration>,
+}
+
+/// How failed requests are tried again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    /// Whether at all.
+    pub enabled: bool,
+    /// Before the second try.
+    pub initial_interval: Duration,
+    /// Between tries at most.
+    pub max_interval: Duration,
+    /// From the first try to giving up; zero is never giving up.
+    pub max_elapsed_time: Duration,
+    /// From one interval to the next.
+    pub multiplier: f64,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            initial_interval: Duration::from_secs(1),
+            max_interval: Duration::from_secs(30),
+            max_elapsed_time: Duration::from_secs(300),
+            multiplier: 1.5,
+        }
+    }
+}
+
+/// What waits to be sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Queue {
+    /// Resets that wait at most.
+    pub size: usize,
+    /// Requests in flight at most.
+    pub consumers: usize,
+    /// What goes when it is full.
+    pub when_full: WhenFull,
+    /// On disk in this directory; `None` is in memory.
+    pub storage: Option<PathBuf>,
+    /// Bytes on disk at most.
+    pub max_storage_bytes: u64,
+    /// When the disk is told to keep what it has.
+    pub fsync: Fsync,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            size: 65_536,
+            consumers: 4,
+            when_full: WhenFull::DropOldest,
+            storage: None,
+            max_storage_bytes: 256 << 20,
+            fsync: Fsync::Interval(Duration::from_secs(1)),
+        }
+    }
+}
+
+/// What goes when a queue is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// The batch that has waited longest.
+    DropOldest,
+    /// The batch that came last.
+    DropNewest,
+}
+
+/// When the disk is told to keep what it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fsync {
+    /// After each batch.
+    Always,
+    /// This often.
+    Interval(Duration),
+    /// When the system likes.
+    Never,
+}
+
+/// How records are put together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// Resets in a request at most.
+    pub max_size: usize,
+    /// Bytes of a request at most, before compression.
+    pub max_bytes: usize,
+    /// How long the first reset of a batch waits for more.
+    pub flush_timeout: Duration,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { max_size: 8_192, max_bytes: 4 << 20, flush_timeout: Duration::from_millis(200) }
+    }
+}
