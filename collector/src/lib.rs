@@ -5,10 +5,22 @@
 
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod attribute;
+pub mod batch;
+pub mod cause;
+pub mod console;
 pub mod encode;
 pub mod enrich;
+pub mod explain;
 pub mod filter;
+pub mod protobuf;
+pub mod reason;
 pub mod reset;
+pub mod rfc3339;
+#[cfg(test)]
+mod sample;
 pub mod sampler;
+pub mod sentence;
 pub mod settings;
+pub mod told;
