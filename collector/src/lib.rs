@@ -5,12 +5,24 @@
 
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod attribute;
+pub mod batch;
 pub mod btf;
+pub mod cause;
+pub mod console;
 pub mod encode;
 pub mod enrich;
+pub mod explain;
 pub mod filter;
 pub mod kernel;
+pub mod protobuf;
+pub mod reason;
 pub mod reset;
+pub mod rfc3339;
+#[cfg(test)]
+mod sample;
 pub mod sampler;
+pub mod sentence;
 pub mod settings;
+pub mod told;

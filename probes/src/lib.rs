@@ -207,6 +207,7 @@ pub mod flag {
 /// addresses, which are in network order (IPv4 in the last four bytes after `::ffff:`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "zerocopy", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
 pub struct ResetRecord {
     /// [`RECORD_VERSION`].
     pub version: u32,
