@@ -6,9 +6,20 @@
 #![forbid(unsafe_code)]
 
 pub mod attribute;
+pub mod bounded;
+pub mod cgroup;
+pub mod container;
+pub mod deadline;
 pub mod encode;
 pub mod enrich;
+pub mod environment;
 pub mod filter;
+pub mod host;
+pub mod otel_context;
+pub mod pods;
+pub mod printable;
+pub mod process;
 pub mod reset;
+pub mod resource;
 pub mod sampler;
 pub mod settings;
