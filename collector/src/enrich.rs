@@ -21,7 +21,7 @@ use crate::{
     container::Placement,
     deadline::Deadline,
     host,
-    pods::{HOST_PID_NAMESPACE, Names, OwnPod, Pods},
+    pods::{Names, OwnPod, Pods},
     process::{self, Process, ProcessError, Wanted},
     reset::{Owner, Reset},
     resource::{Identity, Resource, UNKNOWN_SERVICE},
@@ -199,11 +199,9 @@ impl Enricher {
         let node = settings.kubernetes.as_ref().map(|kubernetes| kubernetes.node_name.as_str()).or(own_pod.node_name());
         let mut host = host::attributes(&proc);
         host.extend(node.map(|name| (Cow::Borrowed("k8s.node.name"), ResourceValue::Text(name.to_owned()))));
-        let namespace =
-            std::fs::metadata(proc.join("1/ns/pid")).map(|metadata| std::os::unix::fs::MetadataExt::ino(&metadata));
         Self {
             command_line: settings.command_line,
-            foreign_pids: namespace.is_ok_and(|inode| inode != HOST_PID_NAMESPACE),
+            foreign_pids: process::has_foreign_pids(&proc),
             ticks_per_second: rustix::param::clock_ticks_per_second(),
             host: Workload::new(host),
             own_pod,

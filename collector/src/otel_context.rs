@@ -204,3 +204,171 @@ fn text(value: AnyValue) -> Option<String> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
+
+    use opentelemetry_proto::tonic::common::v1::ArrayValue;
+
+    use super::*;
+
+    const AT: u64 = 0x1000;
+    const PAYLOAD_AT: u64 = 0x3000;
+    const MAPS: &str = "00001000-00002000 rw-p 00000000 00:00 0    [anon:OTEL_CTX]\n";
+
+    fn pair(key: &str, value: any_value::Value) -> KeyValue {
+        KeyValue { key: key.into(), value: Some(AnyValue { value: Some(value) }), ..KeyValue::default() }
+    }
+
+    fn text_value(text: &str) -> any_value::Value {
+        any_value::Value::StringValue(text.into())
+    }
+
+    fn resource(attributes: Vec<KeyValue>) -> Resource {
+        Resource { attributes, ..Resource::default() }
+    }
+
+    fn header(version: u32, size: u32, published_ns: u64, payload: u64) -> Vec<u8> {
+        let fields =
+            [&version.to_ne_bytes()[..], &size.to_ne_bytes(), &published_ns.to_ne_bytes(), &payload.to_ne_bytes()];
+        [&SIGNATURE[..], &fields.concat()].concat()
+    }
+
+    /// A file that is read as a process's memory is: at addresses.
+    fn memory(header: &[u8], payload: &[u8]) -> File {
+        let descriptor = rustix::fs::memfd_create("memory", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd_create");
+        let file = File::from(descriptor);
+        file.write_all_at(header, AT).expect("write");
+        file.write_all_at(payload, PAYLOAD_AT).expect("write");
+        file
+    }
+
+    fn read_from(memory: &File) -> Result<Option<Vec<(String, ResourceValue)>>, ContextError> {
+        read(MAPS.as_bytes(), memory)
+    }
+
+    #[test]
+    fn both_forms_of_the_message_are_read() {
+        let list = ArrayValue {
+            values: vec![
+                AnyValue { value: Some(text_value("a")) },
+                AnyValue { value: Some(any_value::Value::IntValue(2)) },
+            ],
+        };
+        let attributes = vec![
+            pair("service.name", text_value("shop")),
+            pair("port", any_value::Value::IntValue(-7)),
+            pair("list", any_value::Value::ArrayValue(list)),
+            pair("canary", any_value::Value::BoolValue(true)),
+            pair("ratio", any_value::Value::DoubleValue(0.5)),
+            pair("line", text_value("a\nb")),
+            pair("bytes", any_value::Value::BytesValue(vec![1])),
+            pair("", text_value("nameless")),
+        ];
+        let expected = vec![
+            ("service.name".to_owned(), ResourceValue::Text("shop".into())),
+            ("port".to_owned(), ResourceValue::Integer(-7)),
+            ("list".to_owned(), ResourceValue::List(vec!["a".into(), "2".into()])),
+            ("canary".to_owned(), ResourceValue::Text("true".into())),
+            ("ratio".to_owned(), ResourceValue::Text("0.5".into())),
+            ("line".to_owned(), ResourceValue::Text("a\\nb".into())),
+        ];
+        let bare = resource(attributes);
+        let mut wrapped = ProcessContext { resource: Some(bare.clone()) }.encode_to_vec();
+        // Field 2: what the publisher shares beside the resource.
+        let extra = pair("threadlocal.schema_version", text_value("tlsdesc_v1_dev")).encode_to_vec();
+        wrapped.extend([0x12, u8::try_from(extra.len()).expect("short")]);
+        wrapped.extend(extra);
+        for payload in [wrapped, bare.encode_to_vec()] {
+            let size = u32::try_from(payload.len()).expect("short");
+            let found = read_from(&memory(&header(2, size, 1, PAYLOAD_AT), &payload)).expect("readable");
+            assert_eq!(found, Some(expected.clone()));
+        }
+    }
+
+    #[test]
+    fn lying_mappings_are_refused() {
+        let payload = ProcessContext { resource: Some(resource(vec![pair("a", text_value("b"))])) }.encode_to_vec();
+        let size = u32::try_from(payload.len()).expect("short");
+        let refusal = |header: &[u8], payload: &[u8]| read_from(&memory(header, payload)).expect_err("refused");
+        assert!(matches!(refusal(&header(2, size, 1, 1 << 40), &payload), ContextError::Read(_)));
+        assert!(matches!(refusal(&header(2, size, 1, u64::MAX - 3), &payload), ContextError::Read(_)));
+        assert!(matches!(refusal(&header(2, u32::MAX, 1, PAYLOAD_AT), &payload), ContextError::Size(u32::MAX)));
+        assert!(matches!(refusal(&header(2, 0, 1, PAYLOAD_AT), &payload), ContextError::Size(0)));
+        assert!(matches!(refusal(&header(2, MAX_PAYLOAD + 1, 1, PAYLOAD_AT), &payload), ContextError::Size(_)));
+        assert!(matches!(refusal(&header(1, size, 1, PAYLOAD_AT), &payload), ContextError::Foreign));
+        assert!(matches!(refusal(&header(2, size, 0, PAYLOAD_AT), &payload), ContextError::Changing));
+        assert!(matches!(refusal(b"OTEL_CTY", &payload), ContextError::Foreign));
+        assert!(matches!(refusal(&header(2, 64, 1, PAYLOAD_AT), &[0xff; 64]), ContextError::Malformed(_)));
+        // A message nested without end.
+        let deep = b"\x0a\x7f".repeat(2000);
+        assert!(matches!(refusal(&header(2, 4000, 1, PAYLOAD_AT), &deep), ContextError::Malformed(_)));
+    }
+
+    #[test]
+    fn a_context_that_changes_is_read_whole_or_not_at_all() {
+        let payload = |name: &str| {
+            ProcessContext { resource: Some(resource(vec![pair("service.name", text_value(name))])) }.encode_to_vec()
+        };
+        let (first, second) = (payload(&"a".repeat(3000)), payload(&"b".repeat(3000)));
+        let size = u32::try_from(first.len()).expect("short");
+        let memory = memory(&header(2, size, 1, PAYLOAD_AT), &first);
+        let writer = memory.try_clone().expect("clone");
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 2.. {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    // As the OTEP's writer does it: the time goes to 0 first and comes back last.
+                    writer.write_all_at(&0_u64.to_ne_bytes(), AT + 16).expect("write");
+                    writer.write_all_at(if round % 2 == 0 { &second } else { &first }, PAYLOAD_AT).expect("write");
+                    writer.write_all_at(&u64::to_ne_bytes(round), AT + 16).expect("write");
+                }
+            });
+            for _ in 0..2000 {
+                match read_from(&memory) {
+                    Ok(Some(attributes)) => {
+                        let ResourceValue::Text(name) = &attributes[0].1 else { panic!("{attributes:?}") };
+                        assert!(name.bytes().all(|byte| byte == name.as_bytes()[0]), "torn");
+                    }
+                    Ok(None) => panic!("the mapping was there"),
+                    Err(error) => assert!(matches!(error, ContextError::Changing), "{error}"),
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn mappings_by_name() {
+        let table = [
+            ("7f00-8f00 rw-p 00000000 00:00 0   [anon:OTEL_CTX]", Some(0x7f00)),
+            ("7f00-8f00 rw-s 00000000 00:01 12   /memfd:OTEL_CTX (deleted)", Some(0x7f00)),
+            ("7f00-8f00 rw-p 00000000 00:01 12   [anon_shmem:OTEL_CTX]", Some(0x7f00)),
+            ("7f00-8f00 r--p 00000000 00:00 0   [anon:OTEL_CTX]", Some(0x7f00)),
+            ("7f00-8f00 r-xp 00000000 00:00 0   [anon:OTEL_CTX]", None),
+            ("7f00-8f00 ---p 00000000 00:00 0   [anon:OTEL_CTX]", None),
+            ("7f00-7f10 rw-p 00000000 00:00 0   [anon:OTEL_CTX]", None),
+            ("8f00-7f00 rw-p 00000000 00:00 0   [anon:OTEL_CTX]", None),
+            ("7f00-8f00 rw-p 00000000 00:01 12   /memfd:OTEL_CTX_OLD (deleted)", None),
+            ("7f00-8f00 rw-p 00000000 08:01 12   /tmp/ /memfd:OTEL_CTX", None),
+            ("7f00-8f00 rw-p 00000000 08:01 12   /tmp/OTEL_CTX", None),
+            ("zz-8f00 rw-p 00000000 00:00 0   [anon:OTEL_CTX]", None),
+            ("[anon:OTEL_CTX]", None),
+            ("", None),
+        ];
+        for (line, expected) in table {
+            assert_eq!(context_address(line.as_bytes()), expected, "{line}");
+        }
+        let long = format!("7f00-8f00 rw-p 00000000 08:01 12 /{}\n", "x".repeat(1 << 20));
+        let maps = [long.as_bytes(), MAPS.as_bytes(), &MAPS.as_bytes().repeat(100)].concat();
+        assert_eq!(mappings(maps.as_slice()).expect("readable"), [AT; MAX_MAPPINGS]);
+        assert!(mappings(io::repeat(b'x')).expect("bounded").is_empty());
+    }
+}

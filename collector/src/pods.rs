@@ -14,7 +14,7 @@ use std::{
     },
 };
 
-use crate::{bounded::Bounded, enrich::ResourceValue, printable::printable};
+use crate::{bounded::Bounded, enrich::ResourceValue, printable::printable, process::FIRST_PID_NAMESPACE};
 
 /// Pods remembered, those deleted included: uids are never used again, so that an old one names no other pod.
 const MAX_PODS: usize = 8_192;
@@ -175,10 +175,7 @@ impl OwnPod {
 fn own_network_namespace(proc: &Path) -> Option<u32> {
     let inode = |process: &str, name: &str| Some(fs::metadata(proc.join(process).join("ns").join(name)).ok()?.ino());
     let own = inode("self", "net")?;
-    let in_host_pids = inode("self", "pid").is_some_and(|inode| inode == HOST_PID_NAMESPACE);
+    let in_host_pids = inode("self", "pid").is_some_and(|inode| inode == FIRST_PID_NAMESPACE);
     let is_host = in_host_pids && inode("1", "net").is_none_or(|host| host == own);
     if is_host { None } else { u32::try_from(own).ok() }
 }
-
-/// Inode of the first pid namespace (`PROC_PID_INIT_INO` in `include/linux/proc_ns.h`).
-pub const HOST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;

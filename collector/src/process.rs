@@ -11,7 +11,7 @@ use std::{
     io::{self, Read},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::ffi::OsStrExt,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::{Path, PathBuf},
 };
@@ -42,6 +42,8 @@ const MAX_COMMAND_LINE: u64 = 8 << 10;
 const MAX_ARGUMENTS: usize = 64;
 /// Threads looked at for one that lives.
 const MAX_THREADS: usize = 256;
+/// Inode of the first pid namespace (`PROC_PID_INIT_INO`, `include/linux/proc_ns.h`).
+pub const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 /// Processes looked at when the pid is foreign.
 const MAX_PROCESSES: usize = 65_536;
 
@@ -136,6 +138,16 @@ pub fn read(wanted: &Wanted) -> Result<Process, ProcessError> {
     Ok(process)
 }
 
+/// Whether the numbers in this procfs are those of a pid namespace and not the kernel's own.
+///
+/// A procfs of our own namespace shows us under one number; one of an outer namespace, as the host's in a container,
+/// shows every number down to ours, and is taken for the kernel's.
+pub fn has_foreign_pids(proc: &Path) -> bool {
+    let own = std::fs::metadata(proc.join("self/ns/pid")).map(|metadata| metadata.ino());
+    let status = std::fs::read(proc.join("self/status")).unwrap_or_default();
+    own.is_ok_and(|inode| inode != FIRST_PID_NAMESPACE) && namespace_pids(&status).count() == 1
+}
+
 /// The pid of the one process that started at this tick under this name, where there is only one: for a procfs whose
 /// numbers are not the kernel's own, as in a container with a pid namespace.
 pub fn find(proc: &Path, start_ticks: u64, comm: &[u8]) -> Option<u32> {
@@ -158,7 +170,7 @@ impl Process {
     fn fill(&mut self, directory: BorrowedFd<'_>, command_line: bool) {
         self.executable_path = self.faults.note(executable(directory)).flatten();
         let status = self.faults.note(read_file(directory, "status", MAX_SMALL));
-        self.inner_pid = status.and_then(|text| inner_pid(&text));
+        self.inner_pid = status.and_then(|text| namespace_pids(&text).last());
         let cgroup = self.faults.note(read_file(directory, "cgroup", MAX_CGROUP));
         self.placement = cgroup.map(|text| Placement::from_cgroup_file(&text)).unwrap_or_default();
         let environment = open_file(directory, "environ").and_then(Environment::read);
@@ -242,10 +254,10 @@ fn executable(directory: BorrowedFd<'_>) -> io::Result<Option<String>> {
     Ok((!path.is_empty()).then(|| printable(path, MAX_PATH)))
 }
 
-/// The last number of `NSpid:` in `status`: the pid in the innermost namespace.
-fn inner_pid(status: &[u8]) -> Option<u32> {
-    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"NSpid:"))?;
-    std::str::from_utf8(line).ok()?.split_ascii_whitespace().next_back()?.parse().ok()
+/// The numbers of `NSpid:` in `status`: the pid in this procfs's namespace and in each below, the innermost last.
+fn namespace_pids(status: &[u8]) -> impl Iterator<Item = u32> {
+    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"NSpid:")).unwrap_or_default();
+    std::str::from_utf8(line).unwrap_or_default().split_ascii_whitespace().filter_map(|pid| pid.parse().ok())
 }
 
 fn arguments(text: &[u8]) -> Vec<String> {
@@ -268,4 +280,40 @@ fn read_file(directory: BorrowedFd<'_>, name: &str, max_bytes: u64) -> io::Resul
     let mut text = Vec::new();
     open_file(directory, name)?.take(max_bytes).read_to_end(&mut text)?;
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_with_hostile_names() {
+        let rest = " S 1 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 12345 1000 5 18446744073709551615\n";
+        for name in ["nginx", "a) S 9 (b", "new\nline", "", "((((", "1 (x) Z 0 0"] {
+            let stat = Stat::parse(format!("17 ({name}){rest}").as_bytes()).expect(name);
+            assert_eq!((stat.comm.as_slice(), stat.start_ticks, stat.dead), (name.as_bytes(), 12345, false), "{name}");
+        }
+        let zombie = Stat::parse(format!("17 (x){}", rest.replacen('S', "Z", 1)).as_bytes()).expect("zombie");
+        assert!(zombie.dead);
+        for text in
+            ["", "17", "17 (x)", "17 )x( S 1", "17 (x) S 1 2 3", "17 (x) S 1 1 1 0 -1 1 1 0 0 0 0 0 0 0 20 0 1 0 many"]
+        {
+            assert!(Stat::parse(text.as_bytes()).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn pids_of_namespaces() {
+        let pids = |text: &str| namespace_pids(text.as_bytes()).collect::<Vec<_>>();
+        assert_eq!(pids("Name:\tx\nNSpid:\t4026\t17\t1\nNSpgid:\t9\n"), [4026, 17, 1]);
+        assert_eq!(pids("Name:\tx\n"), [0; 0]);
+        assert_eq!(pids("NSpid:\tx\t99999999999\n"), [0; 0]);
+    }
+
+    #[test]
+    fn command_lines() {
+        assert_eq!(arguments(b"python3\0-c\0\0a\nb\0"), ["python3", "-c", "", "a\\nb"]);
+        assert_eq!(arguments(b""), [""; 0]);
+        assert_eq!(arguments(&b"x\0".repeat(5000)).len(), MAX_ARGUMENTS);
+    }
 }

@@ -160,3 +160,122 @@ fn rfc3339(unix_ns: u64) -> String {
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milliseconds:03}Z")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::environment::Environment;
+
+    fn claims(context: &[(&str, &str)], service_name: Option<&str>, attributes: &[(&str, &str)]) -> Process {
+        let pairs = |list: &[(&str, &str)]| {
+            list.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<Vec<_>>()
+        };
+        let text = |(key, value)| (key, ResourceValue::Text(value));
+        Process {
+            executable_path: Some("/usr/bin/python3.11".into()),
+            context: (!context.is_empty()).then(|| pairs(context).into_iter().map(text).collect()),
+            environment: Environment {
+                service_name: service_name.map(str::to_owned),
+                resource_attributes: pairs(attributes),
+                malformed: 0,
+            },
+            ..Process::default()
+        }
+    }
+
+    #[test]
+    fn service_name_comes_from_the_best_source() {
+        let unit = Placement { unit: Some("shop-unit".into()), ..Placement::default() };
+        let nothing = Placement::default();
+        let from_pod = Names { service_name: Some("shop-pod".into()), ..Names::default() };
+        let context = [("service.name", "shop-context")];
+        let variable = [("service.name", "shop-attributes"), ("service.version", "2")];
+        let table = [
+            (claims(&context, Some("shop-env"), &variable), &unit, Some(&from_pod), "shop-context"),
+            (claims(&[], Some("shop-env"), &variable), &unit, Some(&from_pod), "shop-env"),
+            (claims(&[("service.name", "")], None, &variable), &unit, Some(&from_pod), "shop-attributes"),
+            (claims(&[], None, &[("service.name", "")]), &unit, Some(&from_pod), "shop-pod"),
+            (claims(&[], None, &[]), &unit, None, "shop-unit"),
+            (claims(&[], None, &[]), &nothing, None, "unknown_service:python3.11"),
+        ];
+        for (process, placement, names, expected) in table {
+            let mut resource = Resource::default();
+            resource.add_identity(Identity { pid: 7, start_unix_ns: 0, comm: b"python3" }, Some(&process));
+            resource.add_placement(placement, names);
+            resource.add_claims(&process);
+            resource.name_service(placement, names);
+            assert_eq!(resource.text("service.name").as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_process_cannot_claim_what_is_known() {
+        let process = claims(
+            &[("process.pid", "1"), ("container.id", "x"), ("host.name", "other"), ("team", "a")],
+            None,
+            &[("k8s.pod.uid", "x"), ("team", "b"), ("service.version", "2")],
+        );
+        let placement = Placement { container_id: Some("c".into()), pod_uid: Some("u".into()), ..Placement::default() };
+        let mut resource = Resource::of_host(&[("host.name".into(), ResourceValue::Text("here".into()))]);
+        resource.add_identity(Identity { pid: 7, start_unix_ns: 0, comm: b"x" }, Some(&process));
+        resource.add_placement(&placement, None);
+        resource.add_claims(&process);
+        let seen = ["container.id", "host.name", "k8s.pod.uid", "team", "service.version"]
+            .map(|name| resource.text(name).unwrap_or_default());
+        assert_eq!(seen, ["c", "here", "u", "a", "2"]);
+        let (attributes, left_out) = resource.finish();
+        assert!(attributes.contains(&("process.pid".into(), ResourceValue::Integer(7))));
+        let names: std::collections::HashSet<_> = attributes.iter().map(|(name, _)| name).collect();
+        assert_eq!((names.len(), left_out), (attributes.len(), 0), "names once each");
+    }
+
+    #[test]
+    fn a_resource_is_bounded() {
+        let process = Process {
+            context: Some(
+                (0..1000).map(|index| (format!("k{index}"), ResourceValue::Text("v".repeat(4096)))).collect(),
+            ),
+            ..Process::default()
+        };
+        let mut resource = Resource::default();
+        resource.add_claims(&process);
+        let (attributes, left_out) = resource.finish();
+        let bytes: usize = attributes.iter().map(|(name, value)| name.len() + value.bytes()).sum();
+        assert!(bytes <= MAX_BYTES && attributes.len() == 15, "{bytes} {}", attributes.len());
+        assert_eq!(left_out, 985);
+    }
+
+    #[test]
+    fn a_process_known_by_its_name_alone() {
+        let mut resource = Resource::default();
+        resource
+            .add_identity(Identity { pid: 7, start_unix_ns: 1_700_000_000_123_000_000, comm: b"a\x1b[2Jb\xff" }, None);
+        assert!(resource.name_service(&Placement::default(), None));
+        let (attributes, _) = resource.finish();
+        let text = |name: &'static str, text: &str| (Cow::Borrowed(name), ResourceValue::Text(text.into()));
+        assert_eq!(
+            attributes,
+            [
+                ("process.pid".into(), ResourceValue::Integer(7)),
+                text("process.creation.time", "2023-11-14T22:13:20.123Z"),
+                text("process.executable.name", "a\\u{1b}[2Jb\u{fffd}"),
+                text("service.name", "unknown_service:a\\u{1b}[2Jb\u{fffd}"),
+            ]
+        );
+    }
+
+    #[test]
+    fn times() {
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (1_709_251_199, "2024-02-29T23:59:59.000Z"),
+            (1_709_251_200, "2024-03-01T00:00:00.000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
+            (1_795_555_199, "2026-11-24T21:19:59.000Z"),
+        ] {
+            assert_eq!(rfc3339(seconds * 1_000_000_000), expected);
+        }
+        assert_eq!(rfc3339(999_999_999), "1970-01-01T00:00:00.999Z");
+    }
+}
