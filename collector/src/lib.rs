@@ -8,17 +8,28 @@
 pub mod address;
 pub mod attribute;
 pub mod batch;
+pub mod bounded;
 pub mod btf;
 pub mod cause;
+pub mod cgroup;
 pub mod console;
+pub mod container;
+pub mod deadline;
 pub mod encode;
 pub mod enrich;
+pub mod environment;
 pub mod explain;
 pub mod filter;
+pub mod host;
 pub mod kernel;
+pub mod otel_context;
+pub mod pods;
+pub mod printable;
+pub mod process;
 pub mod protobuf;
 pub mod reason;
 pub mod reset;
+pub mod resource;
 pub mod rfc3339;
 #[cfg(test)]
 mod sample;
