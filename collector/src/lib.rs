@@ -5,10 +5,21 @@
 
 #![forbid(unsafe_code)]
 
+pub mod account;
+pub mod answer;
 pub mod attribute;
+pub mod batch;
+pub mod client;
+mod connect;
 pub mod encode;
 pub mod enrich;
+pub mod export;
 pub mod filter;
+mod notice;
+mod queue;
 pub mod reset;
+pub mod retry;
 pub mod sampler;
 pub mod settings;
+pub mod signal;
+mod tls;
