@@ -334,15 +334,18 @@ impl Account {
         });
     }
 
-    /// Storage held resets of an earlier run: those found wait, those lost there are named.
+    /// Storage held resets of an earlier run: those found wait, those lost there are named. What this run itself had left
+    /// there (a reload) is counted already.
     pub(crate) fn recovered(&self, id: LaneId, found: u64, lost: &[(DropReason, u64)]) {
         self.with(id, |lane| {
-            lane.waiting += found;
+            let ours = lane.waiting;
+            lane.waiting = found;
             lane.recovered += found;
             for (reason, count) in lost {
                 lane.dropped[*reason as usize] += count;
                 lane.recovered += count;
             }
+            lane.recovered = lane.recovered.saturating_sub(ours);
         });
     }
 
@@ -472,3 +475,7 @@ fn add(sum: &mut Dropped, more: &Dropped) {
 pub(crate) fn unix_seconds(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
+
+#[cfg(test)]
+#[path = "account_tests.rs"]
+mod tests;

@@ -4,6 +4,7 @@
 //! [`crate::client`].
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -21,8 +22,9 @@ use crate::{
     notice::Notice,
     queue::{Fate, Queue, Taken},
     retry::{self, Backoff, Verdict},
-    settings::{self, Signals},
+    settings::{self, Fsync, Signals},
     signal::Signal,
+    storage::StorageError,
 };
 
 /// How long a signal that the backend does not take is left alone before one request asks again.
@@ -39,12 +41,16 @@ pub enum ExportError {
         /// What is wrong.
         error: ClientError,
     },
+    /// The queue's directory.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
 }
 
 /// One destination at work.
 pub struct Exporter {
     lanes: Vec<Arc<Lane>>,
     consumers: Vec<JoinHandle<()>>,
+    syncers: Vec<JoinHandle<()>>,
     ending: watch::Sender<bool>,
 }
 
@@ -75,10 +81,10 @@ impl Exporter {
         let client =
             Client::new(destination).map_err(|error| ExportError::Client { destination: name.clone(), error })?;
         let (ending, _) = watch::channel(false);
-        let mut exporter = Self { lanes: Vec::new(), consumers: Vec::new(), ending };
+        let mut exporter = Self { lanes: Vec::new(), consumers: Vec::new(), syncers: Vec::new(), ending };
         for (signal, wanted) in [(Signal::Logs, signals.logs), (Signal::Traces, signals.traces)] {
             if wanted {
-                exporter.start_lane(destination, signal, &account, &client);
+                exporter.start_lane(destination, signal, &account, &client)?;
             }
         }
         Ok(exporter)
@@ -99,11 +105,12 @@ impl Exporter {
         }
     }
 
-    /// Sends what waits until the deadline. What is left then is counted as dropped by the shutdown.
-    pub async fn shutdown(self, deadline: Instant) {
+    /// Sends what waits until the deadline. What is left then stays in storage, or is counted as dropped
+    /// by the shutdown where there is none. The storage is free for another exporter afterwards.
+    pub async fn shutdown(mut self, deadline: Instant) {
         self.lanes.iter().for_each(|lane| lane.queue.close());
         self.ending.send_replace(true);
-        for mut consumer in self.consumers {
+        for mut consumer in std::mem::take(&mut self.consumers) {
             let in_time = tokio::time::timeout_at(deadline.into(), &mut consumer).await;
             if in_time.is_err() {
                 consumer.abort();
@@ -113,7 +120,13 @@ impl Exporter {
                 }
             }
         }
-        self.lanes.iter().for_each(|lane| lane.queue.abandon());
+        for lane in &self.lanes {
+            let (queue, again) = (lane.queue.clone(), lane.queue.clone());
+            // The disk may take its time. The runtime gives up such work only when it ends: then it is done here.
+            if tokio::task::spawn_blocking(move || queue.abandon()).await.is_err() {
+                again.abandon();
+            }
+        }
     }
 
     fn start_lane(
@@ -122,9 +135,10 @@ impl Exporter {
         signal: Signal,
         account: &Arc<Account>,
         client: &Client,
-    ) {
+    ) -> Result<(), ExportError> {
         let id = account.open_lane(&destination.endpoint, signal);
-        let queue = Queue::new(account.clone(), id, destination.queue.size, destination.queue.when_full);
+        let directory = storage_directory(destination, signal);
+        let queue = Queue::open(account.clone(), id, &destination.queue, directory.as_deref())?;
         let lane = Arc::new(Lane {
             destination: destination.endpoint.clone(),
             signal,
@@ -140,7 +154,37 @@ impl Exporter {
         for _ in 0..destination.queue.consumers.max(1) {
             self.consumers.push(tokio::spawn(lane.clone().consume(self.ending.subscribe())));
         }
+        if let (Some(_), Fsync::Interval(interval)) = (directory, destination.queue.fsync) {
+            self.syncers.push(tokio::spawn(sync_regularly(lane.queue.clone(), interval)));
+        }
         self.lanes.push(lane);
+        Ok(())
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        self.consumers.iter().chain(&self.syncers).for_each(JoinHandle::abort);
+    }
+}
+
+/// Every destination and signal has a directory of its own below the configured one.
+fn storage_directory(destination: &settings::Destination, signal: Signal) -> Option<PathBuf> {
+    let storage = destination.queue.storage.as_ref()?;
+    let endpoint = &destination.endpoint;
+    let readable: String = endpoint.chars().map(|char| if char.is_ascii_alphanumeric() { char } else { '_' }).collect();
+    // Endpoints that read alike stay apart.
+    let name = format!("{:.80}-{:08x}", readable, crc32fast::hash(endpoint.as_bytes()));
+    Some(storage.join(name).join(signal.word()))
+}
+
+async fn sync_regularly(queue: Arc<Queue>, interval: Duration) {
+    loop {
+        tokio::time::sleep(interval.max(retry::SHORTEST_WAIT)).await;
+        let queue = queue.clone();
+        if tokio::task::spawn_blocking(move || queue.sync()).await.is_err() {
+            return;
+        }
     }
 }
 
@@ -159,8 +203,11 @@ impl Lane {
     async fn deliver(&self, batch: &Taken, ending: &mut watch::Receiver<bool>) -> Fate {
         let first_try = Instant::now();
         let mut backoff = Backoff::new(&self.retry);
-        let mut fate_unknown = false;
-        let request = self.client.prepare(self.signal, batch.body()).await;
+        let mut fate_unknown = batch.handed_out_before();
+        let request = match batch.body().await {
+            Ok(body) => self.client.prepare(self.signal, body).await,
+            Err(error) => return self.refused(batch, DropReason::StorageCorrupt, &error.to_string()),
+        };
         loop {
             let started = Instant::now();
             let answer = self.client.send_prepared(&request).await;

@@ -20,6 +20,8 @@ mod queue;
 pub mod reset;
 pub mod retry;
 pub mod sampler;
+mod segment;
 pub mod settings;
 pub mod signal;
+mod storage;
 mod tls;
