@@ -5,13 +5,17 @@
 
 #![forbid(unsafe_code)]
 
+pub mod account;
 pub mod address;
+pub mod answer;
 pub mod attribute;
 pub mod batch;
 pub mod bounded;
 pub mod btf;
 pub mod cause;
 pub mod cgroup;
+pub mod client;
+mod connect;
 pub mod console;
 pub mod container;
 pub mod deadline;
@@ -19,21 +23,29 @@ pub mod encode;
 pub mod enrich;
 pub mod environment;
 pub mod explain;
+pub mod export;
 pub mod filter;
 pub mod host;
 pub mod kernel;
+mod notice;
 pub mod otel_context;
 pub mod pods;
 pub mod printable;
 pub mod process;
 pub mod protobuf;
+mod queue;
 pub mod reason;
 pub mod reset;
 pub mod resource;
+pub mod retry;
 pub mod rfc3339;
 #[cfg(test)]
 mod sample;
 pub mod sampler;
+mod segment;
 pub mod sentence;
 pub mod settings;
+pub mod signal;
+mod storage;
+mod tls;
 pub mod told;
