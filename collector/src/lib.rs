@@ -9,6 +9,7 @@ pub mod attribute;
 pub mod encode;
 pub mod enrich;
 pub mod filter;
+pub mod pushdown;
 pub mod reset;
 pub mod sampler;
 pub mod settings;

@@ -147,6 +147,11 @@ impl FactSets {
         self.causes == 0 || self.states == 0 || self.directions == 0 || self.origins == 0 || self.ip_versions == 0
     }
 
+    /// Whether the reset is in the set.
+    pub fn contains(self, reset: &Reset) -> bool {
+        !self.intersection(Self::of(reset)).is_empty()
+    }
+
     /// The set of this reset alone.
     fn of(reset: &Reset) -> Self {
         Self {

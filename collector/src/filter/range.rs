@@ -47,6 +47,15 @@ impl Ports {
         other.0.iter().all(|(low, high)| self.0.iter().all(|(from, to)| to < low || high < from))
     }
 
+    /// The ports that are in both sets.
+    pub fn intersection(&self, other: &Self) -> Self {
+        let mut ranges = Vec::new();
+        for (low, high) in &self.0 {
+            ranges.extend(other.0.iter().map(|(from, to)| (*low.max(from), *high.min(to))));
+        }
+        Self::new(ranges)
+    }
+
     /// Every port that is not in the set.
     pub fn complement(&self) -> Self {
         let mut ranges = Vec::with_capacity(self.0.len() + 1);
@@ -172,11 +181,8 @@ impl Network {
 impl fmt::Display for Network {
     /// As it is written in a file; a network of one address without its prefix length.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (address, width) = if self.ipv4 {
-            (IpAddr::V4((self.value as u32).into()), 32)
-        } else {
-            (IpAddr::V6(self.value.into()), 128)
-        };
+        let (address, width) =
+            if self.ipv4 { (IpAddr::V4((self.value as u32).into()), 32) } else { (IpAddr::V6(self.value.into()), 128) };
         match self.mask.count_ones() {
             prefix if prefix == width => write!(formatter, "{address}"),
             prefix => write!(formatter, "{address}/{prefix}"),
@@ -240,6 +246,7 @@ mod tests {
             let (a, b) = (Ports::new(mine.clone()), Ports::new(theirs.clone()));
             prop_assert_eq!(a.contains(port), inside(&mine));
             prop_assert_eq!(a.complement().contains(port), !inside(&mine));
+            prop_assert_eq!(a.intersection(&b).contains(port), a.contains(port) && b.contains(port));
             prop_assert!(!(a.covers(&b) && b.contains(port)) || a.contains(port));
             prop_assert!(!(a.excludes(&b) && a.contains(port) && b.contains(port)));
         }

@@ -86,13 +86,11 @@ fn any_end() -> impl Strategy<Value = End> {
 }
 
 fn any_test() -> impl Strategy<Value = Condition> {
-    let network =
-        prop::sample::select(vec!["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "::/0", "fd00::/16", "fd00::/8"]).prop_map(
-            |text| {
-                let (address, prefix) = text.split_once('/').unwrap();
-                Network::new(address.parse().unwrap(), prefix.parse().unwrap()).unwrap()
-            },
-        );
+    let network = prop::sample::select(vec!["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "::/0", "fd00::/16", "fd00::/8"])
+        .prop_map(|text| {
+            let (address, prefix) = text.split_once('/').unwrap();
+            Network::new(address.parse().unwrap(), prefix.parse().unwrap()).unwrap()
+        });
     let ports = prop::collection::vec((0_u16..6, 0_u16..6), 0..6).prop_map(Ports::new);
     let patterns = || {
         let texts = vec!["*", "checkout*", "cart", "NO_SOCKET", "TCP_*", "c?rt"];
