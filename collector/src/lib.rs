@@ -33,6 +33,7 @@ pub mod pods;
 pub mod printable;
 pub mod process;
 pub mod protobuf;
+pub mod pushdown;
 mod queue;
 pub mod reason;
 pub mod reset;
