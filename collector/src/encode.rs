@@ -228,32 +228,81 @@ fn attributes(reset: &Reset, field: u32, out: &mut Vec<u8>) {
 
 fn write_attribute(reset: &Reset, attribute: Attribute, field: u32, out: &mut Vec<u8>) {
     let Some(value) = attribute.value(reset) else { return };
-    let key = attribute.name().as_bytes();
-    let head = |out: &mut Vec<u8>, value: usize| {
-        let length =
-            protobuf::field_length(common_field::KEY, key.len()) + protobuf::field_length(common_field::VALUE, value);
-        protobuf::length(out, field, length);
-        protobuf::bytes(out, common_field::KEY, key);
-        protobuf::length(out, common_field::VALUE, value);
-    };
-    let text = |out: &mut Vec<u8>, text: &[u8]| {
-        head(out, protobuf::field_length(common_field::STRING, text.len()));
-        protobuf::bytes(out, common_field::STRING, text);
-    };
+    let key = &KEYS[attribute as usize];
     match value {
-        Value::Text(word) => text(out, word.as_bytes()),
-        Value::Address(address) => text(out, AddressText::new(address).as_bytes()),
+        Value::Text(word) => write_text(out, field, key, word.as_bytes()),
+        Value::Address(address) => write_text(out, field, key, AddressText::new(address).as_bytes()),
         Value::Integer(number) => {
             let number = number.cast_unsigned();
-            head(out, 1 + protobuf::varint_length(number));
+            write_head(out, field, key, 1 + protobuf::varint_length(number));
             protobuf::integer(out, common_field::INTEGER, number);
         }
         Value::Float(number) => {
-            head(out, 1 + size_of::<f64>());
+            write_head(out, field, key, 1 + size_of::<f64>());
             protobuf::double(out, common_field::DOUBLE, number);
         }
     }
 }
+
+fn write_text(out: &mut Vec<u8>, field: u32, key: &Key, text: &[u8]) {
+    write_head(out, field, key, protobuf::field_length(common_field::STRING, text.len()));
+    protobuf::bytes(out, common_field::STRING, text);
+}
+
+/// A `KeyValue` up to its `AnyValue` of `value` bytes, which the caller writes next. The usual short one is put together
+/// on the stack with copies of fixed length, and appended at once: this is half of what a record costs.
+fn write_head(out: &mut Vec<u8>, field: u32, key: &Key, value: usize) {
+    const SHORT: usize = 0x80;
+    let length = key.length + protobuf::varint_length(value as u64) + value;
+    if length < SHORT {
+        let mut head = [0; 2 + LONGEST_KEY + 1];
+        head[0] = protobuf::length_key(field) as u8;
+        head[1] = length as u8;
+        head[2..2 + LONGEST_KEY].copy_from_slice(&key.bytes);
+        head[2 + key.length] = value as u8;
+        out.extend_from_slice(&head[..key.length + 3]);
+    } else {
+        protobuf::length(out, field, length);
+        out.extend_from_slice(&key.bytes[..key.length]);
+        protobuf::varint(out, value as u64);
+    }
+}
+
+/// Longest [`Key`], bytes; a longer name does not compile.
+const LONGEST_KEY: usize = 40;
+
+/// What every `KeyValue` of an attribute begins with: its name's field, and the key of the value's field.
+struct Key {
+    bytes: [u8; LONGEST_KEY],
+    length: usize,
+}
+
+impl Key {
+    const fn new(name: &str) -> Self {
+        let name = name.as_bytes();
+        let mut bytes = [0; LONGEST_KEY];
+        bytes[0] = protobuf::length_key(common_field::KEY) as u8;
+        bytes[1] = name.len() as u8;
+        let mut place = 0;
+        while place < name.len() {
+            bytes[2 + place] = name[place];
+            place += 1;
+        }
+        bytes[2 + name.len()] = protobuf::length_key(common_field::VALUE) as u8;
+        Self { bytes, length: name.len() + 3 }
+    }
+}
+
+/// The keys of [`Attribute::ALL`], by number.
+static KEYS: [Key; Attribute::ALL.len()] = {
+    let mut keys = [const { Key::new("") }; Attribute::ALL.len()];
+    let mut place = 0;
+    while place < keys.len() {
+        keys[place] = Key::new(Attribute::ALL[place].name());
+        place += 1;
+    }
+    keys
+};
 
 #[cfg(test)]
 #[path = "encode_tests.rs"]

@@ -20,6 +20,7 @@ pub const fn varint_length(number: u64) -> usize {
 }
 
 /// A bare varint.
+#[inline]
 pub fn varint(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         out.push(number as u8 | 0x80);
@@ -34,12 +35,14 @@ pub const fn length_key(field: u32) -> u64 {
 }
 
 /// A whole number (int32, int64, uint32, uint64, enum).
+#[inline]
 pub fn integer(out: &mut Vec<u8>, field: u32, number: u64) {
     varint(out, u64::from(field << 3 | VARINT));
     varint(out, number);
 }
 
 /// A fixed64.
+#[inline]
 pub fn fixed64(out: &mut Vec<u8>, field: u32, number: u64) {
     varint(out, u64::from(field << 3 | FIXED64));
     out.extend_from_slice(&number.to_le_bytes());
@@ -57,12 +60,14 @@ pub fn double(out: &mut Vec<u8>, field: u32, number: f64) {
 }
 
 /// Bytes or a text.
+#[inline]
 pub fn bytes(out: &mut Vec<u8>, field: u32, content: &[u8]) {
     length(out, field, content.len());
     out.extend_from_slice(content);
 }
 
 /// The key and length of a message (or text) whose `length` bytes the caller writes next.
+#[inline]
 pub fn length(out: &mut Vec<u8>, field: u32, length: usize) {
     varint(out, length_key(field));
     varint(out, length as u64);
