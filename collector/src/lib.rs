@@ -15,6 +15,8 @@ pub mod enrich;
 pub mod environment;
 pub mod filter;
 pub mod host;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod otel_context;
 pub mod pods;
 pub mod printable;
