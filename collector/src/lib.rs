@@ -28,6 +28,7 @@ pub mod export;
 pub mod filter;
 pub mod host;
 pub mod kernel;
+pub mod kubernetes;
 pub mod logging;
 mod notice;
 pub mod otel_context;

@@ -3,7 +3,6 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
-    net::{IpAddr, Ipv4Addr},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
@@ -17,14 +16,15 @@ use opentelemetry_proto::tonic::{
     resource::v1::Resource,
 };
 use prost::Message;
+mod reset_of;
+
 use reset_collector::{
     enrich::{Enricher, ResourceValue, Workload},
     pods::{Pod, Pods},
-    reset::{Cause, Connection, Direction, Endpoint, Hook, Origin, Owner, OwnerSource, Reset},
+    reset::Owner,
     settings,
 };
-
-const TICK_NS: u64 = 10_000_000;
+use reset_of::{TICK_NS, owner, reset};
 
 /// A program that says "ready" and then lives until it is dropped.
 struct Program {
@@ -58,45 +58,6 @@ impl Drop for Program {
     fn drop(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
-    }
-}
-
-/// The owner as the kernel's record would have it, with a start somewhere inside the tick that procfs shows.
-fn owner(pid: u32) -> Owner {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process lives");
-    let (head, rest) = stat.rsplit_once(')').expect("stat");
-    let ticks: u64 = rest.split_ascii_whitespace().nth(19).and_then(|field| field.parse().ok()).expect("start");
-    let mut comm = [0; 16];
-    let name = head.split_once('(').expect("stat").1.as_bytes();
-    comm[..name.len()].copy_from_slice(name);
-    Owner { pid, start_boot_ns: ticks * TICK_NS + 1_234_567, comm, source: OwnerSource::Storage }
-}
-
-fn reset(owner: Option<Owner>, cgroup_id: Option<u64>) -> Reset {
-    let endpoint = Endpoint { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 1 };
-    Reset {
-        time_unix_ns: 0,
-        observed_unix_ns: 0,
-        direction: Direction::Receive,
-        origin: Origin::Peer,
-        cause: Cause::ResetByPeer,
-        reason: None,
-        state: None,
-        local: endpoint,
-        peer: endpoint,
-        connection: Connection::default(),
-        network_namespace: None,
-        owner,
-        socket: 0,
-        credential: 0,
-        cgroup_id,
-        actor: None,
-        segment_flags: 0,
-        not_accepted: false,
-        hook: Hook::ReceiveReset,
-        workload: Arc::default(),
-        trace: None,
-        sample_weight: 1.0,
     }
 }
 
