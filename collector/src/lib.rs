@@ -15,6 +15,7 @@ pub mod btf;
 pub mod cause;
 pub mod cgroup;
 pub mod client;
+pub mod config;
 mod connect;
 pub mod console;
 pub mod container;
@@ -28,6 +29,7 @@ pub mod export;
 pub mod filter;
 pub mod host;
 pub mod kernel;
+#[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod logging;
 mod notice;

@@ -142,6 +142,17 @@ impl FactSets {
         }
     }
 
+    /// The smallest set that holds both.
+    pub fn union(self, other: Self) -> Self {
+        Self {
+            causes: self.causes | other.causes,
+            states: self.states | other.states,
+            directions: self.directions | other.directions,
+            origins: self.origins | other.origins,
+            ip_versions: self.ip_versions | other.ip_versions,
+        }
+    }
+
     /// Whether no reset is in the set.
     pub fn is_empty(self) -> bool {
         self.causes == 0 || self.states == 0 || self.directions == 0 || self.origins == 0 || self.ip_versions == 0

@@ -149,6 +149,11 @@ impl Network {
         Some(Self { value: value & mask, mask, ipv4 })
     }
 
+    /// The lowest address of the network.
+    pub fn base(&self) -> IpAddr {
+        if self.ipv4 { IpAddr::V4((self.value as u32).into()) } else { IpAddr::V6(self.value.into()) }
+    }
+
     /// Whether the address is in the network.
     pub fn contains(&self, address: IpAddr) -> bool {
         match address {
