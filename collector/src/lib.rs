@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod account;
+pub mod admin;
 pub mod answer;
 pub mod attribute;
 pub mod batch;
@@ -18,6 +19,7 @@ pub mod export;
 pub mod filter;
 pub mod logging;
 mod notice;
+pub mod prometheus;
 mod queue;
 pub mod reset;
 pub mod retry;
@@ -26,4 +28,5 @@ mod segment;
 pub mod settings;
 pub mod signal;
 mod storage;
+pub mod telemetry;
 mod tls;
