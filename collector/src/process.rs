@@ -24,7 +24,7 @@ use rustix::{
 use crate::{
     container::Placement,
     enrich::ResourceValue,
-    environment::Environment,
+    environ::Environment,
     otel_context::{self, ContextError},
     printable::printable,
 };

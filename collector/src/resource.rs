@@ -164,7 +164,7 @@ fn rfc3339(unix_ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::environment::Environment;
+    use crate::environ::Environment;
 
     fn claims(context: &[(&str, &str)], service_name: Option<&str>, attributes: &[(&str, &str)]) -> Process {
         let pairs = |list: &[(&str, &str)]| {
