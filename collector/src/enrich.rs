@@ -175,6 +175,8 @@ pub struct Enricher {
 #[derive(Debug)]
 struct Entry {
     workload: Arc<Workload>,
+    /// When the process started, ns since 1970; kept, so that a step of the clock does not make it another process.
+    start_unix_ns: u64,
     /// Names that the process has been seen under: in the record, in procfs.
     comms: [Vec<u8>; 2],
     read: Instant,
@@ -198,7 +200,10 @@ impl Enricher {
         let own_pod = OwnPod::read(|name| std::env::var(name).ok(), &proc);
         let node = settings.kubernetes.as_ref().map(|kubernetes| kubernetes.node_name.as_str()).or(own_pod.node_name());
         let mut host = host::attributes(&proc);
-        host.extend(node.map(|name| (Cow::Borrowed("k8s.node.name"), ResourceValue::Text(name.to_owned()))));
+        host.extend(
+            node.filter(|name| !name.is_empty())
+                .map(|name| (Cow::Borrowed("k8s.node.name"), ResourceValue::Text(name.to_owned()))),
+        );
         Self {
             command_line: settings.command_line,
             foreign_pids: process::has_foreign_pids(&proc),
@@ -258,7 +263,13 @@ impl Enricher {
             entry.comms[0] = comm.to_vec();
             return entry.current(self.pods.as_deref());
         }
-        let entry = self.describe(owner, reset, read, now);
+        let known = self.processes.get_mut(&key).map(|entry| (entry.start_unix_ns, Arc::clone(&entry.workload)));
+        let start_unix_ns = known.as_ref().map(|(start, _)| *start);
+        let start_unix_ns = start_unix_ns.unwrap_or_else(|| boot_unix_ns().saturating_add(owner.start_boot_ns));
+        let mut entry = self.describe(owner, start_unix_ns, reset, read, now);
+        if let Some((_, workload)) = known.filter(|(_, workload)| *workload == entry.workload) {
+            entry.workload = workload;
+        }
         let workload = Arc::clone(&entry.workload);
         let bytes = workload.bytes() + size_of::<Entry>();
         count(&self.counters.evictions, self.processes.insert(key, entry, bytes));
@@ -294,6 +305,7 @@ impl Enricher {
     fn describe(
         &mut self,
         owner: &Owner,
+        start_unix_ns: u64,
         reset: &Reset,
         read: Result<Process, Option<ProcessError>>,
         now: Instant,
@@ -308,7 +320,6 @@ impl Enricher {
         };
         let (names, awaited) = self.names(&placement, reset.network_namespace);
         let mut resource = Resource::of_host(&self.host.attributes);
-        let start_unix_ns = boot_unix_ns().saturating_add(owner.start_boot_ns);
         resource.add_identity(Identity { pid: owner.pid, start_unix_ns, comm }, process.as_ref());
         resource.add_placement(&placement, names.as_ref());
         if let Some(process) = &process {
@@ -320,7 +331,7 @@ impl Enricher {
         let inner_pid = process.as_ref().and_then(|process| process.inner_pid);
         let workload = Workload::of_process(attributes, inner_pid);
         let seen = process.map(|process| process.comm).unwrap_or_default();
-        Entry { workload, comms: [comm.to_vec(), seen], read: now, settled, awaited }
+        Entry { workload, start_unix_ns, comms: [comm.to_vec(), seen], read: now, settled, awaited }
     }
 
     /// The workload of a socket without an owner, by its control group alone.
@@ -338,10 +349,18 @@ impl Enricher {
             let mut resource = Resource::of_host(&self.host.attributes);
             resource.add_placement(&placement, names.as_ref());
             resource.name_service(&placement, names.as_ref());
-            Workload::new(resource.finish().0)
+            let (attributes, left_out) = resource.finish();
+            count(&self.counters.left_out, left_out);
+            Workload::new(attributes)
         };
-        let entry =
-            Entry { workload: Arc::clone(&workload), comms: Default::default(), read: now, settled: true, awaited };
+        let entry = Entry {
+            workload: Arc::clone(&workload),
+            start_unix_ns: 0,
+            comms: Default::default(),
+            read: now,
+            settled: true,
+            awaited,
+        };
         let bytes = workload.bytes() + size_of::<Entry>();
         count(&self.counters.evictions, self.groups.insert(id, entry, bytes));
         workload

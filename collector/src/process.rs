@@ -44,8 +44,8 @@ const MAX_ARGUMENTS: usize = 64;
 const MAX_THREADS: usize = 256;
 /// Inode of the first pid namespace (`PROC_PID_INIT_INO`, `include/linux/proc_ns.h`).
 pub const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
-/// Processes looked at when the pid is foreign.
-const MAX_PROCESSES: usize = 65_536;
+/// Processes looked at when the pid is foreign: a pod's.
+const MAX_PROCESSES: usize = 4_096;
 
 /// Which process, and what is wanted of it.
 #[derive(Clone, Debug)]

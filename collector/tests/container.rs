@@ -157,7 +157,7 @@ fn sleeping_pid(container: &Container<'_>) -> u32 {
             container.runtime.command(container.directory, &format!("ps --format json {CONTAINER_ID}")).output();
         let pids: Vec<u32> = serde_json::from_slice(&output.expect("ps").stdout).expect("a list of pids");
         let is_sleep = |pid: &u32| {
-            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"/bin/busybox\0sleep\01000\0")
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"/bin/busybox\0sleep\x001000\0")
         };
         if let Some(pid) = pids.iter().copied().find(is_sleep) {
             return pid;
@@ -247,7 +247,7 @@ fn read_by_nobody() {
     assert_eq!(reset.workload.get("process.pid"), Some(&ResourceValue::Integer(pid.into())));
     assert_eq!(text(&reset.workload, "service.name"), "unknown_service:sleep");
     assert!(counter(&enricher, "denied") >= 1 && counter(&enricher, "gone") == 0, "{:?}", enricher.counters());
-    println!("read by nobody");
+    eprintln!("read by nobody");
 }
 
 #[test]

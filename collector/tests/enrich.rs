@@ -21,7 +21,7 @@ mod reset_of;
 use reset_collector::{
     enrich::{Enricher, ResourceValue, Workload},
     pods::{Pod, Pods},
-    reset::Owner,
+    reset::{Owner, OwnerSource},
     settings,
 };
 use reset_of::{TICK_NS, owner, reset};
@@ -154,10 +154,13 @@ fn what_was_read_outlives_the_process() {
     let (mut enricher, now) = (enricher(None), Instant::now());
     let known = owner(program.pid());
     let workload = enriched(&mut enricher, known, now);
+    let later = enriched(&mut enricher, known, now + Duration::from_secs(60));
+    assert!(Arc::ptr_eq(&workload, &later), "a second look that finds nothing new keeps the resource");
+    assert_eq!((counter(&enricher, "refreshes"), counter(&enricher, "gone")), (1, 0));
     drop(program);
     let later = enriched(&mut enricher, known, now + Duration::from_secs(120));
     assert!(Arc::ptr_eq(&workload, &later));
-    assert_eq!((counter(&enricher, "refreshes"), counter(&enricher, "gone")), (1, 1));
+    assert_eq!((counter(&enricher, "refreshes"), counter(&enricher, "gone")), (2, 1));
 }
 
 #[test]
@@ -330,6 +333,55 @@ fn without_owner_and_group_the_host_alone() {
     assert!(Arc::ptr_eq(&reset.workload, &enricher.host()));
     assert_eq!(text(&reset.workload, "os.type"), Some("linux"));
     assert!(reset.workload.get("process.pid").is_none() && reset.workload.get("service.name").is_none());
+}
+
+#[test]
+fn a_storm_of_short_lived_processes_is_remembered_within_bounds() {
+    const PROCESSES: u32 = 20_000;
+    let (mut enricher, now) = (enricher(None), Instant::now());
+    // Above pid_max (4,194,304): such a process is gone for sure.
+    let gone = |index: u32| Owner {
+        pid: 5_000_000 + index,
+        start_boot_ns: 1,
+        comm: *b"short-lived\0\0\0\0\0",
+        source: OwnerSource::Storage,
+    };
+    for index in 0..PROCESSES {
+        let workload = enriched(&mut enricher, gone(index), now);
+        assert_eq!(workload.get("process.pid"), Some(&ResourceValue::Integer((5_000_000 + index).into())));
+    }
+    let held = u64::from(PROCESSES) - counter(&enricher, "evictions");
+    assert!((1..=8192).contains(&held), "{held} are held");
+    assert_eq!((counter(&enricher, "misses"), counter(&enricher, "gone")), (PROCESSES.into(), PROCESSES.into()));
+}
+
+/// The cost of a reset whose workload is known, and of a process seen for the first time.
+#[test]
+#[ignore = "measures: run it alone, optimised, with --nocapture"]
+fn cost() {
+    const RESETS: u32 = 1_000_000;
+    let programs: Vec<Program> = (0..20).map(|_| Program::python("", &[("OTEL_SERVICE_NAME", "shop")])).collect();
+    let owners: Vec<Owner> = programs.iter().map(|program| owner(program.pid())).collect();
+    let (mut enricher, now) = (enricher(None), Instant::now());
+    let start = Instant::now();
+    for owner in &owners {
+        enriched(&mut enricher, *owner, now);
+    }
+    eprintln!("{:?} a process read for the first time", start.elapsed() / 20);
+    let mut reset = reset(None, None);
+    let start = Instant::now();
+    for index in 0..RESETS {
+        reset.owner = Some(owners[index as usize % owners.len()]);
+        enricher.enrich(&mut reset, now);
+    }
+    eprintln!("{:?} a reset of a known process", start.elapsed() / RESETS);
+    assert_eq!((counter(&enricher, "misses"), counter(&enricher, "hits")), (20, RESETS.into()));
+    let start = Instant::now();
+    for index in 0..10_000 {
+        reset.owner = Some(Owner { pid: 5_000_000 + index, ..owners[0] });
+        enricher.enrich(&mut reset, now);
+    }
+    eprintln!("{:?} a process that has gone", start.elapsed() / 10_000);
 }
 
 /// A control group under the v2 mount, removed with its parents up to the test's own.
