@@ -256,9 +256,13 @@ impl Enricher {
             count(&self.counters.misses, 1);
         }
         let read = self.read(owner, comm);
-        if let (Err(error), Some(entry)) = (&read, self.processes.get_mut(&key)) {
+        let settled = match &read {
+            Ok(process) => process.dead,
+            Err(error) => matches!(error, Some(ProcessError::Gone | ProcessError::Reused)),
+        };
+        if let (true, Some(entry)) = (settled || read.is_err(), self.processes.get_mut(&key)) {
             // What was read while the process lived is better than nothing.
-            entry.settled = matches!(error, Some(ProcessError::Gone | ProcessError::Reused));
+            entry.settled = settled;
             entry.read = now;
             entry.comms[0] = comm.to_vec();
             return entry.current(self.pods.as_deref());
@@ -266,7 +270,8 @@ impl Enricher {
         let known = self.processes.get_mut(&key).map(|entry| (entry.start_unix_ns, Arc::clone(&entry.workload)));
         let start_unix_ns = known.as_ref().map(|(start, _)| *start);
         let start_unix_ns = start_unix_ns.unwrap_or_else(|| boot_unix_ns().saturating_add(owner.start_boot_ns));
-        let mut entry = self.describe(owner, start_unix_ns, reset, read, now);
+        let mut entry = self.describe(owner, start_unix_ns, reset, read.ok(), now);
+        entry.settled = settled;
         if let Some((_, workload)) = known.filter(|(_, workload)| *workload == entry.workload) {
             entry.workload = workload;
         }
@@ -307,16 +312,15 @@ impl Enricher {
         owner: &Owner,
         start_unix_ns: u64,
         reset: &Reset,
-        read: Result<Process, Option<ProcessError>>,
+        process: Option<Process>,
         now: Instant,
     ) -> Entry {
         let comm = comm(owner);
-        let settled = matches!(read, Err(Some(ProcessError::Gone | ProcessError::Reused)));
-        let process = read.ok();
         let placement = match &process {
-            Some(process) => process.placement.clone(),
-            // The socket's control group is that of the process that made it: the same container.
-            None => reset.cgroup_id.and_then(|id| self.placement(id, now)).unwrap_or_default(),
+            Some(process) if !process.dead || !process.placement.is_empty() => process.placement.clone(),
+            // The socket's control group is that of the process that made it: the same container. (On cgroup v1 a dead
+            // process is in no group.)
+            _ => reset.cgroup_id.and_then(|id| self.placement(id, now)).unwrap_or_default(),
         };
         let (names, awaited) = self.names(&placement, reset.network_namespace);
         let mut resource = Resource::of_host(&self.host.attributes);
@@ -331,7 +335,7 @@ impl Enricher {
         let inner_pid = process.as_ref().and_then(|process| process.inner_pid);
         let workload = Workload::of_process(attributes, inner_pid);
         let seen = process.map(|process| process.comm).unwrap_or_default();
-        Entry { workload, start_unix_ns, comms: [comm.to_vec(), seen], read: now, settled, awaited }
+        Entry { workload, start_unix_ns, comms: [comm.to_vec(), seen], read: now, settled: false, awaited }
     }
 
     /// The workload of a socket without an owner, by its control group alone.

@@ -277,6 +277,7 @@ fn a_process_that_makes_its_reader_hang_is_left_behind() {
     let process = |pid: u32, service: Option<&str>| {
         let path = directory.0.join(pid.to_string());
         fs::create_dir(&path).expect("mkdir");
+        std::os::unix::fs::symlink("/bin/trap", path.join("exe")).expect("symlink");
         let stat = format!("{pid} (trap) S 1 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 0 20 0 1 0 100 1000 5\n");
         fs::write(path.join("stat"), stat).expect("write");
         match service {

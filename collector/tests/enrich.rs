@@ -202,6 +202,19 @@ fn the_dead_and_the_half_dead() {
     assert_eq!(text(&workload, "service.name"), Some("unknown_service:true"));
     zombie.wait().expect("wait");
 
+    // One that was known before: what it said while it lived stays.
+    let mut program = Program::python("", &[("OTEL_SERVICE_NAME", "shop")]);
+    let known = owner(program.pid());
+    let workload = enriched(&mut enricher, known, now);
+    program.child.kill().expect("kill");
+    let is_zombie =
+        || fs::read_to_string(format!("/proc/{}/stat", program.pid())).is_ok_and(|stat| stat.contains(") Z "));
+    while !is_zombie() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let later = enriched(&mut enricher, known, now + Duration::from_secs(60));
+    assert!(Arc::ptr_eq(&workload, &later) && text(&later, "service.name") == Some("shop"));
+
     // The main thread has ended and another lives: SYS_exit ends one thread.
     let code = "import ctypes, os, platform, threading\n\
         def wait():\n    print('ready', flush=True)\n    sys.stdin.read()\n    os._exit(0)\n\
@@ -315,6 +328,18 @@ fn names_of_a_pod_come_when_the_watch_has_them() {
     enricher.enrich(&mut first, now);
     assert_eq!(text(&first.workload, "k8s.container.name"), Some("web"));
     assert_eq!(counter(&enricher, "misses"), 1);
+
+    // A process that has gone is still in its socket's group.
+    let owner = Owner {
+        pid: 5_000_000,
+        start_boot_ns: 1,
+        comm: *b"gone\0\0\0\0\0\0\0\0\0\0\0\0",
+        source: OwnerSource::Storage,
+    };
+    let mut gone = reset(Some(owner), Some(group.id()));
+    enricher.enrich(&mut gone, now);
+    let names = ["container.id", "k8s.pod.name", "k8s.container.name", "process.executable.name", "service.name"];
+    assert_eq!(names.map(|name| text(&gone.workload, name)), [id, "shop-0", "web", "gone", "web"].map(Some));
 
     // A group that nobody knows is the host's, and does not make every reset walk the hierarchy.
     let mut unknown = reset(None, Some(u64::MAX));
