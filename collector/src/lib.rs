@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attribute;
+pub mod check;
 pub mod config;
 pub mod encode;
 pub mod enrich;
