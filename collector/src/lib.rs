@@ -16,6 +16,7 @@ pub mod btf;
 mod candidates;
 pub mod cause;
 pub mod cgroup;
+pub mod check;
 pub mod client;
 pub mod config;
 mod connect;
