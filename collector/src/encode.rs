@@ -260,7 +260,9 @@ fn write_head(out: &mut Vec<u8>, field: u32, key: &Key, value: usize) {
         head[1] = length as u8;
         head[2..2 + LONGEST_KEY].copy_from_slice(&key.bytes);
         head[2 + key.length] = value as u8;
-        out.extend_from_slice(&head[..key.length + 3]);
+        let end = out.len() + key.length + 3;
+        out.extend_from_slice(&head);
+        out.truncate(end);
     } else {
         protobuf::length(out, field, length);
         out.extend_from_slice(&key.bytes[..key.length]);
