@@ -109,8 +109,9 @@ class Ghost:
         self.net = net
         self.own = (GHOST[net.version], own_port)
         self.to = (net.target, to_port)
-        hardware = net.client.run("ip", "-br", "link", "show", DEVICE).split()[2]
-        net.server.run("ip", "neigh", "replace", self.own[0], "lladdr", hardware, "dev", DEVICE, "nud", "permanent")
+        for here, address, there in ((net.server, self.own[0], net.client), (net.client, net.target, net.server)):
+            hardware = there.run("ip", "-br", "link", "show", DEVICE).split()[2]
+            here.run("ip", "neigh", "replace", address, "lladdr", hardware, "dev", DEVICE, "nud", "permanent")
         self.sniffer = Sniffer(net.client)
         self.seq, self.ack = 1000, 0
 
