@@ -1,14 +1,16 @@
 //! Reset Collector: why did this TCP connection die, who did it, and which request did it break?
 //!
-//! One way through the program: probe → `kernel` → [`reset`] (decode) → [`enrich`] (owner) → `correlate` (trace) →
+//! One way through the program: probe → [`kernel`] → [`reset`] (decode) → [`enrich`] (owner) → `correlate` (trace) →
 //! [`filter`] → [`sampler`] → [`encode`] (OTLP) → `batch` → `export`. Past decoding nothing can fail but the edges.
 
 #![forbid(unsafe_code)]
 
 pub mod attribute;
+pub mod btf;
 pub mod encode;
 pub mod enrich;
 pub mod filter;
+pub mod kernel;
 pub mod reset;
 pub mod sampler;
 pub mod settings;

@@ -5,6 +5,9 @@
 
 #![no_std]
 
+pub mod cause;
+pub mod field;
+
 /// Stands in [`ResetRecord::version`]; a record that says otherwise is foreign and is counted, not read.
 pub const RECORD_VERSION: u32 = 0x5253_0001;
 
