@@ -161,10 +161,10 @@ pub fn program() -> Result<PathBuf> {
     let output = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::inherit()).output()?;
     ensure!(output.status.success(), "the collector does not build");
     let messages = String::from_utf8(output.stdout)?;
-    let executable = messages.lines().filter_map(|line| {
+    let mut executable = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         (message["target"]["name"] == "reset-collector").then_some(())?;
         message["executable"].as_str().map(PathBuf::from)
     });
-    executable.last().context("cargo names no executable")
+    executable.next_back().context("cargo names no executable")
 }

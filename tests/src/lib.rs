@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backend;
 pub mod capture;
 pub mod collector;
 pub mod judge;
@@ -38,4 +39,9 @@ pub fn skip_reason() -> Option<String> {
 /// on another machine.
 pub fn crate_directory() -> PathBuf {
     std::env::var_os("RESET_TESTS_DIRECTORY").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
+/// Whether this is CI, where a skip is an error.
+pub fn in_ci() -> bool {
+    std::env::var("CI").is_ok_and(|ci| ci == "true" || ci == "1")
 }
