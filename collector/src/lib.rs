@@ -5,12 +5,56 @@
 
 #![forbid(unsafe_code)]
 
+pub mod account;
+pub mod address;
+pub mod answer;
 pub mod attribute;
+pub mod batch;
+pub mod bounded;
 pub mod btf;
+pub mod cause;
+pub mod cgroup;
+pub mod client;
+pub mod config;
+mod connect;
+pub mod console;
+pub mod container;
+pub mod deadline;
+pub mod doubt;
 pub mod encode;
 pub mod enrich;
+pub mod environment;
+pub mod explain;
+pub mod export;
 pub mod filter;
+pub mod host;
 pub mod kernel;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
+pub mod logging;
+mod notice;
+pub mod otel_context;
+pub mod pipeline;
+pub mod pods;
+pub mod printable;
+pub mod process;
+pub mod protobuf;
+pub mod pushdown;
+mod queue;
+pub mod reader;
+pub mod reason;
 pub mod reset;
+pub mod resource;
+pub mod retry;
+pub mod rfc3339;
+pub mod run;
+#[cfg(test)]
+mod sample;
 pub mod sampler;
+mod segment;
+pub mod sentence;
 pub mod settings;
+pub mod signal;
+mod storage;
+mod tls;
+pub mod told;
