@@ -170,7 +170,7 @@ def linger2_in_fin_wait_2(net):
     wait_state(client, CLOSE)
 
 
-@scenario(sent("server", "linger_zero", "passive", "fin_wait_1"), received("client", "reset_by_peer", "close_wait"))
+@scenario(sent("server", "linger_zero", "passive", "fin_wait_1|fin_wait_2"), received("client", "reset_by_peer", "close_wait"))
 def linger2_in_fin_wait_1(net):
     """close() under a negative TCP_LINGER2; the reset answers the ACK of the FIN"""
     client, server = net.pair()
@@ -230,7 +230,7 @@ def data_after_close_in_fin_wait_1(net):
     wait_state(client, CLOSE)
 
 
-@scenario(sent("server", "data_after_close", "passive", "fin_wait_1"))
+@scenario(sent("server", "data_after_close", "passive", "fin_wait_1|fin_wait_2"))
 def data_with_ack_of_fin(net):
     """the segment that acknowledges the FIN brings data"""
     ghost, server = ghost_pair(net)

@@ -5,6 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+/// Members of a line beside the attributes: the fields of OTLP's log record, and the resource.
+const NOT_ATTRIBUTES: [&str; 8] =
+    ["time", "observed_time", "severity", "event_name", "body", "trace_id", "span_id", "resource"];
+
 /// A reset as the collector told it.
 #[derive(Clone, Debug)]
 pub struct Record {
@@ -46,10 +50,7 @@ impl Record {
 
     /// An attribute of the record or of its resource.
     pub fn attribute(&self, name: &str) -> Option<&Value> {
-        ["attributes", "resource"]
-            .iter()
-            .find_map(|part| self.line.get(part)?.get(name))
-            .or_else(|| self.line.get(name))
+        self.line.get(name).or_else(|| self.line.get("resource")?.get(name))
     }
 
     /// A text among the attributes, empty where it is not there.
@@ -64,7 +65,8 @@ impl Record {
 
     /// Every attribute of the record by name, those of the resource not among them.
     pub fn attributes(&self) -> impl Iterator<Item = (&String, &Value)> {
-        self.line.get("attributes").and_then(Value::as_object).into_iter().flatten()
+        let members = self.line.as_object().into_iter().flatten();
+        members.filter(|(name, _)| !NOT_ATTRIBUTES.contains(&name.as_str()))
     }
 
     /// The attributes of the resource by name.

@@ -1,6 +1,7 @@
 //! Runs scenarios side by side, each in a network of its own, and tells what came of them as a table.
 
 use std::{
+    ops::Range,
     path::PathBuf,
     sync::{
         Mutex, PoisonError,
@@ -14,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     capture::Capture,
     collector::Collector,
-    judge::{self, TIME_TOLERANCE, Wired},
+    judge::{self, TIME_TOLERANCE},
     network::Network,
     record::Record,
     scenario::{self, Scenario, Variant},
@@ -118,6 +119,8 @@ fn judged(
     let file = |role: usize| -> PathBuf { directory.join(format!("{}-{variant}-{role}.pcap", scenario.name)) };
     let captures = network.hosts().into_iter().enumerate().map(|(role, host)| Capture::start(host, file(role)));
     let captures = captures.collect::<Result<Vec<_>>>()?;
+    // The inode of a namespace that has gone is given to the next: what came before is another's.
+    let captured_from = now_ns()?;
     let output = scenario.command(variant, &network).output()?;
     if output.status.code() == Some(scenario::SKIPPED) {
         outcome.skipped = Some(String::from_utf8_lossy(&output.stderr).trim().to_owned());
@@ -125,7 +128,7 @@ fn judged(
     }
     ensure!(output.status.success(), "the act failed: {}", String::from_utf8_lossy(&output.stderr));
     std::thread::sleep(SETTLE);
-    let captured_until = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos();
+    let captured_until = now_ns()?;
     let mut wired = Vec::new();
     for (host, capture) in network.hosts().into_iter().zip(captures) {
         wired.extend(judge::wired(host, &capture.finish()?));
@@ -134,8 +137,7 @@ fn judged(
     outcome.wire = (sent, wired.len() - sent);
     outcome.faults = judge::check_wire(&scenario.due, &network, &wired);
     if let Some(collector) = collector {
-        let mut records = awaited_records(collector, &network, &wired)?;
-        records.retain(|record| u128::from(record.time_ns) < captured_until);
+        let records = awaited_records(collector, &network, wired.len(), captured_from..captured_until)?;
         outcome.records = records.len();
         let verdict = judge::judge(&scenario.due, &network, &wired, &records);
         outcome.faults.extend(verdict.faults);
@@ -144,14 +146,23 @@ fn judged(
     Ok(())
 }
 
-fn awaited_records(collector: &Collector, network: &Network, wired: &[Wired]) -> Result<Vec<Record>> {
+fn now_ns() -> Result<u64> {
+    Ok(u64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos())?)
+}
+
+fn awaited_records(collector: &Collector, network: &Network, due: usize, within: Range<u64>) -> Result<Vec<Record>> {
     let namespaces: Vec<u32> = network.hosts().iter().map(|host| host.inode).collect();
+    let records = || -> Result<Vec<Record>> {
+        let mut records = collector.records(&namespaces)?;
+        records.retain(|record| within.contains(&record.time_ns));
+        Ok(records)
+    };
     let deadline = Instant::now() + RECORD_PATIENCE;
-    while collector.records(&namespaces)?.len() < wired.len() && Instant::now() < deadline {
+    while records()?.len() < due && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
     }
     std::thread::sleep(EXTRA_WAIT);
-    collector.records(&namespaces)
+    records()
 }
 
 /// The outcomes as a table, a line each, faults below their line.
