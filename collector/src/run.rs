@@ -94,6 +94,7 @@ fn hooks(kernel: &Kernel) -> Vec<HookCoverage> {
         .map(|hook| HookCoverage {
             hook: hook.hook,
             active: hook.missing.is_none(),
+            essential: hook.sees_resets,
             why: hook.missing.clone().unwrap_or_default(),
         })
         .collect()

@@ -157,7 +157,7 @@ fn sleeping_pid(container: &Container<'_>) -> u32 {
             container.runtime.command(container.directory, &format!("ps --format json {CONTAINER_ID}")).output();
         let pids: Vec<u32> = serde_json::from_slice(&output.expect("ps").stdout).expect("a list of pids");
         let is_sleep = |pid: &u32| {
-            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"/bin/busybox\0sleep\01000\0")
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"/bin/busybox\0sleep\x001000\0")
         };
         if let Some(pid) = pids.iter().copied().find(is_sleep) {
             return pid;
@@ -247,7 +247,7 @@ fn read_by_nobody() {
     assert_eq!(reset.workload.get("process.pid"), Some(&ResourceValue::Integer(pid.into())));
     assert_eq!(text(&reset.workload, "service.name"), "unknown_service:sleep");
     assert!(counter(&enricher, "denied") >= 1 && counter(&enricher, "gone") == 0, "{:?}", enricher.counters());
-    println!("read by nobody");
+    eprintln!("read by nobody");
 }
 
 #[test]
@@ -277,6 +277,7 @@ fn a_process_that_makes_its_reader_hang_is_left_behind() {
     let process = |pid: u32, service: Option<&str>| {
         let path = directory.0.join(pid.to_string());
         fs::create_dir(&path).expect("mkdir");
+        std::os::unix::fs::symlink("/bin/trap", path.join("exe")).expect("symlink");
         let stat = format!("{pid} (trap) S 1 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 0 20 0 1 0 100 1000 5\n");
         fs::write(path.join("stat"), stat).expect("write");
         match service {

@@ -4,3 +4,5 @@
 
 mod answers;
 mod backend;
+mod sending;
+mod strangers;
