@@ -9,7 +9,7 @@
 //! Knows nothing of how the figures are shown ([`crate::prometheus`], [`crate::telemetry`]).
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -73,6 +73,8 @@ pub struct LaneId(u64);
 pub struct Account {
     state: Mutex<State>,
     started: SystemTime,
+    /// Called before each look, so that nothing need be told while nobody looks.
+    before_look: OnceLock<Box<dyn Fn(&Self) + Send + Sync>>,
 }
 
 struct State {
@@ -89,7 +91,10 @@ struct State {
     lanes: Vec<Lane>,
     next_lane: u64,
     hooks: Vec<HookCoverage>,
-    last_beat: Option<Instant>,
+    /// The pipeline has given a sign of life.
+    beats: bool,
+    /// Since when it is asked for another.
+    asked: Option<Instant>,
 }
 
 struct Lane {
@@ -163,7 +168,7 @@ pub struct Snapshot {
     pub lanes: Vec<LaneSnapshot>,
     /// The hooks.
     pub hooks: Vec<HookCoverage>,
-    /// Since the pipeline's last beat; `None` before the first.
+    /// How long the pipeline has left a question for a sign of life unanswered; `None` before its first sign.
     pub since_beat: Option<Duration>,
     /// When the account was opened, seconds since 1970.
     pub started_unix_s: f64,
@@ -221,9 +226,10 @@ impl Account {
             lanes: Vec::new(),
             next_lane: 0,
             hooks: Vec::new(),
-            last_beat: None,
+            beats: false,
+            asked: None,
         };
-        Self { state: Mutex::new(state), started: SystemTime::now() }
+        Self { state: Mutex::new(state), started: SystemTime::now(), before_look: OnceLock::new() }
     }
 
     /// Takes over the kernel's counters: totals since the probes were attached, the resets by [`counter_index`] and
@@ -264,9 +270,24 @@ impl Account {
         state.leave_pipeline(resets);
     }
 
-    /// The pipeline is alive: called by its loop at least once a second, with resets or without.
+    /// Sets what is done before each look at the counters: the kernel's are read, the pipeline is asked for a sign of
+    /// life. The first one set stays.
+    pub fn before_look(&self, action: impl Fn(&Self) + Send + Sync + 'static) {
+        if self.before_look.set(Box::new(action)).is_err() {
+            tracing::debug!("the account is looked after already");
+        }
+    }
+
+    /// The pipeline is asked for a sign of life.
+    pub fn ask_for_beat(&self) {
+        self.lock().asked.get_or_insert_with(Instant::now);
+    }
+
+    /// The pipeline is alive: called by its loop each time that it turns.
     pub fn beat(&self) {
-        self.lock().last_beat = Some(Instant::now());
+        let mut state = self.lock();
+        state.beats = true;
+        state.asked = None;
     }
 
     /// What the hooks see.
@@ -309,6 +330,9 @@ impl Account {
 
     /// Everything, at one instant.
     pub fn snapshot(&self) -> Snapshot {
+        if let Some(action) = self.before_look.get() {
+            action(self);
+        }
         let state = self.lock();
         let kernel_dropped: u64 = state.kernel_dropped.iter().sum();
         // A record may be read before the kernel's counters are read again: never fewer than were seen.
@@ -325,7 +349,7 @@ impl Account {
             in_ring_buffer,
             lanes: state.lanes.iter().map(|lane| lane.snapshot(in_ring_buffer, &dropped_before_lanes)).collect(),
             hooks: state.hooks.clone(),
-            since_beat: state.last_beat.map(|beat| beat.elapsed()),
+            since_beat: state.beats.then(|| state.asked.map_or(Duration::ZERO, |asked| asked.elapsed())),
             started_unix_s: unix_seconds(self.started),
         }
     }
