@@ -12,6 +12,7 @@ pub mod attribute;
 pub mod batch;
 pub mod client;
 mod connect;
+mod drop_reason;
 pub mod encode;
 pub mod enrich;
 pub mod environment;
