@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::{HeaderMap, Request, Response, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
@@ -54,7 +54,7 @@ async fn sink() {
     }
 }
 
-async fn swallow(mut request: Request<Incoming>) -> Result<Response<impl hyper::body::Body<Data = Bytes>>, Infallible> {
+async fn swallow(mut request: Request<Incoming>) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
     while let Some(Ok(_)) = request.body_mut().frame().await {}
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", 0.into());
@@ -62,7 +62,7 @@ async fn swallow(mut request: Request<Incoming>) -> Result<Response<impl hyper::
     let body = if grpc { Bytes::from_static(&[0; 5]) } else { Bytes::new() };
     let body = Full::new(body).with_trailers(std::future::ready(Some(Ok(trailers))));
     let kind = if grpc { "application/grpc" } else { "application/x-protobuf" };
-    Ok(Response::builder().header("content-type", kind).body(body).unwrap())
+    Ok(Response::builder().header("content-type", kind).body(body.boxed()).unwrap())
 }
 
 /// A request of records with twenty attributes each, as resets have.
@@ -110,7 +110,7 @@ fn start_sink() -> (Child, String) {
 async fn throughput() {
     let (mut sink, endpoint) = start_sink();
     let message = request();
-    println!("{RECORDS} records of {} bytes a request, {BATCHES} requests", message.len() / RECORDS as usize);
+    eprintln!("{RECORDS} records of {} bytes a request, {BATCHES} requests", message.len() / RECORDS as usize);
     for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             for on_disk in [false, true] {
@@ -141,7 +141,7 @@ async fn measure(destination: &Destination, message: &Bytes) {
     let (wall, cpu) = (started.elapsed().as_secs_f64(), cpu_seconds() - cpu);
     let records = f64::from(RECORDS * BATCHES);
     assert_eq!(account.snapshot().lanes[0].exported, u64::from(RECORDS * BATCHES));
-    println!(
+    eprintln!(
         "{:?} {:?} {}: {:.0} records/s, {:.2} CPU s per million, {:.0} records/s/core",
         destination.protocol,
         destination.compression,
