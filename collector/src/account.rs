@@ -15,46 +15,8 @@ use std::{
 
 use probes::{COUNTERS, Cause, Direction, Origin, counter_index};
 
+pub use crate::drop_reason::DropReason;
 use crate::signal::Signal;
-
-/// Defines the closed list of drop reasons once: variant, word, what an operator can do about it.
-macro_rules! drop_reasons {
-    ($($item:ident $word:literal $meaning:literal,)+) => {
-        /// Why a reset was lost (`reason` of `reset_collector_dropped_resets_total`).
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        #[repr(u8)]
-        pub enum DropReason { $(#[doc = $meaning] $item,)+ }
-        impl DropReason {
-            /// Every reason.
-            pub const ALL: &'static [Self] = &[$(Self::$item,)+];
-            /// The word that users see.
-            pub const fn word(self) -> &'static str {
-                match self { $(Self::$item => $word,)+ }
-            }
-            /// What happened, and what helps.
-            pub const fn meaning(self) -> &'static str {
-                match self { $(Self::$item => $meaning,)+ }
-            }
-        }
-    };
-}
-
-drop_reasons! {
-    RingBufferFull "ring_buffer_full" "The kernel's ring buffer was full: raise capture.ring_buffer_bytes",
-    OverCeiling "over_ceiling" "More records a second than capture.max_records_per_second",
-    Undecodable "undecodable" "The kernel's record could not be read: the probes and the collector do not match",
-    QueueFull "queue_full" "The queue was full: the backend is away or too slow, or sending_queue.queue_size too small",
-    RejectedByBackend "rejected_by_backend" "The backend took the request and rejected some of it (partial success)",
-    RetriesExhausted "retries_exhausted" "The backend did not take the request within retry_on_failure.max_elapsed_time",
-    PermanentError "permanent_error" "The backend refused the request and will refuse it again",
-    TooLarge "too_large" "The backend takes no request of this size: lower batch.max_size or batch.max_bytes",
-    UnsupportedSignal "unsupported_signal" "The backend does not take this signal: leave it out of export.signals",
-    Shutdown "shutdown" "Not sent before the deadline at the end of the program, and no storage to keep it",
-    StorageFull "storage_full" "The storage directory would not take it: full, read-only or over its limit",
-    StorageCorrupt "storage_corrupt" "The storage directory held it, and it was damaged there",
-    StorageUnsynced "storage_unsynced" "Written to storage before a crash, and never reached the disk",
-    NotConfigured "not_configured" "Captured before this destination was configured",
-}
 
 const REASONS: usize = DropReason::ALL.len();
 
@@ -101,6 +63,7 @@ struct Lane {
     id: LaneId,
     destination: Arc<str>,
     signal: Signal,
+    in_use: bool,
     /// Read, and neither filtered, sampled out, dropped nor given to this lane.
     in_pipeline: u64,
     recovered: u64,
@@ -295,37 +258,35 @@ impl Account {
         self.lock().hooks = hooks;
     }
 
-    /// The lane of a destination and signal; the same one again when it was opened before (a reload).
-    pub fn open_lane(&self, destination: &str, signal: Signal) -> LaneId {
+    /// The lane of a destination and signal, and the name that it goes by: the destination's, with a number behind it
+    /// where that is in use. One that was released is opened again with its counters (a reload).
+    pub(crate) fn open_lane(&self, destination: &str, signal: Signal) -> (LaneId, Arc<str>) {
         let mut state = self.lock();
-        if let Some(lane) = state.lanes.iter().find(|lane| &*lane.destination == destination && lane.signal == signal) {
-            return lane.id;
+        let mut name: Arc<str> = destination.into();
+        let mut number = 1;
+        while let Some(lane) = state.lanes.iter_mut().find(|lane| lane.destination == name && lane.signal == signal) {
+            if !lane.in_use {
+                lane.in_use = true;
+                return (lane.id, name);
+            }
+            number += 1;
+            name = format!("{destination}#{number}").into();
         }
         let id = LaneId(state.next_lane);
         state.next_lane += 1;
-        let early = state.filtered + state.sampled_out + state.pipeline_dropped.iter().sum::<u64>();
-        // What other lanes hold in the pipeline will come to this one as well.
-        let in_pipeline = state.lanes.iter().map(|lane| lane.in_pipeline).max().unwrap_or(0);
-        let mut dropped = [0; REASONS];
-        dropped[DropReason::NotConfigured as usize] = state.read.saturating_sub(early + in_pipeline);
-        state.lanes.push(Lane {
-            id,
-            destination: destination.into(),
-            signal,
-            in_pipeline,
-            recovered: 0,
-            waiting: 0,
-            in_flight: 0,
-            exported: 0,
-            dropped,
-            health: Health::default(),
-        });
-        id
+        let lane = state.new_lane(id, name.clone(), signal);
+        state.lanes.push(lane);
+        (id, name)
     }
 
-    /// Forgets the lanes of a destination that a reload took away; its counters go with it.
-    pub fn close_lanes(&self, destination: &str) {
-        self.lock().lanes.retain(|lane| &*lane.destination != destination);
+    /// The lane's exporter is gone; its counters stay.
+    pub(crate) fn release_lane(&self, id: LaneId) {
+        self.with(id, |lane| lane.in_use = false);
+    }
+
+    /// Forgets the lanes that no exporter uses: after a reload that took destinations away. Their counters go too.
+    pub fn forget_unused_lanes(&self) {
+        self.lock().lanes.retain(|lane| lane.in_use);
     }
 
     /// Everything, at one instant.
@@ -461,6 +422,27 @@ impl Health {
 }
 
 impl State {
+    fn new_lane(&self, id: LaneId, destination: Arc<str>, signal: Signal) -> Lane {
+        let early = self.filtered + self.sampled_out + self.pipeline_dropped.iter().sum::<u64>();
+        // What other lanes hold in the pipeline will come to this one as well.
+        let in_pipeline = self.lanes.iter().map(|lane| lane.in_pipeline).max().unwrap_or(0);
+        let mut dropped = [0; REASONS];
+        dropped[DropReason::NotConfigured as usize] = self.read.saturating_sub(early + in_pipeline);
+        Lane {
+            id,
+            destination,
+            signal,
+            in_use: true,
+            in_pipeline,
+            recovered: 0,
+            waiting: 0,
+            in_flight: 0,
+            exported: 0,
+            dropped,
+            health: Health::default(),
+        }
+    }
+
     fn leave_pipeline(&mut self, resets: u64) {
         for lane in &mut self.lanes {
             lane.in_pipeline = lane.in_pipeline.saturating_sub(resets);

@@ -25,6 +25,7 @@ pub mod container;
 pub mod correlate;
 pub mod deadline;
 pub mod doubt;
+mod drop_reason;
 pub mod encode;
 pub mod enrich;
 pub mod environ;
