@@ -42,6 +42,8 @@ pub struct Account {
 struct State {
     /// By [`counter_index`], as the kernel counted them.
     kernel: Vec<u64>,
+    /// Dropped by the rules in the kernel.
+    kernel_filtered: u64,
     /// Lost in the kernel, by reason.
     kernel_dropped: Dropped,
     /// Read from the ring buffer.
@@ -181,6 +183,7 @@ impl Account {
     pub fn new() -> Self {
         let state = State {
             kernel: vec![0; COUNTERS as usize],
+            kernel_filtered: 0,
             kernel_dropped: [0; REASONS],
             read: 0,
             filtered: 0,
@@ -196,10 +199,11 @@ impl Account {
     }
 
     /// Takes over the kernel's counters: totals since the probes were attached, the resets by [`counter_index`] and
-    /// what was lost in the kernel by reason. Both must be read in one go, the losses first.
-    pub fn kernel_counted(&self, resets: &[u64; COUNTERS as usize], lost: &[(DropReason, u64)]) {
+    /// what its rules dropped and what was lost in it by reason. All must be read in one go, the resets last.
+    pub fn kernel_counted(&self, resets: &[u64; COUNTERS as usize], filtered: u64, lost: &[(DropReason, u64)]) {
         let mut state = self.lock();
         state.kernel.copy_from_slice(resets);
+        state.kernel_filtered = filtered;
         for (reason, count) in lost {
             state.kernel_dropped[*reason as usize] = *count;
         }
@@ -295,16 +299,16 @@ impl Account {
             action(self);
         }
         let state = self.lock();
-        let kernel_dropped: u64 = state.kernel_dropped.iter().sum();
+        let ended_in_kernel = state.kernel_dropped.iter().sum::<u64>() + state.kernel_filtered;
         // A record may be read before the kernel's counters are read again: never fewer than were seen.
-        let captured = state.kernel.iter().sum::<u64>().max(state.read + kernel_dropped);
-        let in_ring_buffer = captured - state.read - kernel_dropped;
+        let captured = state.kernel.iter().sum::<u64>().max(state.read + ended_in_kernel);
+        let in_ring_buffer = captured - state.read - ended_in_kernel;
         let mut dropped_before_lanes = state.kernel_dropped;
         add(&mut dropped_before_lanes, &state.pipeline_dropped);
         Snapshot {
             captured,
             resets: state.resets(),
-            filtered: state.filtered,
+            filtered: state.filtered + state.kernel_filtered,
             sampled_out: state.sampled_out,
             dropped_before_lanes,
             in_ring_buffer,

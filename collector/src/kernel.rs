@@ -11,23 +11,32 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{Array, MapData, PerCpuArray, RingBuf},
+    maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, ProgramError},
 };
 use probes::{
     COUNTERS, Cause, Direction, Origin,
     cause::ReasonClass,
+    control::Control,
     counter_index,
     field::{Field, Place},
+    rule::{MAX_RULES, Rule},
 };
+use zerocopy::IntoBytes;
 
-use crate::btf::{BtfError, Types};
+use crate::{
+    btf::{BtfError, Types},
+    pushdown::Program,
+};
 
 /// The programs, built from `probes/` (`make probes`).
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../probes/reset.bpf.o");
 
 /// The running kernel's types.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// Bytes of a rule.
+const RULE_LEN: usize = size_of::<Rule>();
 
 /// Why nothing can be captured at all.
 #[derive(Debug, thiserror::Error)]
@@ -166,14 +175,29 @@ impl Counts {
 pub struct Counters {
     captured: PerCpuArray<MapData, u64>,
     lost: PerCpuArray<MapData, u64>,
+    withheld: PerCpuArray<MapData, u64>,
+}
+
+/// The kernel's counters at one time, since the programs were loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tallies {
+    /// Every reset, before any rule.
+    pub captured: Counts,
+    /// Dropped by the rules in the kernel.
+    pub filtered: u64,
+    /// Over the ceiling on records a second.
+    pub over_ceiling: u64,
+    /// For which the ring buffer had no room.
+    pub lost: u64,
 }
 
 impl Counters {
-    /// Resets captured and resets that the ring buffer could not take, before any rule; the losses are read first, so
-    /// that they are never more than what was captured.
-    pub fn read(&self) -> (Counts, Counts) {
-        let lost = sum(&self.lost);
-        (sum(&self.captured), lost)
+    /// Reads them, what was captured last: the others are never more than that.
+    pub fn read(&self) -> Tallies {
+        let lost = sum(&self.lost, COUNTERS).total();
+        let withheld = sum(&self.withheld, 2).0;
+        let [filtered, over_ceiling] = [0, 1].map(|index| withheld.get(index).copied().unwrap_or(0));
+        Tallies { captured: sum(&self.captured, COUNTERS), filtered, over_ceiling, lost }
     }
 }
 
@@ -182,7 +206,10 @@ pub struct Kernel {
     /// The programs and their links, until detached.
     programs: Option<Ebpf>,
     ring: RingBuf<MapData>,
-    reader_sleeps: Array<MapData, u32>,
+    control: Array<MapData, [u32; 4]>,
+    rules: Array<MapData, [u8; RULE_LEN]>,
+    /// What the map holds, but for the programs' own writes.
+    said: Control,
     counters: Arc<Counters>,
     coverage: Vec<Coverage>,
     reasons: ReasonTables,
@@ -203,6 +230,7 @@ struct Globals {
     reset_classes: [u8; 64],
     drop_classes: [u8; 256],
     has_tai_clock: u32,
+    has_loop: u32,
     reasons: ReasonTables,
 }
 
@@ -231,9 +259,10 @@ impl Globals {
                 *class = ReasonClass::of_drop_reason(name) as u8;
             }
         }
-        let has_tai_clock =
-            u32::from(types.enumerators("bpf_func_id", "BPF_FUNC_").iter().any(|(_, name)| name == "ktime_get_tai_ns"));
-        Self { places, reset_classes, drop_classes, has_tai_clock, reasons }
+        let helpers = types.enumerators("bpf_func_id", "BPF_FUNC_");
+        let has = |helper: &str| u32::from(helpers.iter().any(|(_, name)| name == helper));
+        let (has_tai_clock, has_loop) = (has("ktime_get_tai_ns"), has("loop"));
+        Self { places, reset_classes, drop_classes, has_tai_clock, has_loop, reasons }
     }
 }
 
@@ -251,12 +280,15 @@ impl Kernel {
             .override_global("RESET_CLASSES", globals.reset_classes.as_slice(), true)
             .override_global("DROP_CLASSES", globals.drop_classes.as_slice(), true)
             .override_global("HAS_TAI_CLOCK", &globals.has_tai_clock, true)
+            .override_global("HAS_LOOP", &globals.has_loop, true)
             .map_max_entries("RESETS", ring_buffer_bytes)
             .load(OBJECT)
             .map_err(|error| KernelError::Load(chain(&error)))?;
         let ring = RingBuf::try_from(take(&mut programs, "RESETS")?).map_err(|_| KernelError::Map("RESETS"))?;
-        let reader_sleeps =
-            Array::try_from(take(&mut programs, "READER_SLEEPS")?).map_err(|_| KernelError::Map("READER_SLEEPS"))?;
+        let control = Array::try_from(take(&mut programs, "CONTROL")?).map_err(|_| KernelError::Map("CONTROL"))?;
+        let rules = Array::try_from(take(&mut programs, "RULES")?).map_err(|_| KernelError::Map("RULES"))?;
+        let withheld =
+            PerCpuArray::try_from(take(&mut programs, "WITHHELD")?).map_err(|_| KernelError::Map("WITHHELD"))?;
         let captured =
             PerCpuArray::try_from(take(&mut programs, "CAPTURED")?).map_err(|_| KernelError::Map("CAPTURED"))?;
         let lost = PerCpuArray::try_from(take(&mut programs, "LOST")?).map_err(|_| KernelError::Map("LOST"))?;
@@ -279,8 +311,10 @@ impl Kernel {
         Ok(Self {
             programs: Some(programs),
             ring,
-            reader_sleeps,
-            counters: Arc::new(Counters { captured, lost }),
+            control,
+            rules,
+            said: Control::default(),
+            counters: Arc::new(Counters { captured, lost, withheld }),
             coverage,
             reasons: globals.reasons,
         })
@@ -316,9 +350,36 @@ impl Kernel {
     /// Asks the kernel to wake the reader for the next record; the caller drains once more before it sleeps, since a
     /// record may have come meanwhile.
     pub fn ask_for_wakeup(&mut self) {
-        if let Err(error) = self.reader_sleeps.set(0, 1, 0) {
-            tracing::warn!(%error, "cannot ask the kernel for a wake-up: records wait for the next timer");
+        if let Err(error) = self.say(Control { reader_sleeps: 1, ..self.said }) {
+            tracing::warn!("cannot ask the kernel for a wake-up, records wait for the next timer: {error}");
         }
+    }
+
+    /// Gives the kernel other rules, from one reset to the next: those of an old program are never mixed with a new one's.
+    pub fn set_rules(&mut self, program: &Program) -> Result<(), MapError> {
+        if program.is_empty() {
+            self.said.program = 0;
+            return self.say(self.said);
+        }
+        let next = if self.said.program & 1 == 0 { 3 } else { 2 };
+        let first = (next & 1) * MAX_RULES as u32;
+        for (index, rule) in (first..).zip(program.rules()) {
+            let mut bytes = [0; RULE_LEN];
+            bytes.copy_from_slice(rule.as_bytes());
+            self.rules.set(index, bytes, 0)?;
+        }
+        self.said.program = next;
+        self.say(self.said)
+    }
+
+    /// Sets the ceiling on records a second; `None` is none.
+    pub fn set_ceiling(&mut self, records_per_second: Option<u32>) -> Result<(), MapError> {
+        self.said.interval_ns = records_per_second.map_or(0, |count| (1_000_000_000 / count.max(1)).max(1));
+        self.say(self.said)
+    }
+
+    fn say(&mut self, control: Control) -> Result<(), MapError> {
+        self.control.set(0, [control.reader_sleeps, control.program, control.interval_ns, control.reserved], 0)
     }
 
     /// Readable when a record waits.
@@ -337,14 +398,10 @@ fn take(programs: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, Kerne
 }
 
 /// The counters' sums over all CPUs; a count taken back on another CPU wraps and comes right in the sum.
-fn sum(map: &PerCpuArray<MapData, u64>) -> Counts {
-    Counts(
-        (0..COUNTERS)
-            .map(|index| {
-                map.get(&index, 0).map_or(0, |values| values.iter().fold(0u64, |sum, value| sum.wrapping_add(*value)))
-            })
-            .collect(),
-    )
+fn sum(map: &PerCpuArray<MapData, u64>, counters: u32) -> Counts {
+    let one =
+        |index| map.get(&index, 0).map_or(0, |values| values.iter().fold(0u64, |sum, value| sum.wrapping_add(*value)));
+    Counts((0..counters).map(one).collect())
 }
 
 /// Attaches one hook, or says why it cannot run here.

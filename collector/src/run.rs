@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use probes::COUNTERS;
+use probes::{COUNTERS, rule::reason_key};
 use tokio::{
     runtime::{Builder, Handle},
     signal::unix::{Signal, SignalKind, signal},
@@ -25,9 +25,10 @@ use crate::{
     enrich::Enricher,
     export::Exporter,
     forward::Backend,
-    kernel::{Counters, KERNEL_BTF, Kernel},
+    kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, Tallies},
     pipeline::{Output, Pipeline, Stages},
-    reader::{self, Order, Orders},
+    pushdown::{self, Knowledge, Program},
+    reader::{self, Order, Orders, Rules},
     reason::ReasonNames,
     receive::Receivers,
     reset::Decoder,
@@ -73,11 +74,11 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     let kernel = attach(settings, options)?;
     account.set_hooks(hooks(&kernel));
     announce(&kernel);
-    let counters = kernel.counters();
+    let (counters, reasons) = (kernel.counters(), kernel.reasons().clone());
     let stages = stages(settings, options, &kernel, outputs, &account, correlator);
     let (orders, thread) = start_reader(kernel, stages)?;
     look_after(&account, &counters, &orders);
-    runtime.block_on(obey_signals(options, settings, &counters, &orders))?;
+    runtime.block_on(obey_signals(options, settings, &reasons, &counters, &orders))?;
     orders.give(Order::Stop);
     let exporters = thread.join().map_err(|_| anyhow!("the reader failed; its message stands above"))?;
     runtime.block_on(async {
@@ -99,7 +100,24 @@ fn attach(settings: &Settings, options: &Options) -> Result<Kernel> {
         "net_dev_queue" => capture.firewall,
         _ => true,
     };
-    Ok(Kernel::attach(&btf, capture.ring_buffer_bytes, wanted)?)
+    let mut kernel = Kernel::attach(&btf, capture.ring_buffer_bytes, wanted)?;
+    kernel.set_ceiling(capture.max_records_per_second).context("cannot set the ceiling")?;
+    // A dry run shows the fate of every reset, so the kernel drops none.
+    if !options.dry_run {
+        kernel.set_rules(&program(settings, kernel.reasons())).context("cannot give the kernel its rules")?;
+    }
+    Ok(kernel)
+}
+
+/// What of the filters the kernel applies.
+pub fn program(settings: &Settings, reasons: &ReasonTables) -> Program {
+    let keys = |table: &'_ [(u32, String)], is_drop| {
+        let key = move |number: u32| Some(reason_key(u16::try_from(number).ok()?, is_drop));
+        table.iter().filter_map(|(number, name)| Some((key(*number)?, name.clone()))).collect::<Vec<_>>()
+    };
+    let named: Vec<(u32, String)> = keys(&reasons.reset, false).into_iter().chain(keys(&reasons.drop, true)).collect();
+    let reasons: Vec<(u32, &str)> = named.iter().map(|(key, name)| (*key, name.as_str())).collect();
+    pushdown::compile(&settings.capture, &settings.filters, &Knowledge { undecided_causes: 0, reasons: &reasons })
 }
 
 fn hooks(kernel: &Kernel) -> Vec<HookCoverage> {
@@ -171,9 +189,10 @@ fn look_after(account: &Account, counters: &Arc<Counters>, orders: &Orders) {
     account.before_look(move |account| {
         account.ask_for_beat();
         orders.wake();
-        let (captured, lost) = counters.read();
-        if let Ok(captured) = <&[u64; COUNTERS as usize]>::try_from(captured.as_slice()) {
-            account.kernel_counted(captured, &[(DropReason::RingBufferFull, lost.total())]);
+        let tallies = counters.read();
+        if let Ok(captured) = <&[u64; COUNTERS as usize]>::try_from(tallies.captured.as_slice()) {
+            let lost = [(DropReason::RingBufferFull, tallies.lost), (DropReason::OverCeiling, tallies.over_ceiling)];
+            account.kernel_counted(captured, tallies.filtered, &lost);
         }
     });
 }
@@ -269,7 +288,13 @@ async fn receivers(settings: &Settings, destination: &Destination, correlator: &
 }
 
 /// Waits for the signal that ends the program, and does what the others ask for.
-async fn obey_signals(options: &Options, settings: &Settings, counters: &Counters, orders: &Orders) -> Result<()> {
+async fn obey_signals(
+    options: &Options,
+    settings: &Settings,
+    reasons: &ReasonTables,
+    counters: &Counters,
+    orders: &Orders,
+) -> Result<()> {
     let on = |kind| signal(kind).context("cannot listen to signals");
     let (mut end, mut interrupt) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
     let (mut counts, mut reload): (Signal, Signal) = (on(SignalKind::user_defined1())?, on(SignalKind::hangup())?);
@@ -279,7 +304,7 @@ async fn obey_signals(options: &Options, settings: &Settings, counters: &Counter
             _ = end.recv() => break,
             _ = interrupt.recv() => break,
             _ = counts.recv() => print_counts(counters),
-            _ = reload.recv() => reload_rules(options, &mut current, orders),
+            _ = reload.recv() => reload_rules(options, &mut current, reasons, orders),
         }
     }
     tokio::spawn(async move {
@@ -294,7 +319,7 @@ async fn obey_signals(options: &Options, settings: &Settings, counters: &Counter
 }
 
 /// Reads the file again; a bad one changes nothing.
-fn reload_rules(options: &Options, current: &mut Settings, orders: &Orders) {
+fn reload_rules(options: &Options, current: &mut Settings, reasons: &ReasonTables, orders: &Orders) {
     let Some(path) = &options.config else {
         tracing::warn!("there is no file to read again: start with --config FILE");
         return;
@@ -308,7 +333,11 @@ fn reload_rules(options: &Options, current: &mut Settings, orders: &Orders) {
     };
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let Settings { filters, sampling, .. } = &config.settings;
-    orders.give(Order::Reconfigure(Box::new((filters.clone(), Sampler::new(sampling.clone())))));
+    orders.give(Order::Reconfigure(Box::new(Rules {
+        filters: filters.clone(),
+        sampler: Sampler::new(sampling.clone()),
+        program: if options.dry_run { None } else { Some(program(&config.settings, reasons)) },
+    })));
     let rules_only = Settings { filters: filters.clone(), sampling: sampling.clone(), ..current.clone() };
     if rules_only != config.settings {
         tracing::warn!(
@@ -331,8 +360,11 @@ async fn flush(exporters: Vec<Exporter>) -> Result<()> {
 
 /// The kernel's counts, for a person.
 fn print_counts(counters: &Counters) {
-    let (captured, lost) = counters.read();
-    tracing::info!("{} resets captured, {} lost for want of room in the ring buffer", captured.total(), lost.total());
+    let Tallies { captured, filtered, over_ceiling, lost } = counters.read();
+    tracing::info!("{} resets captured, {lost} lost for want of room in the ring buffer", captured.total());
+    if filtered + over_ceiling > 0 {
+        tracing::info!("{filtered} dropped by filters in the kernel, {over_ceiling} over the ceiling");
+    }
     for (cause, origin, direction, count) in captured.iter() {
         tracing::info!("{count:>10}  {} {} {}", direction.word(), origin.word(), cause.word());
     }

@@ -4,6 +4,7 @@ use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skc_to_tcp_sock};
 use reset_collector_probes::{ResetRecord, State, UNKNOWN_U32, UNKNOWN_U64, cause::Aborting, field::Field};
 
 use crate::{
+    ends::Ends,
     map::{kept, kept_or_new},
     owner::Task,
     read::{argument, has, load, load_words},
@@ -109,29 +110,26 @@ impl Socket {
         aborting
     }
 
-    /// Writes both ends, from the socket itself. `skc_num` is 0 once the port is given back, `inet_sport` is not.
+    /// Both ends, from the socket itself. `skc_num` is 0 once the port is given back, `inet_sport` is not.
     #[inline(always)]
-    pub(crate) fn write_ends(self, record: &mut ResetRecord) {
+    pub(crate) fn ends(self) -> Ends {
         let tcp = self.tcp();
-        record.local_port =
+        let local_port =
             if tcp.is_null() { load(self.0, Field::SkNum) } else { u16::from_be(load(tcp, Field::InetSport)) };
-        record.peer_port = u16::from_be(load(self.0, Field::SkDport));
+        let peer_port = u16::from_be(load(self.0, Field::SkDport));
         let (local, peer) = if load::<u16>(self.0, Field::SkFamily) == AF_INET {
             (mapped(load(self.0, Field::SkRcvSaddr)), mapped(load(self.0, Field::SkDaddr)))
         } else {
             (load_words(self.0, Field::SkV6RcvSaddr), load_words(self.0, Field::SkV6Daddr))
         };
-        record.ip_version = if local[0] == 0 && local[1] == 0 && local[2] == 0xffff_u32.to_be() { 4 } else { 6 };
-        write_address(&mut record.local_address, local);
-        write_address(&mut record.peer_address, peer);
+        Ends { local, peer, local_port, peer_port }
     }
 
-    /// Writes the network namespace and the cgroup.
+    /// Inode of the network namespace.
     #[inline(always)]
-    pub(crate) fn write_place(self, record: &mut ResetRecord) {
+    pub(crate) fn network_namespace(self) -> u32 {
         let namespace: *const u8 = load(self.0, Field::SkNet);
-        record.network_namespace = load(namespace, Field::NetInum);
-        self.write_cgroup(record);
+        load(namespace, Field::NetInum)
     }
 
     /// Writes the cgroup of a full socket.
@@ -189,19 +187,6 @@ pub(crate) fn write_no_facts(record: &mut ResetRecord) {
     record.unacked_bytes = UNKNOWN_U32;
     record.retransmits = UNKNOWN_U32;
     record.smoothed_rtt_us = 0;
-}
-
-/// Writes an address of four words in network order.
-#[inline(always)]
-pub(crate) fn write_address(into: &mut [u8; 16], words: [u32; 4]) {
-    let into = into.as_mut_ptr().cast::<u32>();
-    // SAFETY: 16 bytes are four words, and a record's addresses lie on multiples of 8.
-    unsafe {
-        *into = words[0];
-        *into.add(1) = words[1];
-        *into.add(2) = words[2];
-        *into.add(3) = words[3];
-    }
 }
 
 /// Received and not read: a FIN takes a sequence number, and SOCK_DONE says that it came.

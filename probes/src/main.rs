@@ -6,8 +6,10 @@
 #![no_std]
 #![no_main]
 
+mod admit;
 mod connection;
 mod emit;
+mod ends;
 mod map;
 mod owner;
 mod read;

@@ -29,7 +29,6 @@ pub(crate) struct Segment {
     pub(crate) sequence: u32,
     pub(crate) acknowledgement: u32,
     pub(crate) flags: u8,
-    pub(crate) version: u8,
 }
 
 /// The first 16 bytes of a TCP header, as words.
@@ -79,13 +78,13 @@ impl Segment {
     fn read(head: *const u8, network: u16, transport: Option<u16>) -> Option<Self> {
         let ip = head.wrapping_add(network as usize);
         let first: Ipv4Header = copy_at(ip);
-        let (version, source, destination, tcp) = match first.version_and_length >> 4 {
+        let (source, destination, tcp) = match first.version_and_length >> 4 {
             4 => {
                 if first.protocol != IPPROTO_TCP {
                     return None;
                 }
                 let length = ((first.version_and_length & 15) as usize) * 4;
-                (4, mapped(first.source), mapped(first.destination), ip.wrapping_add(length))
+                (mapped(first.source), mapped(first.destination), ip.wrapping_add(length))
             }
             6 => {
                 let header: Ipv6Header = copy_at(ip);
@@ -93,7 +92,7 @@ impl Segment {
                     Some(transport) => head.wrapping_add(transport as usize),
                     None => skip_extensions(ip, header.next)?,
                 };
-                (6, header.source, header.destination, after)
+                (header.source, header.destination, after)
             }
             _ => return None,
         };
@@ -110,7 +109,6 @@ impl Segment {
             sequence: u32::from_be(tcp.sequence),
             acknowledgement: u32::from_be(tcp.acknowledgement),
             flags: tcp.offset_and_flags[1],
-            version,
         })
     }
 }
