@@ -229,15 +229,7 @@ fn the_schema_is_committed_and_takes_what_the_program_takes() {
             validator.iter_errors(&json(text)).map(|error| format!("{}: {error}", error.instance_path())).collect();
         assert_eq!(errors, Vec::<String>::new(), "{text}");
     }
-    for name in [
-        "unknown_key",
-        "boolean_word",
-        "cause_mistyped",
-        "ratio_and_limit",
-        "rule_with_both",
-        "size_word",
-        "duration_word",
-    ] {
+    for name in ["unknown_key", "cause_mistyped", "ratio_and_limit", "rule_with_both", "size_word", "duration_word"] {
         let text = fs::read_to_string(in_repository(&format!("collector/tests/broken/{name}.yaml"))).unwrap();
         assert!(!validator.is_valid(&json(&text)), "the schema takes {name}");
     }
@@ -338,6 +330,7 @@ fn hostile_files_cost_little() {
         assert!(errors.contains(expected), "{name}: {}", errors.chars().take(2_000).collect::<String>());
         assert!(errors.len() < 100_000, "{name}: {} bytes of errors", errors.len());
         assert!(started.elapsed() < BOUNDED, "{name}: {:?}", started.elapsed());
+        eprintln!("{name}: {:?}", started.elapsed());
     }
 }
 

@@ -212,47 +212,93 @@ impl ShownLine {
     }
 }
 
-/// The parts of a file that may be secrets: what stands under `headers`, and after any key that sounds like one. Found in
-/// the text and not in the tree, since a file that is no YAML has secrets too; so rather too much than too little.
+/// The parts of a file that may be secrets: what stands under `headers`, after any key that sounds like one, and before
+/// the `@` of a URL. Found in the text and not in the tree, since a file that is no YAML has secrets too; so rather too
+/// much than too little.
 fn secret_ranges(text: &str) -> Vec<Range<usize>> {
-    const WORDS: &[&str] = &["authorization", "token", "password", "secret", "api-key", "api_key", "apikey", "bearer"];
     let mut ranges = Vec::new();
     let mut under_headers: Option<usize> = None;
     let mut start = 0;
     for line in text.split_inclusive('\n') {
-        let lower = line.to_ascii_lowercase();
         let content = line.trim_start_matches([' ', '-']);
         let indent = line.len() - content.len();
-        if under_headers
-            .is_some_and(|headers| indent <= headers && !content.trim().is_empty() && !content.starts_with(['}', '#']))
-        {
-            under_headers = None;
-        }
-        let headers = headers_key(&lower);
-        if let Some(at) = headers {
-            ranges.push(start + at + "headers".len()..start + line.len());
-            under_headers = under_headers.or(Some(indent));
-        } else if under_headers.is_some() {
-            ranges.push(start + value_offset(line, indent)..start + line.len());
-        } else if let Some(at) = WORDS.iter().filter_map(|word| lower.find(word)).min() {
-            ranges.push(start + at + value_offset(&line[at..], 0)..start + line.len());
-        }
+        let is_outside = !content.trim().is_empty() && !content.starts_with(['}', '#']);
+        under_headers = under_headers.filter(|headers| indent > *headers || !is_outside);
+        let secret_from = match headers_key(line) {
+            Some(after_key) => {
+                under_headers = under_headers.or(Some(indent));
+                Some(after_key)
+            }
+            None if under_headers.is_some() => Some(line.find(':').map_or(indent, |colon| colon + 1)),
+            None => secret_key(line),
+        };
+        ranges.extend(secret_from.map(|from| start + from..start + line.len()));
+        ranges.extend(user_of_url(line).map(|user| start + user.start..start + user.end));
         start += line.len();
     }
     ranges
 }
 
-/// Where the key `headers` stands in a line in small letters.
+/// Where the value of a key that sounds like a secret begins in a line.
+fn secret_key(line: &str) -> Option<usize> {
+    const WORDS: &[&str] = &["authorization", "token", "password", "secret", "api-key", "api_key", "apikey"];
+    let lower = line.to_ascii_lowercase();
+    let after_key = |at: usize| {
+        let key = lower[at..].trim_start_matches(|c: char| c.is_alphanumeric() || c == '_' || c == '-');
+        let colon = key.trim_start_matches(['"', '\'']).trim_start().strip_prefix(':')?;
+        // `${env:SECRET:-x}` is no key: a key's colon has a space after it.
+        (colon.is_empty() || colon.starts_with([' ', '\t', '\n', '\r', '"'])).then_some(line.len() - colon.len())
+    };
+    let keys = WORDS.iter().flat_map(|word| lower.match_indices(word)).filter_map(|(at, _)| after_key(at));
+    keys.chain(lower.find("bearer ").map(|at| at + "bearer ".len())).min()
+}
+
+/// The user and password of a URL in a line.
+fn user_of_url(line: &str) -> Option<Range<usize>> {
+    let start = line.find("://")? + "://".len();
+    let end =
+        line[start..].find(|c: char| c.is_whitespace() || matches!(c, '/' | '"' | '\'')).unwrap_or(line.len() - start);
+    line[start..start + end].rfind('@').map(|at| start..start + at)
+}
+
+/// Where what follows the key `headers` begins in a line.
 fn headers_key(line: &str) -> Option<usize> {
     const KEY: &str = "headers";
-    line.match_indices(KEY).map(|(at, _)| at).find(|at| {
-        let before = line[..*at].chars().next_back();
-        let after = line[at + KEY.len()..].trim_start_matches(['"', '\'']).trim_start();
-        !before.is_some_and(|before| before.is_alphanumeric() || before == '_') && after.starts_with(':')
+    let lower = line.to_ascii_lowercase();
+    lower.match_indices(KEY).map(|(at, _)| at).find_map(|at| {
+        let before = line[..at].chars().next_back();
+        let after = line[at + KEY.len()..].trim_start_matches(['"', '\'']).trim_start().strip_prefix(':')?;
+        let is_key = !before.is_some_and(|before| before.is_alphanumeric() || before == '_');
+        is_key.then_some(line.len() - after.len())
     })
 }
 
-/// Where the value of a line begins: after its first `:`, else where it is indented to.
-fn value_offset(line: &str, indent: usize) -> usize {
-    line.find(':').map_or(indent.min(line.len()), |colon| colon + 1)
+#[cfg(test)]
+mod tests {
+    use super::secret_ranges;
+
+    #[test]
+    fn secrets_are_masked_and_nothing_else() {
+        let cases = [
+            ("headers: { authorization: abc }", "headers:* * ************** *** *"),
+            (
+                "headers:\n  x: abc\n  \"y\":\n    abc\ntimeout: 1s",
+                "headers:\n  x: ***\n  \"y\":\n    ***\ntimeout: 1s",
+            ),
+            ("- headers:\n    x: abc\n  timeout: 1s", "- headers:\n    x: ***\n  timeout: 1s"),
+            ("http_headers: { ports: [80] }", "http_headers: { ports: [80] }"),
+            ("endpoint: ${env:SECRET:-x}", "endpoint: ${env:SECRET:-x}"),
+            ("endpoint: https://user:pass@host:1/", "endpoint: https://*********@host:1/"),
+            ("x-api-key: abc", "x-api-key: ***"),
+            ("- Bearer abc", "- Bearer ***"),
+            ("{\"api_key\":\"abc\"}", "{\"api_key\":******"),
+        ];
+        for (text, expected) in cases {
+            let secrets = secret_ranges(text);
+            let mask = |(at, c): (usize, char)| {
+                if secrets.iter().any(|secret| secret.contains(&at)) && !c.is_whitespace() { '*' } else { c }
+            };
+            assert_eq!(text.char_indices().map(mask).collect::<String>(), expected);
+        }
+    }
 }

@@ -104,6 +104,11 @@ impl<'a> Reader<'a> {
         None
     }
 
+    /// The node under these keys, or the deepest that there is on the way.
+    pub(super) fn find(&self, root: NodeId, path: &[&str]) -> NodeId {
+        self.tree.find(root, path)
+    }
+
     /// Whether the node is the null.
     pub(super) fn is_null(&self, node: NodeId) -> bool {
         match &self.tree.node(node).content {

@@ -48,6 +48,16 @@ impl Tree {
         &self.nodes[id]
     }
 
+    /// The node under these keys, or the deepest that there is on the way.
+    pub(super) fn find(&self, root: NodeId, path: &[&str]) -> NodeId {
+        path.iter().fold(root, |node, wanted| match &self.nodes[node].content {
+            Content::Mapping(entries) => {
+                entries.iter().find(|(key, _)| self.text(*key) == *wanted).map_or(node, |(_, value)| *value)
+            }
+            _ => node,
+        })
+    }
+
     /// The text of a scalar; empty for other nodes.
     pub(super) fn text(&self, id: NodeId) -> &str {
         match &self.nodes[id].content {
@@ -209,6 +219,9 @@ fn syntax_problem(text: &str, error: &ScanError) -> Problem {
     let (message, allowed): (String, &str) = match error.kind() {
         ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation => {
             ("a tab stands where YAML wants spaces".into(), "spaces for indentation")
+        }
+        ErrorKind::RecursionLimitExceeded => {
+            (format!("collections stand in each other more than {MAX_DEPTH} deep"), "fewer in each other")
         }
         ErrorKind::UnknownAnchor => {
             ("`*` begins an alias, and nothing of this name is anchored".into(), "a pattern in quotes: \"*_timeout\"")
