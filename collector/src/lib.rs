@@ -12,6 +12,7 @@ pub mod encode;
 pub mod enrich;
 pub mod filter;
 pub mod pushdown;
+pub mod reload;
 pub mod reset;
 pub mod sampler;
 pub mod settings;

@@ -315,7 +315,7 @@ fn hostile_files_cost_little() {
         ("100,000 rules", rules(100_000, &|_| "{ x: y }".into()), "larger than 1 MiB"),
         ("30,000 rules", rules(30_000, &|at| format!("{{ a: {at} }}")), "30000 rules are too many"),
         ("many values", format!("filters: [{}]", "1,".repeat(400_000)), "values"),
-        ("many mistakes", (0..40_000).map(|at| format!("k{at}: 1\n")).collect(), "and 39950 more"),
+        ("many mistakes", (0..40_000).map(|at| format!("token{at}: 1\n")).collect(), "and 39950 more"),
         ("long line", format!("capture: {{ sent: {} }}", "x".repeat(900_000)), "neither true nor false"),
         ("long lists that shadow nothing", rules(2_000, &long_list) + "- zzz: {}\n", "zzz"),
         (
@@ -330,7 +330,6 @@ fn hostile_files_cost_little() {
         assert!(errors.contains(expected), "{name}: {}", errors.chars().take(2_000).collect::<String>());
         assert!(errors.len() < 100_000, "{name}: {} bytes of errors", errors.len());
         assert!(started.elapsed() < BOUNDED, "{name}: {:?}", started.elapsed());
-        eprintln!("{name}: {:?}", started.elapsed());
     }
 }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::{
-    problem::{Place, Problem},
+    problem::{Place, Problem, Problems},
     substitute,
     tree::{Content, NodeId, Tree},
 };
@@ -13,7 +13,7 @@ pub(super) struct Reader<'a> {
     tree: &'a Tree,
     env: &'a dyn Fn(&str) -> Option<String>,
     path: String,
-    problems: Vec<Problem>,
+    problems: Problems,
 }
 
 /// A scalar with its variables substituted.
@@ -43,16 +43,16 @@ impl Scalar<'_> {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(tree: &'a Tree, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Self { tree, env, path: String::new(), problems: Vec::new() }
+        Self { tree, env, path: String::new(), problems: Problems::default() }
     }
 
-    pub(super) fn into_problems(self) -> Vec<Problem> {
+    pub(super) fn into_problems(self) -> Problems {
         self.problems
     }
 
     /// Problems found so far.
     pub(super) fn problem_count(&self) -> usize {
-        self.problems.len()
+        self.problems.count()
     }
 
     /// Says that a node is wrong.
