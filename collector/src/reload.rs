@@ -159,7 +159,6 @@ mod tests {
 
     fn directory(name: &str) -> PathBuf {
         let directory = std::env::temp_dir().join(format!("reset-collector-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(&directory).unwrap();
         directory
     }

@@ -286,6 +286,23 @@ fn files_that_are_no_text_are_explained() {
     assert!(missing.contains("cannot be read: No such file"), "{missing}");
 }
 
+/// A rule of matches in each other, so wide and so deep, and a mistake.
+fn nested(width: usize, depth: usize) -> String {
+    fn part(width: usize, depth: usize) -> String {
+        let parts: Vec<_> = match depth {
+            0 => return "{ service.name: a }".into(),
+            _ => (0..width).map(|_| part(width, depth - 1)).collect(),
+        };
+        let parts = parts.join(", ");
+        if depth.is_multiple_of(2) {
+            format!("{{ all: [{parts}] }}")
+        } else {
+            format!("{{ not: {{ any: [{parts}] }} }}")
+        }
+    }
+    format!("capture: {{ sent: x }}\nfilters:\n- drop: {0}\n- keep: {0}\n", part(width, depth / 2))
+}
+
 /// Debug builds on busy machines are slow; what is bounded by nothing takes hours.
 const BOUNDED: Duration = Duration::from_secs(30);
 
@@ -318,6 +335,7 @@ fn hostile_files_cost_little() {
         ("many mistakes", (0..40_000).map(|at| format!("token{at}: 1\n")).collect(), "and 39950 more"),
         ("long line", format!("capture: {{ sent: {} }}", "x".repeat(900_000)), "neither true nor false"),
         ("long lists that shadow nothing", rules(2_000, &long_list) + "- zzz: {}\n", "zzz"),
+        ("nested all", nested(4, 7), "neither true nor false"),
         (
             "nested any",
             format!("filters: [{{ drop: {} }}]", "{ any: [{}, ".repeat(12) + "{}" + &"] }".repeat(12)),

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     attribute::Attribute,
-    filter::{Condition, End, FactSets, IPV4, IPV6},
+    filter::{self, Condition, End, FactSets, IPV4, IPV6},
     reset::{Cause, Direction, Origin, State, TraceMethod},
 };
 
@@ -90,7 +90,7 @@ pub(super) fn attribute(reader: &mut Reader<'_>, node: NodeId, name: &str) -> Op
 /// Reads a match; `None`, with errors said, where something is wrong or it can never match.
 pub(super) fn read_match(reader: &mut Reader<'_>, node: NodeId) -> Option<Condition> {
     let condition = read_nested(reader, node, 0)?;
-    if condition.clone().simplified().is_never() {
+    if filter::is_never(&condition.clone().simplified()) {
         reader.error(node, "no reset can ever match this", "conditions that can hold together");
         return None;
     }

@@ -282,20 +282,6 @@ impl Condition {
         }
     }
 
-    /// About how many steps it takes to look at the whole condition once.
-    pub(super) fn size(&self) -> usize {
-        1 + match self {
-            Self::All(parts) | Self::Any(parts) => parts.iter().map(Self::size).sum(),
-            Self::Not(part) => part.size(),
-            Self::Facts(_) => 0,
-            Self::Port { ports, .. } => ports.ranges().len(),
-            Self::Address { networks, .. } => networks.len(),
-            Self::Number { ranges, .. } => ranges.len(),
-            Self::Text { patterns, .. } => patterns.len(),
-            Self::Resource(test) => test.patterns.len() + test.ranges.len(),
-        }
-    }
-
     /// Calls `visit` with every test of the resource.
     pub(super) fn for_each_resource_test(&mut self, visit: &mut impl FnMut(&mut ResourceTest)) {
         match self {

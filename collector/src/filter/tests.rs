@@ -178,10 +178,11 @@ proptest! {
         let (a, b) = (a.simplified(), b.simplified());
         let subject = Subject::new(&reset);
         let (meets_a, meets_b) = (a.matches(&subject), b.matches(&subject));
-        prop_assert!(!a.covers(&b) || !meets_b || meets_a, "{:?} does not cover {:?}", a, b);
-        prop_assert!(!a.excludes(&b) || !(meets_a && meets_b), "{:?} does not exclude {:?}", a, b);
-        prop_assert!(!a.is_never() || !meets_a);
-        prop_assert!(!a.is_always() || meets_a);
+        let prover = Prover::new(usize::MAX);
+        prop_assert!(!prover.covers(&a, &b) || !meets_b || meets_a, "{:?} does not cover {:?}", a, b);
+        prop_assert!(!(prover.excludes(&a, &b) && meets_a && meets_b), "{:?} does not exclude {:?}", a, b);
+        prop_assert!(!prover.is_never(&a) || !meets_a);
+        prop_assert!(!prover.is_always(&a) || meets_a);
     }
 }
 
@@ -215,4 +216,10 @@ fn shadowed_rules_are_found() {
     let conditions = [ports(&[(8000, 8999)]), ports(&[(22, 22)]), ports(&[(8080, 8080)]), ports(&[(22, 23)])];
     let conditions: Vec<_> = conditions.iter().collect();
     assert_eq!(shadowed(&conditions), (vec![(0, 2)], true));
+}
+
+#[test]
+fn a_prover_without_steps_proves_nothing() {
+    let prover = Prover::new(1);
+    assert!(!prover.is_always(&Condition::All(Vec::new())) && prover.is_exhausted());
 }
