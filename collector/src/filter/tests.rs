@@ -128,7 +128,19 @@ fn any_test() -> impl Strategy<Value = Condition> {
 
 /// A random condition, nested up to three times.
 pub(crate) fn any_condition() -> impl Strategy<Value = Condition> {
-    any_test().prop_recursive(3, 12, 3, |inner| {
+    // Two tests of one thing, of which the kernel may hold one only.
+    let pair = (any_test(), any_test(), any::<bool>()).prop_filter_map("tests of one kind", |(a, b, negated)| {
+        let is_one_kind = match (&a, &b) {
+            (Condition::Address { end, .. }, Condition::Address { end: other, .. })
+            | (Condition::Port { end, .. }, Condition::Port { end: other, .. }) => end == other,
+            (Condition::Number { attribute, .. }, Condition::Number { attribute: other, .. }) => attribute == other,
+            (Condition::Text { .. }, Condition::Text { .. }) => true,
+            _ => false,
+        };
+        let b = if negated { Condition::Not(Box::new(b)) } else { b };
+        is_one_kind.then(|| Condition::All(vec![a, b]))
+    });
+    prop_oneof![4 => any_test(), 1 => pair].prop_recursive(3, 12, 3, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..3).prop_map(Condition::All),
             prop::collection::vec(inner.clone(), 0..3).prop_map(Condition::Any),
