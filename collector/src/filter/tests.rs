@@ -85,12 +85,15 @@ fn any_end() -> impl Strategy<Value = End> {
     member(&[End::Local, End::Peer, End::Source, End::Destination])
 }
 
+fn any_network() -> impl Strategy<Value = Network> {
+    let texts = vec!["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "::/0", "fd00::/16", "fd00::/8"];
+    prop::sample::select(texts).prop_map(|text| {
+        let (address, prefix) = text.split_once('/').unwrap();
+        Network::new(address.parse().unwrap(), prefix.parse().unwrap()).unwrap()
+    })
+}
+
 fn any_test() -> impl Strategy<Value = Condition> {
-    let network = prop::sample::select(vec!["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "::/0", "fd00::/16", "fd00::/8"])
-        .prop_map(|text| {
-            let (address, prefix) = text.split_once('/').unwrap();
-            Network::new(address.parse().unwrap(), prefix.parse().unwrap()).unwrap()
-        });
     let ports = prop::collection::vec((0_u16..6, 0_u16..6), 0..6).prop_map(Ports::new);
     let patterns = || {
         let texts = vec!["*", "checkout*", "cart", "NO_SOCKET", "TCP_*", "c?rt"];
@@ -115,7 +118,7 @@ fn any_test() -> impl Strategy<Value = Condition> {
     prop_oneof![
         4 => facts.prop_map(Condition::Facts),
         2 => (any_end(), ports).prop_map(|(end, ports)| Condition::Port { end, ports }),
-        2 => (any_end(), prop::collection::vec(network, 0..4))
+        2 => (any_end(), prop::collection::vec(any_network(), 0..4))
             .prop_map(|(end, networks)| Condition::Address { end, networks }),
         1 => (member(&[Attribute::BytesSent, Attribute::NetworkNamespace]), ranges)
             .prop_map(|(attribute, ranges)| Condition::Number { attribute, ranges }),
@@ -129,16 +132,11 @@ fn any_test() -> impl Strategy<Value = Condition> {
 /// A random condition, nested up to three times.
 pub(crate) fn any_condition() -> impl Strategy<Value = Condition> {
     // Two tests of one thing, of which the kernel may hold one only.
-    let pair = (any_test(), any_test(), any::<bool>()).prop_filter_map("tests of one kind", |(a, b, negated)| {
-        let is_one_kind = match (&a, &b) {
-            (Condition::Address { end, .. }, Condition::Address { end: other, .. })
-            | (Condition::Port { end, .. }, Condition::Port { end: other, .. }) => end == other,
-            (Condition::Number { attribute, .. }, Condition::Number { attribute: other, .. }) => attribute == other,
-            (Condition::Text { .. }, Condition::Text { .. }) => true,
-            _ => false,
-        };
-        let b = if negated { Condition::Not(Box::new(b)) } else { b };
-        is_one_kind.then(|| Condition::All(vec![a, b]))
+    let networks = || prop::collection::vec(any_network(), 0..4);
+    let pair = (any_end(), networks(), networks(), any::<bool>()).prop_map(|(end, networks, others, negated)| {
+        let other = Condition::Address { end, networks: others };
+        let other = if negated { Condition::Not(Box::new(other)) } else { other };
+        Condition::All(vec![Condition::Address { end, networks }, other])
     });
     prop_oneof![4 => any_test(), 1 => pair].prop_recursive(3, 12, 3, |inner| {
         prop_oneof![
