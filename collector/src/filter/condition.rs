@@ -2,7 +2,7 @@
 //!
 //! A value that is not known meets no test; so `not` of the test is met.
 
-use std::{cell::Cell, sync::Arc};
+use std::{cell::Cell, io::Write, sync::Arc};
 
 use super::{
     pattern::Pattern,
@@ -303,8 +303,43 @@ impl ResourceTest {
             ResourceValue::List(texts) => texts.iter().any(|text| text_matches(text)),
             ResourceValue::Integer(number) => {
                 self.ranges.iter().any(|range| range.contains(*number as f64))
-                    || (!self.patterns.is_empty() && text_matches(&number.to_string()))
+                    || (!self.patterns.is_empty() && text_matches(Decimal::of(*number).text()))
             }
+        }
+    }
+}
+
+/// The digits of a number, without an allocation.
+struct Decimal {
+    digits: [u8; Self::LENGTH],
+    unused: usize,
+}
+
+impl Decimal {
+    /// Of `i64::MIN`, the longest.
+    const LENGTH: usize = 20;
+
+    fn of(number: i64) -> Self {
+        let mut digits = [0; Self::LENGTH];
+        let mut rest = digits.as_mut_slice();
+        // There is room for every number.
+        let unused = write!(rest, "{number}").map_or(Self::LENGTH, |()| rest.len());
+        Self { digits, unused }
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.digits[..Self::LENGTH - self.unused]).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Decimal;
+
+    #[test]
+    fn decimals() {
+        for number in [0, 7, -1, i64::MIN, i64::MAX] {
+            assert_eq!(Decimal::of(number).text(), number.to_string());
         }
     }
 }
