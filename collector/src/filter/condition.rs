@@ -11,7 +11,7 @@ use super::{
 use crate::{
     attribute::{Attribute, Value},
     enrich::ResourceValue,
-    reset::{Cause, Direction, Endpoint, Origin, Reset, State},
+    reset::{Cause, Direction, Origin, Reset, State},
 };
 
 /// A condition on a reset.
@@ -88,17 +88,6 @@ pub enum End {
     Source,
     /// `destination`: of the reset segment.
     Destination,
-}
-
-impl End {
-    fn of(self, reset: &Reset) -> Endpoint {
-        match self {
-            Self::Local => reset.local,
-            Self::Peer => reset.peer,
-            Self::Source => reset.source(),
-            Self::Destination => reset.destination(),
-        }
-    }
 }
 
 /// A set of members of each closed list: a bit for each number. All must hold.
@@ -182,13 +171,24 @@ pub(super) const SLOTS: usize = 16;
 pub struct Subject<'a> {
     reset: &'a Reset,
     facts: FactSets,
+    /// By [`End`], in its order.
+    ports: [u16; 4],
+    /// By [`End`], as [`Network::holds`] takes them.
+    addresses: [(u128, bool); 4],
     resource: [Cell<Option<Option<&'a ResourceValue>>>; SLOTS],
 }
 
 impl<'a> Subject<'a> {
     /// Prepares a reset for testing.
     pub fn new(reset: &'a Reset) -> Self {
-        Self { reset, facts: FactSets::of(reset), resource: [const { Cell::new(None) }; SLOTS] }
+        let ends = [reset.local, reset.peer, reset.source(), reset.destination()];
+        Self {
+            reset,
+            facts: FactSets::of(reset),
+            ports: ends.map(|end| end.port),
+            addresses: ends.map(|end| Network::bits(end.address)),
+            resource: [const { Cell::new(None) }; SLOTS],
+        }
     }
 
     fn resource(&self, test: &ResourceTest) -> Option<&'a ResourceValue> {
@@ -209,11 +209,12 @@ impl Condition {
             Self::All(parts) => parts.iter().all(|part| part.matches(subject)),
             Self::Any(parts) => parts.iter().any(|part| part.matches(subject)),
             Self::Not(part) => !part.matches(subject),
-            Self::Facts(sets) => !sets.intersection(subject.facts).is_empty(),
-            Self::Port { end, ports } => ports.contains(end.of(reset).port),
+            // A reset has one member of each list, so its facts are in the sets where nothing of them is left out.
+            Self::Facts(sets) => sets.intersection(subject.facts) == subject.facts,
+            Self::Port { end, ports } => ports.contains(subject.ports[*end as usize]),
             Self::Address { end, networks } => {
-                let address = end.of(reset).address;
-                networks.iter().any(|network| network.contains(address))
+                let address = subject.addresses[*end as usize];
+                networks.iter().any(|network| network.holds(address))
             }
             Self::Number { attribute, ranges } => match attribute.value(reset) {
                 Some(Value::Integer(number)) => ranges.iter().any(|range| range.contains(number as f64)),
@@ -278,7 +279,8 @@ impl Condition {
             Self::Number { .. } => 3,
             Self::Text { .. } => 4,
             Self::Resource(_) => 5,
-            Self::All(_) | Self::Any(_) | Self::Not(_) => 6,
+            Self::Not(part) => part.cost(),
+            Self::All(_) | Self::Any(_) => 6,
         }
     }
 
