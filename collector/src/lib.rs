@@ -60,6 +60,7 @@ pub mod receive;
 mod receive_grpc;
 mod receive_http;
 mod recent;
+pub mod reload;
 mod reply;
 pub mod reset;
 pub mod resource;
