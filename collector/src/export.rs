@@ -1,6 +1,6 @@
 //! A destination's way out: batches from the pipeline go into a queue per signal, consumers send them and try again.
 //!
-//! What is retried and how long stands in [`crate::retry`], what waits in [`crate::queue`], the wire in
+//! What is retried and how long stands in [`crate::retry`], what waits in `queue`, the wire in
 //! [`crate::client`].
 
 use std::{
