@@ -274,7 +274,7 @@ impl Account {
                 return (lane.id, name);
             }
             number += 1;
-            name = format!("{destination}#{number}").into();
+            name = lane_name(destination, number).into();
         }
         let id = LaneId(state.next_lane);
         state.next_lane += 1;
@@ -485,6 +485,11 @@ impl Lane {
             health: self.health.clone(),
         }
     }
+}
+
+/// The name of the nth destination with this endpoint, from 1.
+pub(crate) fn lane_name(destination: &str, number: usize) -> String {
+    if number == 1 { destination.to_owned() } else { format!("{destination}#{number}") }
 }
 
 fn add(sum: &mut Dropped, more: &Dropped) {
