@@ -10,7 +10,7 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use probes::{COUNTERS, Cause, Direction, Origin, counter_index};
@@ -89,6 +89,7 @@ struct State {
     lanes: Vec<Lane>,
     next_lane: u64,
     hooks: Vec<HookCoverage>,
+    last_beat: Option<Instant>,
 }
 
 struct Lane {
@@ -137,6 +138,8 @@ pub struct HookCoverage {
     pub hook: &'static str,
     /// It is attached.
     pub active: bool,
+    /// Without it the collector is not ready: resets go unseen.
+    pub essential: bool,
     /// Why not, and what helps; empty when active.
     pub why: String,
 }
@@ -160,6 +163,8 @@ pub struct Snapshot {
     pub lanes: Vec<LaneSnapshot>,
     /// The hooks.
     pub hooks: Vec<HookCoverage>,
+    /// Since the pipeline's last beat; `None` before the first.
+    pub since_beat: Option<Duration>,
     /// When the account was opened, seconds since 1970.
     pub started_unix_s: f64,
 }
@@ -216,6 +221,7 @@ impl Account {
             lanes: Vec::new(),
             next_lane: 0,
             hooks: Vec::new(),
+            last_beat: None,
         };
         Self { state: Mutex::new(state), started: SystemTime::now() }
     }
@@ -256,6 +262,11 @@ impl Account {
         let mut state = self.lock();
         state.pipeline_dropped[reason as usize] += resets;
         state.leave_pipeline(resets);
+    }
+
+    /// The pipeline is alive: called by its loop at least once a second, with resets or without.
+    pub fn beat(&self) {
+        self.lock().last_beat = Some(Instant::now());
     }
 
     /// What the hooks see.
@@ -314,6 +325,7 @@ impl Account {
             in_ring_buffer,
             lanes: state.lanes.iter().map(|lane| lane.snapshot(in_ring_buffer, &dropped_before_lanes)).collect(),
             hooks: state.hooks.clone(),
+            since_beat: state.last_beat.map(|beat| beat.elapsed()),
             started_unix_s: unix_seconds(self.started),
         }
     }

@@ -103,3 +103,67 @@ fn mount_point(mountinfo: &Path) -> Option<PathBuf> {
         mount.split(' ').nth(4).filter(|point| !point.contains('\\')).map(PathBuf::from)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A procfs whose mount table says that cgroup v2 is at `unified`.
+    fn make(name: &str, groups: &[&str]) -> (PathBuf, Cgroups) {
+        let root = std::env::temp_dir().join(format!("reset-collector-{name}-{}", std::process::id()));
+        let unified = root.join("unified");
+        for group in groups {
+            fs::create_dir_all(unified.join(group)).expect("mkdir");
+        }
+        fs::create_dir_all(root.join("self")).expect("mkdir");
+        let mounts = format!(
+            "22 27 0:21 / /proc rw - proc proc rw\n31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+             35 31 0:34 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+             41 31 0:38 / {} rw,nosuid shared:9 - cgroup2 cgroup2 rw\n",
+            unified.display()
+        );
+        fs::write(root.join("self/mountinfo"), mounts).expect("write");
+        let cgroups = Cgroups::new(&root);
+        (root, cgroups)
+    }
+
+    fn id(root: &Path, group: &str) -> u64 {
+        fs::metadata(root.join("unified").join(group)).expect("the group is there").ino()
+    }
+
+    #[test]
+    fn paths_by_id_on_a_host_with_both_versions() {
+        let (root, mut cgroups) = make("cgroup", &["system.slice/nginx.service", "a/b/c"]);
+        let now = Instant::now();
+        let path = |cgroups: &mut Cgroups, group: &str, now| cgroups.path(id(&root, group), now).map(<[u8]>::to_vec);
+        assert_eq!(
+            path(&mut cgroups, "system.slice/nginx.service", now).as_deref(),
+            Some(&b"/system.slice/nginx.service"[..])
+        );
+        assert_eq!(path(&mut cgroups, "", now).as_deref(), Some(&b"/"[..]));
+        assert_eq!(path(&mut cgroups, "a/b", now).as_deref(), Some(&b"/a/b"[..]));
+        assert_eq!(cgroups.scans(), 1);
+        // A new group is found at the next walk, which is not at once; one that has gone keeps its name.
+        fs::create_dir(root.join("unified/new")).expect("mkdir");
+        let gone = id(&root, "a/b/c");
+        fs::remove_dir(root.join("unified/a/b/c")).expect("rmdir");
+        assert_eq!(path(&mut cgroups, "new", now), None);
+        assert_eq!(path(&mut cgroups, "new", now + RESCAN).as_deref(), Some(&b"/new"[..]));
+        assert_eq!(cgroups.path(gone, now + RESCAN), Some(&b"/a/b/c"[..]));
+        assert_eq!(cgroups.scans(), 2);
+        fs::remove_dir_all(&root).expect("rm");
+    }
+
+    #[test]
+    fn a_hierarchy_too_deep_or_not_there() {
+        let deep = ["d"; MAX_DEPTH + 20].join("/");
+        let (root, mut cgroups) = make("deep", &[&deep]);
+        let bottom = id(&root, &deep);
+        assert_eq!(cgroups.path(bottom, Instant::now()), None);
+        assert!(cgroups.path(id(&root, "d/d/d"), Instant::now()).is_some());
+        fs::remove_dir_all(&root).expect("rm");
+        let mut nowhere = Cgroups::new(Path::new("/nonexistent"));
+        assert_eq!(nowhere.path(1, Instant::now()), None);
+        assert_eq!(nowhere.scans(), 0);
+    }
+}

@@ -9,7 +9,10 @@ use std::{
     path::PathBuf,
     pin::Pin,
     str::FromStr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -105,6 +108,7 @@ struct Shared {
     compression: Compression,
     headers: HeaderMap,
     timeout: Duration,
+    answered: AtomicBool,
 }
 
 struct Route {
@@ -124,6 +128,7 @@ impl Client {
             compression: destination.compression,
             headers,
             timeout: destination.timeout,
+            answered: AtomicBool::new(false),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -156,7 +161,12 @@ impl Client {
         let mut request = shared.request(route, prepared);
         let connection = capture_connection(&mut request);
         let exchange = async {
-            let response = route.http.request(request).await.map_err(|error| send_error(&error, shared.protocol))?;
+            let response = route
+                .http
+                .request(request)
+                .await
+                .map_err(|error| send_error(&error, shared.protocol, shared.answered.load(Ordering::Relaxed)))?;
+            shared.answered.store(true, Ordering::Relaxed);
             read_answer(response, shared.protocol).await
         };
         match tokio::time::timeout(shared.timeout, exchange).await {
@@ -256,14 +266,14 @@ async fn read_answer(response: Response<Incoming>, protocol: Protocol) -> Result
     Ok(answer)
 }
 
-fn send_error(error: &legacy::Error, protocol: Protocol) -> SendError {
+/// `answered`: this destination has answered before, so that it is what it should be.
+fn send_error(error: &legacy::Error, protocol: Protocol, answered: bool) -> SendError {
     let text = chain(error);
     if error.is_connect() {
         return SendError::Connect(text.trim_start_matches("client error (Connect): ").to_owned());
     }
-    let foreign = ["frame with invalid size", "invalid HTTP version", "unexpected end of file", "FRAME_SIZE_ERROR"];
     let hint = match protocol {
-        _ if !foreign.iter().any(|sign| text.contains(sign)) => "",
+        _ if answered => "",
         Protocol::Grpc => {
             "; no gRPC server at this endpoint? set protocol: http/protobuf, take the backend's gRPC port (4317), \
              or https:// if it wants TLS"
@@ -329,6 +339,13 @@ fn pool(connector: Connector, destination: &Destination) -> legacy::Client<Conne
 fn address(endpoint: &str, path: &str) -> Result<(Uri, Option<PathBuf>), ClientError> {
     let wrong = |why| ClientError::Endpoint { endpoint: endpoint.to_owned(), why };
     let no_address = "is no address: write http://HOST:PORT, https://HOST:PORT or unix:///PATH";
+    // Before anything else: an endpoint that is shown must not show a password.
+    let authority = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest).split('/').next().unwrap_or_default();
+    if let Some((_, host)) = authority.rsplit_once('@') {
+        let why = "carries a user or password: put them into headers (authorization)";
+        let host = host.split(':').next().unwrap_or_default();
+        return Err(ClientError::Endpoint { endpoint: format!("…@{host}"), why });
+    }
     if let Some(socket) = endpoint.strip_prefix("unix://") {
         let path = if path.is_empty() { "/" } else { path };
         let uri = format!("http://localhost{path}").parse().map_err(|_| wrong(no_address))?;
@@ -346,11 +363,8 @@ fn address(endpoint: &str, path: &str) -> Result<(Uri, Option<PathBuf>), ClientE
     }
     .map_err(|_| wrong(no_address))?;
     let authority = uri.authority().ok_or_else(|| wrong(no_address))?;
-    if authority.as_str().contains('@') {
-        let why = "carries a user or password: put them into headers (authorization)";
-        return Err(ClientError::Endpoint { endpoint: format!("…@{}", authority.host()), why });
-    }
-    if authority.host().is_empty() {
+    let port_is_none = uri.port().is_none() && authority.as_str().len() > authority.host().len();
+    if authority.host().is_empty() || port_is_none || uri.port().is_some_and(|port| port.as_u16() == 0) {
         return Err(wrong(no_address));
     }
     Ok((uri, None))

@@ -76,7 +76,9 @@ impl Placement {
             // The supervisor of a machine runs outside of it.
             *self = Self { unit: unit(&String::from_utf8_lossy(parents[1])), ..Self::default() };
         } else if let Some(id) = container_id(text, parents) {
-            *self = Self { container_id: Some(id), container_name: None, unit: None, pod_uid: self.pod_uid.take() };
+            // A service of Podman's (Quadlet) is the one container; others hold the containers of a whole host.
+            let unit = if text.starts_with("libpod-payload-") { self.unit.take() } else { None };
+            *self = Self { container_id: Some(id), container_name: None, unit, pod_uid: self.pod_uid.take() };
         } else if let Some(name) = machine(text, parents) {
             let id = Some(name.clone());
             *self = Self { container_id: id, container_name: Some(name), unit: None, pod_uid: self.pod_uid.take() };
@@ -258,7 +260,10 @@ mod tests {
             ("/machine.slice/machine-libpod_pod_OUTER.slice/libpod-ID.scope", (id, None, None)),
             ("/libpod_parent/OUTER/libpod-ID", (id, None, None)),
             ("/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-ID.scope/container", (id, None, None)),
-            ("/user.slice/user-1000.slice/user@1000.service/app.slice/web.service/libpod-payload-ID", (id, None, None)),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/app.slice/web.service/libpod-payload-ID",
+                (id, None, Some("web")),
+            ),
             ("/system.slice/ID-4f2a.service", (None, None, Some(&format!("{ID}-4f2a")))),
             (
                 "/machine.slice/systemd-nspawn@web\\x2d1.service/payload/system.slice/redis.service",

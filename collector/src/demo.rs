@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, Sender, channel},
     thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 pub use self::verdict::Outcome;
@@ -24,13 +24,15 @@ use self::{
     verdict::{Observed, judge, table},
 };
 use crate::{
-    console::{Console, Reader},
+    console::Console,
+    doubt::Doubts,
     enrich::Workload,
     host,
     kernel::{KERNEL_BTF, Kernel, KernelError},
     namespace::{self, Namespace, NamespaceError},
+    reader,
     reason::ReasonNames,
-    reset::{Clock, Decoder, ResetRecord, read_record},
+    reset::{Decoder, Reset, read_record},
     settings,
     told::Teller,
 };
@@ -210,15 +212,14 @@ struct Watch<'a, W> {
     teller: Teller,
     console: Console,
     out: &'a mut W,
-    /// Resets that perhaps were none ([`probes::flag::RECEIVE_IN_DOUBT`]), until their time is up.
-    doubtful: Vec<(Instant, ResetRecord)>,
+    doubts: Doubts,
 }
 
 impl<'a, W: Write> Watch<'a, W> {
     /// Between two looks at the ring buffer.
     const PAUSE: Duration = Duration::from_millis(5);
-    /// A record that takes another back follows at once; this is long for a busy machine.
-    const DOUBT: Duration = Duration::from_millis(40);
+    /// How long after the last reset was made: longer than any record is held back.
+    const SETTLE: Duration = Duration::from_millis(80);
 
     fn new(kernel: Kernel, console: Console, out: &'a mut W) -> Self {
         let reasons = kernel.reasons().clone();
@@ -229,7 +230,7 @@ impl<'a, W: Write> Watch<'a, W> {
             teller: Teller::from_os(false),
             console,
             out,
-            doubtful: Vec::new(),
+            doubts: Doubts::default(),
             kernel,
         }
     }
@@ -245,7 +246,7 @@ impl<'a, W: Write> Watch<'a, W> {
 
     /// Shows the last that comes.
     fn settle(&mut self, runs: &mut [Run]) -> Result<(), DemoError> {
-        let end = Instant::now() + 2 * Self::DOUBT;
+        let end = Instant::now() + Self::SETTLE;
         while Instant::now() < end {
             thread::sleep(Self::PAUSE);
             self.look(runs)?;
@@ -254,58 +255,39 @@ impl<'a, W: Write> Watch<'a, W> {
     }
 
     fn look(&mut self, runs: &mut [Run]) -> Result<(), DemoError> {
-        let now = Instant::now();
-        let mut records = Vec::new();
-        self.kernel.drain(usize::MAX, |bytes| {
+        let now = reader::now();
+        let mut resets = Vec::new();
+        let Self { kernel, decoder, doubts, .. } = self;
+        kernel.drain(usize::MAX, |bytes| {
             // A record of a shape that is not ours shows in the table, as a reset missed.
-            records.extend(read_record(bytes).ok());
+            if let Ok(record) = read_record(bytes)
+                && let Ok(reset) = decoder.decode(&record, now.clock, now.unix_ns)
+            {
+                resets.extend(doubts.admit(&record, reset, now.instant));
+            }
         });
-        let mut ripe: Vec<_> = self.doubtful.extract_if(.., |(since, _)| now - *since > Self::DOUBT).collect();
-        for record in records {
-            if record.flags & probes::flag::RETRACTS_RECEIVE != 0 {
-                self.doubtful.retain(|(_, doubtful)| doubtful.socket != record.socket);
-            }
-            if record.flags & probes::flag::RECEIVE_IN_DOUBT != 0 {
-                self.doubtful.push((now, record));
-            } else {
-                ripe.push((now, record));
-            }
-        }
-        for (_, record) in ripe {
-            self.show(&record, runs)?;
+        resets.extend(std::iter::from_fn(|| doubts.take_due(now.instant)));
+        for reset in &resets {
+            self.show(reset, runs)?;
         }
         self.console.flush(self.out).map_err(DemoError::Output).map(drop)
     }
 
     /// Shows a reset of the demo's own; the host's others are not its business.
-    fn show(&mut self, record: &ResetRecord, runs: &mut [Run]) -> Result<(), DemoError> {
+    fn show(&mut self, reset: &Reset, runs: &mut [Run]) -> Result<(), DemoError> {
         let is_own = |run: &&mut Run| {
-            run.namespace.as_ref().is_some_and(|namespace| namespace.inode == record.network_namespace)
+            run.namespace.as_ref().is_some_and(|namespace| Some(namespace.inode) == reset.network_namespace)
         };
         let Some(run) = runs.iter_mut().find(is_own) else { return Ok(()) };
-        let observed_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
-        let Ok(reset) = self.decoder.decode(record, clock(), observed_ns) else { return Ok(()) };
         run.observed.given.push((reset.direction, reset.cause));
-        match self.console.push(&self.teller.tell(&reset), self.out) {
-            Ok(Reader::There | Reader::Gone) => Ok(()),
-            Err(error) => Err(DemoError::Output(error)),
-        }
+        // A reader that goes away ends the lines in order; the outcome is still wanted.
+        self.console.push(&self.teller.tell(reset), self.out).map_err(DemoError::Output).map(drop)
     }
 
     fn write(&mut self, text: &str) -> io::Result<()> {
         self.out.write_all(text.as_bytes())?;
         self.out.flush()
     }
-}
-
-/// The kernel's clocks now.
-fn clock() -> Clock {
-    use rustix::time::{ClockId, DynamicClockId, Timespec, clock_gettime, clock_gettime_dynamic};
-    let ns = |time: Timespec| time.tv_sec * 1_000_000_000 + time.tv_nsec;
-    let wall = ns(clock_gettime(ClockId::Realtime));
-    // Every kernel that runs our programs has CLOCK_TAI (Linux 3.10).
-    let tai = clock_gettime_dynamic(DynamicClockId::Tai).map_or(wall, ns);
-    Clock { tai_offset_ns: tai - wall, monotonic_offset_ns: wall - ns(clock_gettime(ClockId::Monotonic)) }
 }
 
 #[cfg(test)]

@@ -175,6 +175,8 @@ pub struct Enricher {
 #[derive(Debug)]
 struct Entry {
     workload: Arc<Workload>,
+    /// When the process started, ns since 1970; kept, so that a step of the clock does not make it another process.
+    start_unix_ns: u64,
     /// Names that the process has been seen under: in the record, in procfs.
     comms: [Vec<u8>; 2],
     read: Instant,
@@ -198,7 +200,10 @@ impl Enricher {
         let own_pod = OwnPod::read(|name| std::env::var(name).ok(), &proc);
         let node = settings.kubernetes.as_ref().map(|kubernetes| kubernetes.node_name.as_str()).or(own_pod.node_name());
         let mut host = host::attributes(&proc);
-        host.extend(node.map(|name| (Cow::Borrowed("k8s.node.name"), ResourceValue::Text(name.to_owned()))));
+        host.extend(
+            node.filter(|name| !name.is_empty())
+                .map(|name| (Cow::Borrowed("k8s.node.name"), ResourceValue::Text(name.to_owned()))),
+        );
         Self {
             command_line: settings.command_line,
             foreign_pids: process::has_foreign_pids(&proc),
@@ -251,14 +256,25 @@ impl Enricher {
             count(&self.counters.misses, 1);
         }
         let read = self.read(owner, comm);
-        if let (Err(error), Some(entry)) = (&read, self.processes.get_mut(&key)) {
+        let settled = match &read {
+            Ok(process) => process.dead,
+            Err(error) => matches!(error, Some(ProcessError::Gone | ProcessError::Reused)),
+        };
+        if let (true, Some(entry)) = (settled || read.is_err(), self.processes.get_mut(&key)) {
             // What was read while the process lived is better than nothing.
-            entry.settled = matches!(error, Some(ProcessError::Gone | ProcessError::Reused));
+            entry.settled = settled;
             entry.read = now;
             entry.comms[0] = comm.to_vec();
             return entry.current(self.pods.as_deref());
         }
-        let entry = self.describe(owner, reset, read, now);
+        let known = self.processes.get_mut(&key).map(|entry| (entry.start_unix_ns, Arc::clone(&entry.workload)));
+        let start_unix_ns = known.as_ref().map(|(start, _)| *start);
+        let start_unix_ns = start_unix_ns.unwrap_or_else(|| boot_unix_ns().saturating_add(owner.start_boot_ns));
+        let mut entry = self.describe(owner, start_unix_ns, reset, read.ok(), now);
+        entry.settled = settled;
+        if let Some((_, workload)) = known.filter(|(_, workload)| *workload == entry.workload) {
+            entry.workload = workload;
+        }
         let workload = Arc::clone(&entry.workload);
         let bytes = workload.bytes() + size_of::<Entry>();
         count(&self.counters.evictions, self.processes.insert(key, entry, bytes));
@@ -294,21 +310,20 @@ impl Enricher {
     fn describe(
         &mut self,
         owner: &Owner,
+        start_unix_ns: u64,
         reset: &Reset,
-        read: Result<Process, Option<ProcessError>>,
+        process: Option<Process>,
         now: Instant,
     ) -> Entry {
         let comm = comm(owner);
-        let settled = matches!(read, Err(Some(ProcessError::Gone | ProcessError::Reused)));
-        let process = read.ok();
         let placement = match &process {
-            Some(process) => process.placement.clone(),
-            // The socket's control group is that of the process that made it: the same container.
-            None => reset.cgroup_id.and_then(|id| self.placement(id, now)).unwrap_or_default(),
+            Some(process) if !process.dead || !process.placement.is_empty() => process.placement.clone(),
+            // The socket's control group is that of the process that made it: the same container. (On cgroup v1 a dead
+            // process is in no group.)
+            _ => reset.cgroup_id.and_then(|id| self.placement(id, now)).unwrap_or_default(),
         };
         let (names, awaited) = self.names(&placement, reset.network_namespace);
         let mut resource = Resource::of_host(&self.host.attributes);
-        let start_unix_ns = boot_unix_ns().saturating_add(owner.start_boot_ns);
         resource.add_identity(Identity { pid: owner.pid, start_unix_ns, comm }, process.as_ref());
         resource.add_placement(&placement, names.as_ref());
         if let Some(process) = &process {
@@ -320,7 +335,7 @@ impl Enricher {
         let inner_pid = process.as_ref().and_then(|process| process.inner_pid);
         let workload = Workload::of_process(attributes, inner_pid);
         let seen = process.map(|process| process.comm).unwrap_or_default();
-        Entry { workload, comms: [comm.to_vec(), seen], read: now, settled, awaited }
+        Entry { workload, start_unix_ns, comms: [comm.to_vec(), seen], read: now, settled: false, awaited }
     }
 
     /// The workload of a socket without an owner, by its control group alone.
@@ -338,10 +353,18 @@ impl Enricher {
             let mut resource = Resource::of_host(&self.host.attributes);
             resource.add_placement(&placement, names.as_ref());
             resource.name_service(&placement, names.as_ref());
-            Workload::new(resource.finish().0)
+            let (attributes, left_out) = resource.finish();
+            count(&self.counters.left_out, left_out);
+            Workload::new(attributes)
         };
-        let entry =
-            Entry { workload: Arc::clone(&workload), comms: Default::default(), read: now, settled: true, awaited };
+        let entry = Entry {
+            workload: Arc::clone(&workload),
+            start_unix_ns: 0,
+            comms: Default::default(),
+            read: now,
+            settled: true,
+            awaited,
+        };
         let bytes = workload.bytes() + size_of::<Entry>();
         count(&self.counters.evictions, self.groups.insert(id, entry, bytes));
         workload

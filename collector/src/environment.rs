@@ -1,208 +1,300 @@
-//! The two variables of a process's environment that say what it is, `OTEL_SERVICE_NAME` and
-//! `OTEL_RESOURCE_ATTRIBUTES`. No other variable is kept.
+//! OTLP destinations out of the environment: `OTEL_EXPORTER_OTLP_*`, as OpenTelemetry's specification has them.
+//!
+//! Pure over a lookup. The file wins where both are set: [`crate::config`] lays its keys over [`FromEnvironment::base`].
 
-use std::io::{self, Read};
+use std::{path::PathBuf, time::Duration};
 
-use crate::printable::printable;
+use crate::{
+    settings::{Compression, Destination, Protocol, Secret, SignalEndpoints, Signals},
+    signal::Signal,
+};
 
-/// Bytes of an environment that are read at most. The kernel lets exec pass 6 MiB of arguments and environment
-/// (`fs/exec.c`, 3/4 of `_STK_LIM`); a process with CAP_SYS_RESOURCE can point at more.
-const MAX_ENVIRONMENT: u64 = 8 << 20;
-/// Longest entry that is looked at; a longer one of ours counts as malformed.
-const MAX_ENTRY: usize = 64 << 10;
-/// Longest name of an attribute, bytes.
-pub const MAX_KEY: usize = 256;
-/// Longest value of an attribute, bytes.
-pub const MAX_VALUE: usize = 4 << 10;
-
-const SERVICE_NAME: &[u8] = b"OTEL_SERVICE_NAME=";
-const RESOURCE_ATTRIBUTES: &[u8] = b"OTEL_RESOURCE_ATTRIBUTES=";
-
-/// What a process's environment says of its resource.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Environment {
-    /// `OTEL_SERVICE_NAME`; an empty one is none.
-    pub service_name: Option<String>,
-    /// The pairs of `OTEL_RESOURCE_ATTRIBUTES`, each name once, the last of its values.
-    pub resource_attributes: Vec<(String, String)>,
-    /// Pairs and variables that could not be read and were left out.
-    pub malformed: u64,
+/// What the environment says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FromEnvironment {
+    /// The general variables over the defaults: what a destination in the file starts from. Carries no endpoints of
+    /// single signals; the endpoint is the environment's where `endpoint_is_set`.
+    pub base: Destination,
+    /// Whether `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
+    pub endpoint_is_set: bool,
+    /// The destinations that the environment alone makes: none without an endpoint, one where all signals go the same
+    /// way, else one for each way.
+    pub destinations: Vec<Destination>,
 }
 
-impl Environment {
-    /// Reads `/proc/PID/environ`: entries `name=value`, each closed by a zero. As with getenv(3), the first entry of a
-    /// name counts.
-    pub fn read(source: impl Read) -> io::Result<Self> {
-        let mut found = Found::default();
-        let mut source = source.take(MAX_ENVIRONMENT);
-        let mut buffer = vec![0; MAX_ENTRY];
-        let mut entry = Vec::new();
-        let mut overlong = false;
-        loop {
-            let length = match source.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(length) => length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            for (index, part) in buffer[..length].split(|byte| *byte == 0).enumerate() {
-                if index > 0 {
-                    found.take(&entry, overlong);
-                    entry.clear();
-                    overlong = false;
-                }
-                let room = MAX_ENTRY - entry.len();
-                overlong |= part.len() > room;
-                entry.extend_from_slice(&part[..part.len().min(room)]);
-            }
-        }
-        found.take(&entry, overlong);
-        Ok(found.into_environment())
-    }
+/// A variable that cannot be used.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{variable}={value}: {why}")]
+pub struct EnvironmentError {
+    /// The variable.
+    variable: String,
+    /// Its value; headers are not shown.
+    value: String,
+    /// What is allowed.
+    why: &'static str,
 }
 
-#[derive(Default)]
-struct Found {
-    service_name: Option<Vec<u8>>,
-    resource_attributes: Option<Vec<u8>>,
-    malformed: u64,
-}
-
-impl Found {
-    fn take(&mut self, entry: &[u8], overlong: bool) {
-        let (variable, value) = if let Some(value) = entry.strip_prefix(SERVICE_NAME) {
-            (&mut self.service_name, value)
-        } else if let Some(value) = entry.strip_prefix(RESOURCE_ATTRIBUTES) {
-            (&mut self.resource_attributes, value)
-        } else {
-            return;
-        };
-        if variable.is_some() {
-            return;
-        }
-        self.malformed += u64::from(overlong);
-        *variable = Some(if overlong { Vec::new() } else { value.to_vec() });
-    }
-
-    fn into_environment(self) -> Environment {
-        let service_name = self.service_name.map(|value| printable(value.trim_ascii(), MAX_VALUE));
-        let mut environment = Environment {
-            service_name: service_name.filter(|name| !name.is_empty()),
-            resource_attributes: Vec::new(),
-            malformed: self.malformed,
-        };
-        for pair in self.resource_attributes.unwrap_or_default().split(|byte| *byte == b',') {
-            environment.add_pair(pair.trim_ascii());
-        }
-        environment
-    }
-}
-
-impl Environment {
-    /// Adds one `key=value`, both percent-encoded. The specification lets an SDK drop the whole variable for one bad pair;
-    /// most (Python, Go, .NET) drop the pair, and a record should bear the name that the application itself reports.
-    fn add_pair(&mut self, pair: &[u8]) {
-        if pair.is_empty() {
-            return;
-        }
-        let decoded = pair.iter().position(|byte| *byte == b'=').and_then(|at| {
-            let key = percent_decoded(pair[..at].trim_ascii())?;
-            let value = percent_decoded(pair[at + 1..].trim_ascii())?;
-            (!key.is_empty() && key.len() <= MAX_KEY && value.len() <= MAX_VALUE)
-                .then(|| (printable(&key, MAX_KEY), printable(&value, MAX_VALUE)))
-        });
-        let Some((key, value)) = decoded else {
-            self.malformed += 1;
-            return;
-        };
-        match self.resource_attributes.iter_mut().find(|(name, _)| *name == key) {
-            Some(attribute) => attribute.1 = value,
-            None => self.resource_attributes.push((key, value)),
-        }
-    }
-}
-
-/// `text` with every `%41` made `A`, or `None` where a `%` is followed by anything else or the result is not UTF-8.
-fn percent_decoded(text: &[u8]) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((first, after)) = rest.split_first() {
-        rest = after;
-        if *first != b'%' {
-            out.push(*first);
+/// Reads the variables.
+pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<FromEnvironment, EnvironmentError> {
+    let lookup = |name: &str| lookup(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+    let base = Variables { lookup: &lookup, signal: None }.destination()?;
+    let endpoint_is_set = lookup("OTEL_EXPORTER_OTLP_ENDPOINT").is_some();
+    let mut destinations: Vec<Destination> = Vec::new();
+    for signal in Signal::ALL {
+        let variables = Variables { lookup: &lookup, signal: Some(*signal) };
+        let own_endpoint = variables.own_endpoint()?;
+        if own_endpoint.is_none() && !endpoint_is_set {
             continue;
         }
-        let digit = |byte: u8| char::from(byte).to_digit(16);
-        let (high, low) = (digit(*rest.first()?)?, digit(*rest.get(1)?)?);
-        out.push(u8::try_from(high * 16 + low).ok()?);
-        rest = &rest[2..];
+        let mut wanted = variables.destination()?;
+        if !endpoint_is_set && let Some(endpoint) = &own_endpoint {
+            wanted.endpoint.clone_from(endpoint);
+        }
+        let same_way = |there: &&mut Destination| {
+            let (signals, signal_endpoints) = (there.signals, there.signal_endpoints.clone());
+            let endpoint = if endpoint_is_set { wanted.endpoint.clone() } else { there.endpoint.clone() };
+            **there == Destination { signals, signal_endpoints, endpoint, ..wanted.clone() }
+        };
+        let destination = match destinations.iter_mut().find(same_way) {
+            Some(there) => there,
+            None => {
+                wanted.signals = Some(Signals { logs: false, traces: false, metrics: false });
+                destinations.push(wanted);
+                let Some(last) = destinations.last_mut() else { continue };
+                last
+            }
+        };
+        add_signal(destination, *signal, own_endpoint);
     }
-    std::str::from_utf8(&out).is_ok().then_some(out)
+    if let [only] = destinations.as_mut_slice()
+        && endpoint_is_set
+    {
+        only.signals = None;
+    }
+    Ok(FromEnvironment { base, endpoint_is_set, destinations })
+}
+
+fn add_signal(destination: &mut Destination, signal: Signal, own_endpoint: Option<String>) {
+    let SignalEndpoints { logs, traces, metrics } = &mut destination.signal_endpoints;
+    let none = Signals { logs: false, traces: false, metrics: false };
+    let signals = destination.signals.get_or_insert(none);
+    let (endpoint, wanted) = match signal {
+        Signal::Logs => (logs, &mut signals.logs),
+        Signal::Traces => (traces, &mut signals.traces),
+        Signal::Metrics => (metrics, &mut signals.metrics),
+    };
+    *endpoint = own_endpoint;
+    *wanted = true;
+}
+
+/// The variables of one signal, the general ones where it has none of its own; or the general ones alone.
+struct Variables<'a> {
+    lookup: &'a dyn Fn(&str) -> Option<String>,
+    signal: Option<Signal>,
+}
+
+impl Variables<'_> {
+    fn destination(&self) -> Result<Destination, EnvironmentError> {
+        let mut destination = Destination::default();
+        if let Some(protocol) = self.parsed("PROTOCOL", "grpc or http/protobuf", protocol)? {
+            destination.protocol = protocol;
+        }
+        if let Some(value) = (self.lookup)("OTEL_EXPORTER_OTLP_ENDPOINT") {
+            destination.endpoint = self.with_scheme(value)?;
+        }
+        if let Some((name, value)) = self.get("HEADERS") {
+            let why = "write name=value,name=value with values percent-encoded";
+            let hidden = EnvironmentError { variable: name, value: "[redacted]".into(), why };
+            destination.headers = headers(&value).ok_or(hidden)?;
+        }
+        if let Some(compression) = self.parsed("COMPRESSION", "gzip, zstd or none", compression)? {
+            destination.compression = compression;
+        }
+        if let Some(timeout) = self.parsed("TIMEOUT", "milliseconds above 0, such as 10000", milliseconds)? {
+            destination.timeout = timeout;
+        }
+        destination.tls.ca_file = self.path("CERTIFICATE");
+        destination.tls.cert_file = self.path("CLIENT_CERTIFICATE");
+        destination.tls.key_file = self.path("CLIENT_KEY");
+        Ok(destination)
+    }
+
+    fn own_endpoint(&self) -> Result<Option<String>, EnvironmentError> {
+        let Some(signal) = self.signal else { return Ok(None) };
+        (self.lookup)(&own_name(signal, "ENDPOINT")).map(|value| self.with_scheme(value)).transpose()
+    }
+
+    /// gRPC endpoints may lack the scheme: TLS, unless `INSECURE`.
+    fn with_scheme(&self, endpoint: String) -> Result<String, EnvironmentError> {
+        if endpoint.contains("://") {
+            return Ok(endpoint);
+        }
+        let insecure = self.parsed("INSECURE", "true or false", boolean)?.unwrap_or(false);
+        Ok(format!("{}://{endpoint}", if insecure { "http" } else { "https" }))
+    }
+
+    fn path(&self, what: &str) -> Option<PathBuf> {
+        self.get(what).map(|(_, value)| value.into())
+    }
+
+    fn parsed<T>(
+        &self,
+        what: &str,
+        why: &'static str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<T>, EnvironmentError> {
+        let Some((variable, value)) = self.get(what) else { return Ok(None) };
+        match parse(&value) {
+            Some(parsed) => Ok(Some(parsed)),
+            None => Err(EnvironmentError { variable, value, why }),
+        }
+    }
+
+    /// Name and value of the variable that counts.
+    fn get(&self, what: &str) -> Option<(String, String)> {
+        let own = self.signal.map(|signal| own_name(signal, what));
+        let general = format!("OTEL_EXPORTER_OTLP_{what}");
+        own.into_iter().chain([general]).find_map(|name| (self.lookup)(&name).map(|value| (name, value)))
+    }
+}
+
+fn own_name(signal: Signal, what: &str) -> String {
+    format!("OTEL_EXPORTER_OTLP_{}_{what}", signal.word().to_ascii_uppercase())
+}
+
+fn protocol(value: &str) -> Option<Protocol> {
+    match value {
+        "grpc" => Some(Protocol::Grpc),
+        "http/protobuf" => Some(Protocol::HttpProtobuf),
+        _ => None,
+    }
+}
+
+fn compression(value: &str) -> Option<Compression> {
+    match value {
+        "gzip" => Some(Compression::Gzip),
+        "zstd" => Some(Compression::Zstd),
+        "none" => Some(Compression::None),
+        _ => None,
+    }
+}
+
+fn milliseconds(value: &str) -> Option<Duration> {
+    value.parse().ok().filter(|milliseconds| *milliseconds > 0).map(Duration::from_millis)
+}
+
+fn boolean(value: &str) -> Option<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => None,
+    }
+}
+
+/// `name=value,…`, values percent-encoded (W3C Baggage without its properties).
+fn headers(value: &str) -> Option<Vec<(String, Secret)>> {
+    let pairs = value.split(',').map(str::trim).filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| {
+            let (name, value) = pair.split_once('=')?;
+            let value = percent_encoding::percent_decode_str(value.trim()).decode_utf8().ok()?;
+            let name = name.trim();
+            (!name.is_empty()).then(|| (name.to_owned(), Secret(value.into_owned())))
+        })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
     use super::*;
 
-    fn read(text: &[u8]) -> Environment {
-        Environment::read(text).expect("reading bytes cannot fail")
+    fn from(variables: &[(&str, &str)]) -> Result<FromEnvironment, EnvironmentError> {
+        read(|name| {
+            let name = name.strip_prefix("OTEL_EXPORTER_OTLP_")?;
+            variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        })
     }
 
     #[test]
-    fn the_two_variables_and_no_other() {
-        let found =
-            read(b"PATH=/bin\0SECRET=x\0OTEL_SERVICE_NAME=shop\0XOTEL_SERVICE_NAME=no\0OTEL_RESOURCE_ATTRIBUTES=a=1\0");
-        let pairs = vec![("a".to_owned(), "1".to_owned())];
-        assert_eq!(found, Environment { service_name: Some("shop".into()), resource_attributes: pairs, malformed: 0 });
-        assert_eq!(read(b""), Environment::default());
-        assert_eq!(read(b"OTEL_SERVICE_NAME=first\0OTEL_SERVICE_NAME=second").service_name.as_deref(), Some("first"));
-        assert_eq!(read(b"OTEL_SERVICE_NAME=\0").service_name, None);
-        assert_eq!(read(b"OTEL_SERVICE_NAME=a\xff\n\0").service_name.as_deref(), Some("a\u{fffd}"));
-        assert_eq!(read(b"OTEL_SERVICE_NAME=a\x1bb\0").service_name.as_deref(), Some("a\\u{1b}b"));
+    fn nothing_set_is_no_destination() {
+        let read = from(&[("HEADERS", "a=b"), ("ENDPOINT", " ")]).unwrap();
+        assert_eq!(read.destinations, []);
+        assert_eq!(read.base.headers, [("a".to_owned(), Secret("b".into()))]);
     }
 
     #[test]
-    fn resource_attributes_by_the_specification() {
-        type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], u64);
-        let table: &[Row<'_>] = &[
+    fn the_general_variables_make_one_destination_for_all_signals() {
+        let read = from(&[
+            ("ENDPOINT", "https://backend:4318"),
+            ("PROTOCOL", "http/protobuf"),
+            ("HEADERS", "authorization=Bearer%20x, tenant = 7"),
+            ("COMPRESSION", "none"),
+            ("TIMEOUT", "2500"),
+            ("CERTIFICATE", "/ca.pem"),
+            ("CLIENT_CERTIFICATE", "/cert.pem"),
+            ("CLIENT_KEY", "/key.pem"),
+        ])
+        .unwrap();
+        let [only] = read.destinations.as_slice() else { panic!("{read:?}") };
+        assert_eq!((only.endpoint.as_str(), only.protocol), ("https://backend:4318", Protocol::HttpProtobuf));
+        assert_eq!(only.headers[0], ("authorization".to_owned(), Secret("Bearer x".into())));
+        assert_eq!(only.headers[1], ("tenant".to_owned(), Secret("7".into())));
+        assert_eq!((only.compression, only.timeout), (Compression::None, Duration::from_millis(2500)));
+        assert_eq!(only.tls.ca_file, Some("/ca.pem".into()));
+        assert_eq!((&only.tls.cert_file, &only.tls.key_file), (&Some("/cert.pem".into()), &Some("/key.pem".into())));
+        assert_eq!(only.signals, None);
+        assert_eq!(*only, read.base);
+    }
+
+    #[test]
+    fn a_signals_endpoint_is_used_as_it_is_and_the_others_keep_the_general_one() {
+        let read = from(&[("ENDPOINT", "http://all:4318"), ("TRACES_ENDPOINT", "http://traces/x")]).unwrap();
+        let [only] = read.destinations.as_slice() else { panic!("{read:?}") };
+        assert_eq!(only.endpoint, "http://all:4318");
+        assert_eq!(only.signal_endpoints.traces.as_deref(), Some("http://traces/x"));
+        assert_eq!((&only.signal_endpoints.logs, only.signals), (&None, None));
+    }
+
+    #[test]
+    fn one_signal_alone_goes_out_alone() {
+        let read = from(&[("LOGS_ENDPOINT", "http://logs/v1/logs"), ("LOGS_PROTOCOL", "http/protobuf")]).unwrap();
+        let [only] = read.destinations.as_slice() else { panic!("{read:?}") };
+        assert_eq!(only.signals, Some(Signals { logs: true, traces: false, metrics: false }));
+        assert_eq!(only.signal_endpoints.logs.as_deref(), Some("http://logs/v1/logs"));
+    }
+
+    #[test]
+    fn signals_that_go_different_ways_are_different_destinations() {
+        let read = from(&[("ENDPOINT", "http://all:4317"), ("TRACES_HEADERS", "k=v")]).unwrap();
+        let signals: Vec<_> = read.destinations.iter().map(|destination| destination.signals.unwrap()).collect();
+        assert_eq!(signals[0], Signals { logs: true, traces: false, metrics: true });
+        assert_eq!(signals[1], Signals { logs: false, traces: true, metrics: false });
+        assert_eq!((read.destinations[0].headers.len(), read.destinations[1].headers.len()), (0, 1));
+    }
+
+    #[test]
+    fn a_missing_scheme_is_tls_unless_insecure() {
+        for (insecure, endpoint) in [("true", "http://h:4317"), ("FALSE", "https://h:4317")] {
+            let read = from(&[("ENDPOINT", "h:4317"), ("INSECURE", insecure)]).unwrap();
+            assert_eq!(read.destinations[0].endpoint, endpoint);
+        }
+    }
+
+    #[test]
+    fn bad_values_name_the_variable_and_never_a_secret() {
+        let cases = [
+            ("PROTOCOL", "http/json", "OTEL_EXPORTER_OTLP_PROTOCOL=http/json: grpc or http/protobuf"),
+            ("LOGS_TIMEOUT", "0", "OTEL_EXPORTER_OTLP_LOGS_TIMEOUT=0: milliseconds above 0, such as 10000"),
+            ("COMPRESSION", "br", "OTEL_EXPORTER_OTLP_COMPRESSION=br: gzip, zstd or none"),
             (
-                "service.name=shop,deployment.environment.name=prod",
-                &[("service.name", "shop"), ("deployment.environment.name", "prod")],
-                0,
+                "HEADERS",
+                "hunter2",
+                "OTEL_EXPORTER_OTLP_HEADERS=[redacted]: write name=value,name=value with values percent-encoded",
             ),
-            (" a = 1 , b= 2 ,", &[("a", "1"), ("b", "2")], 0),
-            ("a=x%20y%2Cz%3D1,k%2Ea=v", &[("a", "x y,z=1"), ("k.a", "v")], 0),
-            ("a=b=c", &[("a", "b=c")], 0),
-            ("a=", &[("a", "")], 0),
-            ("a=1,a=2", &[("a", "2")], 0),
-            ("a=k%C3%A4se", &[("a", "käse")], 0),
-            ("a=1,novalue,=x,b=%zz,c=%4,d=%ff,e=2", &[("a", "1"), ("e", "2")], 5),
-            ("a=%0A%1b", &[("a", "\\n\\u{1b}")], 0),
-            ("", &[], 0),
         ];
-        for (text, pairs, malformed) in table {
-            let found = read(format!("OTEL_RESOURCE_ATTRIBUTES={text}\0").as_bytes());
-            let seen: Vec<(&str, &str)> =
-                found.resource_attributes.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-            assert_eq!((seen.as_slice(), found.malformed), (*pairs, *malformed), "{text}");
+        for (name, value, error) in cases {
+            assert_eq!(from(&[("ENDPOINT", "http://h"), (name, value)]).unwrap_err().to_string(), error);
         }
-    }
-
-    #[test]
-    fn an_environment_of_megabytes_is_read_to_its_end_within_bounds() {
-        let mut text = Vec::new();
-        for index in 0..1000 {
-            text.extend(format!("FILL{index}={}\0", "x".repeat(2048)).bytes());
-        }
-        text.extend(b"OTEL_SERVICE_NAME=late\0");
-        assert_eq!(read(&text).service_name.as_deref(), Some("late"));
-        let one = format!("OTEL_RESOURCE_ATTRIBUTES=a=1,b={}\0OTEL_SERVICE_NAME=x\0", "y".repeat(2 << 20));
-        let found = read(one.as_bytes());
-        assert_eq!((found.resource_attributes.len(), found.malformed), (0, 1));
-        assert_eq!(found.service_name.as_deref(), Some("x"));
-        let value = format!("OTEL_RESOURCE_ATTRIBUTES=a={},b=2\0", "y".repeat(MAX_VALUE + 1));
-        assert_eq!((read(value.as_bytes()).resource_attributes.len(), read(value.as_bytes()).malformed), (1, 1));
-        let endless = Environment::read(io::repeat(b'x')).expect("bounded");
-        assert_eq!(endless, Environment::default());
     }
 }

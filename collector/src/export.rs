@@ -68,7 +68,8 @@ struct Lane {
 }
 
 impl Exporter {
-    /// Starts a destination's consumers on this runtime, for logs and traces as `signals` says. The lanes of the
+    /// Starts a destination's consumers on this runtime, for logs and traces as `signals` and the
+    /// destination's own say. The lanes of the
     /// account are named after the endpoint.
     pub fn start(
         destination: &settings::Destination,
@@ -80,9 +81,12 @@ impl Exporter {
         let name = destination.endpoint.clone();
         let client =
             Client::new(destination).map_err(|error| ExportError::Client { destination: name.clone(), error })?;
+        let own = destination.signals.unwrap_or(signals);
         let (ending, _) = watch::channel(false);
         let mut exporter = Self { lanes: Vec::new(), consumers: Vec::new(), syncers: Vec::new(), ending };
-        for (signal, wanted) in [(Signal::Logs, signals.logs), (Signal::Traces, signals.traces)] {
+        for (signal, wanted) in
+            [(Signal::Logs, signals.logs && own.logs), (Signal::Traces, signals.traces && own.traces)]
+        {
             if wanted {
                 exporter.start_lane(destination, signal, &account, &client)?;
             }

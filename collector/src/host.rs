@@ -41,3 +41,39 @@ fn line(path: &Path) -> Option<String> {
     let line = text.split(|byte| *byte == b'\n').next()?.trim_ascii();
     (!line.is_empty()).then(|| printable(line, MAX_NAME))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_seen_through_its_first_process() {
+        let proc = std::env::temp_dir().join(format!("reset-collector-host-{}", std::process::id()));
+        let etc = proc.join("1/root/etc");
+        fs::create_dir_all(&etc).expect("mkdir");
+        fs::create_dir_all(proc.join("1/ns")).expect("mkdir");
+        fs::create_dir_all(proc.join("self/ns")).expect("mkdir");
+        fs::write(etc.join("machine-id"), "0123456789abcdef0123456789abcdef\n").expect("write");
+        fs::write(etc.join("hostname"), "node-1\n").expect("write");
+        let link = |process: &str, target: &str| {
+            let path = proc.join(process).join("ns/uts");
+            fs::remove_file(&path).ok();
+            std::os::unix::fs::symlink(target, path).expect("symlink");
+        };
+        let own_name = printable(rustix::system::uname().nodename().to_bytes(), MAX_NAME);
+        link("1", "uts:[1]");
+        for (own, name) in [("uts:[1]", own_name.as_str()), ("uts:[2]", "node-1")] {
+            link("self", own);
+            let text = |text: &str| ResourceValue::Text(text.into());
+            let expected = [
+                ("host.name", text(name)),
+                ("host.id", text("0123456789abcdef0123456789abcdef")),
+                ("os.type", text("linux")),
+            ];
+            assert_eq!(attributes(&proc), expected.map(|(key, value)| (Cow::Borrowed(key), value)));
+        }
+        fs::write(etc.join("machine-id"), "uninitialized\n").expect("write");
+        assert!(!attributes(&proc).contains(&("host.id".into(), ResourceValue::Text("uninitialized".into()))));
+        fs::remove_dir_all(&proc).expect("rm");
+    }
+}

@@ -6,6 +6,7 @@
 use std::{
     os::fd::{AsFd, BorrowedFd},
     path::Path,
+    sync::Arc,
 };
 
 use aya::{
@@ -138,6 +139,11 @@ impl Counts {
         self.0.get(counter_index(cause, origin, direction) as usize).copied().unwrap_or(0)
     }
 
+    /// By [`counter_index`].
+    pub fn as_slice(&self) -> &[u64] {
+        &self.0
+    }
+
     /// All together.
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
@@ -156,14 +162,28 @@ impl Counts {
     }
 }
 
-/// The programs in the kernel; dropped, they are gone.
-pub struct Kernel {
-    // Holds the programs and their links.
-    _programs: Ebpf,
-    ring: RingBuf<MapData>,
-    reader_sleeps: Array<MapData, u32>,
+/// The kernel's counters of resets; they outlive the programs.
+pub struct Counters {
     captured: PerCpuArray<MapData, u64>,
     lost: PerCpuArray<MapData, u64>,
+}
+
+impl Counters {
+    /// Resets captured and resets that the ring buffer could not take, before any rule; the losses are read first, so
+    /// that they are never more than what was captured.
+    pub fn read(&self) -> (Counts, Counts) {
+        let lost = sum(&self.lost);
+        (sum(&self.captured), lost)
+    }
+}
+
+/// The programs in the kernel; dropped, they are gone.
+pub struct Kernel {
+    /// The programs and their links, until detached.
+    programs: Option<Ebpf>,
+    ring: RingBuf<MapData>,
+    reader_sleeps: Array<MapData, u32>,
+    counters: Arc<Counters>,
     coverage: Vec<Coverage>,
     reasons: ReasonTables,
 }
@@ -256,7 +276,19 @@ impl Kernel {
         if coverage.iter().all(|hook| !hook.sees_resets || hook.missing.is_some()) {
             return Err(KernelError::NoHook(reasons_why_not(&coverage)));
         }
-        Ok(Self { _programs: programs, ring, reader_sleeps, captured, lost, coverage, reasons: globals.reasons })
+        Ok(Self {
+            programs: Some(programs),
+            ring,
+            reader_sleeps,
+            counters: Arc::new(Counters { captured, lost }),
+            coverage,
+            reasons: globals.reasons,
+        })
+    }
+
+    /// Takes the programs out of the kernel; what they wrote can still be read.
+    pub fn detach(&mut self) {
+        self.programs = None;
     }
 
     /// Which hooks run here, and why the others do not.
@@ -294,9 +326,9 @@ impl Kernel {
         self.ring.as_fd()
     }
 
-    /// Resets captured and resets that the ring buffer could not take, before any rule.
-    pub fn counts(&self) -> (Counts, Counts) {
-        (sum(&self.captured), sum(&self.lost))
+    /// The counters, also for others to read.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
     }
 }
 

@@ -18,7 +18,7 @@ use prost::Message;
 
 use crate::{
     enrich::ResourceValue,
-    environment::{MAX_KEY, MAX_VALUE},
+    environ::{MAX_KEY, MAX_VALUE},
     printable::printable,
 };
 

@@ -179,3 +179,57 @@ fn own_network_namespace(proc: &Path) -> Option<u32> {
     let is_host = in_host_pids && inode("1", "net").is_none_or(|host| host == own);
     if is_host { None } else { u32::try_from(own).ok() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own_pod(variables: &[(&str, &str)]) -> OwnPod {
+        let variable =
+            |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        OwnPod { network_namespace: Some(7), ..OwnPod::read(variable, Path::new("/nonexistent")) }
+    }
+
+    #[test]
+    fn a_sidecar_names_the_workloads_of_its_own_pod_only() {
+        let sidecar = own_pod(&[
+            ("K8S_POD_NAME", "shop-0"),
+            ("POD_NAME", "not this"),
+            ("POD_NAMESPACE", "prod"),
+            ("K8S_POD_UID", "uid-1"),
+            ("NODE_NAME", "node-1"),
+            ("K8S_NODE_NAME", ""),
+        ]);
+        assert_eq!(sidecar.node_name(), Some("node-1"));
+        let names = sidecar.names(Some("uid-1"), None).expect("its own pod");
+        let expected = [
+            ("k8s.pod.name", "shop-0"),
+            ("k8s.namespace.name", "prod"),
+            ("k8s.pod.uid", "uid-1"),
+            ("k8s.node.name", "node-1"),
+        ];
+        assert_eq!(names.attributes, expected.map(|(key, value)| (key, value.to_owned())));
+        assert_eq!(names.service_name.as_deref(), Some("shop-0"));
+        assert_eq!(sidecar.names(Some("uid-2"), Some(7)), None, "another pod, whatever its network");
+        assert!(sidecar.names(None, Some(7)).is_some(), "the pod's network namespace");
+        assert_eq!(sidecar.names(None, Some(8)), None);
+        assert_eq!(sidecar.names(None, None), None);
+        let on_host_network = OwnPod { network_namespace: None, ..sidecar };
+        assert_eq!(on_host_network.names(None, None), None);
+        assert_eq!(own_pod(&[("NODE_NAME", "node-1")]).names(None, Some(7)), None, "a node's name names no pod");
+    }
+
+    #[test]
+    fn a_pod_is_named_with_the_container_that_is_meant() {
+        let pods = Pods::default();
+        assert_eq!((pods.names("uid", None), pods.generation(), pods.is_empty()), (None, 0, true));
+        let containers = vec![("c1".to_owned(), "web".to_owned()), ("c2".to_owned(), "log".to_owned())];
+        pods.set("uid", Pod { attributes: vec![("k8s.pod.name", "shop".into())], containers, service_name: None });
+        let named =
+            |id| pods.names("uid", id).map(|names| (names.attributes.len(), names.service_name, names.complete));
+        assert_eq!(named(Some("c2")), Some((2, Some("log".into()), true)));
+        assert_eq!(named(Some("c3")), Some((1, None, false)), "not known yet");
+        assert_eq!(named(None), Some((1, None, true)));
+        assert_eq!((pods.generation(), pods.len()), (1, 1));
+    }
+}

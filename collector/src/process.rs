@@ -24,7 +24,7 @@ use rustix::{
 use crate::{
     container::Placement,
     enrich::ResourceValue,
-    environment::Environment,
+    environ::Environment,
     otel_context::{self, ContextError},
     printable::printable,
 };
@@ -44,8 +44,8 @@ const MAX_ARGUMENTS: usize = 64;
 const MAX_THREADS: usize = 256;
 /// Inode of the first pid namespace (`PROC_PID_INIT_INO`, `include/linux/proc_ns.h`).
 pub const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
-/// Processes looked at when the pid is foreign.
-const MAX_PROCESSES: usize = 65_536;
+/// Processes looked at when the pid is foreign: a pod's.
+const MAX_PROCESSES: usize = 4_096;
 
 /// Which process, and what is wanted of it.
 #[derive(Clone, Debug)]
@@ -77,6 +77,8 @@ pub struct Process {
     pub environment: Environment,
     /// The resource that it publishes.
     pub context: Option<Vec<(String, ResourceValue)>>,
+    /// Its memory has gone: it has ended, or is a kernel thread. Nothing more can be learnt of it.
+    pub dead: bool,
     /// What went wrong on the way.
     pub faults: Faults,
 }
@@ -168,7 +170,9 @@ pub fn find(proc: &Path, start_ticks: u64, comm: &[u8]) -> Option<u32> {
 
 impl Process {
     fn fill(&mut self, directory: BorrowedFd<'_>, command_line: bool) {
-        self.executable_path = self.faults.note(executable(directory)).flatten();
+        let executable = executable(directory);
+        self.dead = executable.as_ref().is_err_and(is_gone);
+        self.executable_path = self.faults.note(executable).flatten();
         let status = self.faults.note(read_file(directory, "status", MAX_SMALL));
         self.inner_pid = status.and_then(|text| namespace_pids(&text).last());
         let cgroup = self.faults.note(read_file(directory, "cgroup", MAX_CGROUP));
@@ -183,7 +187,7 @@ impl Process {
         if let Some((maps, memory)) = self.faults.note(published) {
             match otel_context::read(maps, &memory) {
                 Ok(context) => self.context = context,
-                Err(ContextError::Read(error)) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {}
+                Err(ContextError::Read(error)) if is_gone(&error) => {}
                 Err(_) => self.faults.context_refused += 1,
             }
         }
@@ -199,12 +203,16 @@ impl Faults {
         };
         match error.kind() {
             io::ErrorKind::PermissionDenied => self.denied += 1,
-            io::ErrorKind::NotFound => {}
-            _ if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {}
+            _ if is_gone(&error) => {}
             _ => self.failed += 1,
         }
         None
     }
+}
+
+/// Whether a read failed because there is no process, or no memory of it, any more.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::SRCH))
 }
 
 /// What is read of `stat`, see proc_pid_stat(5).

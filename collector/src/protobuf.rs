@@ -20,6 +20,7 @@ pub const fn varint_length(number: u64) -> usize {
 }
 
 /// A bare varint.
+#[inline]
 pub fn varint(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         out.push(number as u8 | 0x80);
@@ -28,18 +29,32 @@ pub fn varint(out: &mut Vec<u8>, mut number: u64) {
     out.push(number as u8);
 }
 
+/// The varint that these bytes begin with, and how many bytes it takes; `None` if it does not end.
+pub fn read_varint(bytes: &[u8]) -> Option<(u64, usize)> {
+    let mut number = 0;
+    for (index, byte) in bytes.iter().take(LONGEST_VARINT).enumerate() {
+        number |= u64::from(byte & 0x7f) << (7 * index);
+        if byte & 0x80 == 0 {
+            return Some((number, index + 1));
+        }
+    }
+    None
+}
+
 /// The key of a field whose content is bytes, a text or a message.
 pub const fn length_key(field: u32) -> u64 {
     (field << 3 | LENGTH) as u64
 }
 
 /// A whole number (int32, int64, uint32, uint64, enum).
+#[inline]
 pub fn integer(out: &mut Vec<u8>, field: u32, number: u64) {
     varint(out, u64::from(field << 3 | VARINT));
     varint(out, number);
 }
 
 /// A fixed64.
+#[inline]
 pub fn fixed64(out: &mut Vec<u8>, field: u32, number: u64) {
     varint(out, u64::from(field << 3 | FIXED64));
     out.extend_from_slice(&number.to_le_bytes());
@@ -57,12 +72,14 @@ pub fn double(out: &mut Vec<u8>, field: u32, number: f64) {
 }
 
 /// Bytes or a text.
+#[inline]
 pub fn bytes(out: &mut Vec<u8>, field: u32, content: &[u8]) {
     length(out, field, content.len());
     out.extend_from_slice(content);
 }
 
 /// The key and length of a message (or text) whose `length` bytes the caller writes next.
+#[inline]
 pub fn length(out: &mut Vec<u8>, field: u32, length: usize) {
     varint(out, length_key(field));
     varint(out, length as u64);
@@ -121,7 +138,9 @@ mod tests {
             let mut out = Vec::new();
             varint(&mut out, number);
             prop_assert_eq!(out.len(), varint_length(number));
-            prop_assert_eq!(prost::encoding::decode_varint(&mut out.as_slice()).unwrap(), number);
+            prop_assert_eq!(read_varint(&out), Some((number, out.len())));
+        prop_assert_eq!(read_varint(&out[..out.len() - 1]), None);
+        prop_assert_eq!(prost::encoding::decode_varint(&mut out.as_slice()).unwrap(), number);
         }
     }
 }

@@ -82,15 +82,13 @@ impl Resource {
     }
 
     /// Gives `service.name` where none of the sources did: the pod's, the container's or unit's name, and then the
-    /// executable's, as OpenTelemetry's SDKs do. Says whether that last one was needed.
-    pub fn name_service(&mut self, placement: &Placement, names: Option<&Names>) -> bool {
+    /// executable's, as OpenTelemetry's SDKs do.
+    pub fn name_service(&mut self, placement: &Placement, names: Option<&Names>) {
         let known = names.and_then(|names| names.service_name.as_deref()).or_else(|| placement.name());
         self.add_text("service.name", known.unwrap_or_default());
-        let unknown = !self.has("service.name");
-        if let (true, Some(executable)) = (unknown, self.text("process.executable.name")) {
+        if let (false, Some(executable)) = (self.has("service.name"), self.text("process.executable.name")) {
             self.add_text("service.name", &format!("{UNKNOWN_SERVICE}{executable}"));
         }
-        unknown
     }
 
     /// The attributes, and how many were left out because there were too many or they were too large.
@@ -164,7 +162,7 @@ fn rfc3339(unix_ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::environment::Environment;
+    use crate::environ::Environment;
 
     fn claims(context: &[(&str, &str)], service_name: Option<&str>, attributes: &[(&str, &str)]) -> Process {
         let pairs = |list: &[(&str, &str)]| {
@@ -250,7 +248,7 @@ mod tests {
         let mut resource = Resource::default();
         resource
             .add_identity(Identity { pid: 7, start_unix_ns: 1_700_000_000_123_000_000, comm: b"a\x1b[2Jb\xff" }, None);
-        assert!(resource.name_service(&Placement::default(), None));
+        resource.name_service(&Placement::default(), None);
         let (attributes, _) = resource.finish();
         let text = |name: &'static str, text: &str| (Cow::Borrowed(name), ResourceValue::Text(text.into()));
         assert_eq!(

@@ -177,3 +177,7 @@ impl Backoff {
         (longest.is_zero() || elapsed + wait <= longest).then_some(wait)
     }
 }
+
+#[cfg(test)]
+#[path = "retry_tests.rs"]
+mod tests;

@@ -3,7 +3,6 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
-    net::{IpAddr, Ipv4Addr},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
@@ -17,14 +16,15 @@ use opentelemetry_proto::tonic::{
     resource::v1::Resource,
 };
 use prost::Message;
+mod reset_of;
+
 use reset_collector::{
     enrich::{Enricher, ResourceValue, Workload},
     pods::{Pod, Pods},
-    reset::{Cause, Connection, Direction, Endpoint, Hook, Origin, Owner, OwnerSource, Reset},
+    reset::{Owner, OwnerSource},
     settings,
 };
-
-const TICK_NS: u64 = 10_000_000;
+use reset_of::{TICK_NS, owner, reset};
 
 /// A program that says "ready" and then lives until it is dropped.
 struct Program {
@@ -58,45 +58,6 @@ impl Drop for Program {
     fn drop(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
-    }
-}
-
-/// The owner as the kernel's record would have it, with a start somewhere inside the tick that procfs shows.
-fn owner(pid: u32) -> Owner {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process lives");
-    let (head, rest) = stat.rsplit_once(')').expect("stat");
-    let ticks: u64 = rest.split_ascii_whitespace().nth(19).and_then(|field| field.parse().ok()).expect("start");
-    let mut comm = [0; 16];
-    let name = head.split_once('(').expect("stat").1.as_bytes();
-    comm[..name.len()].copy_from_slice(name);
-    Owner { pid, start_boot_ns: ticks * TICK_NS + 1_234_567, comm, source: OwnerSource::Storage }
-}
-
-fn reset(owner: Option<Owner>, cgroup_id: Option<u64>) -> Reset {
-    let endpoint = Endpoint { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 1 };
-    Reset {
-        time_unix_ns: 0,
-        observed_unix_ns: 0,
-        direction: Direction::Receive,
-        origin: Origin::Peer,
-        cause: Cause::ResetByPeer,
-        reason: None,
-        state: None,
-        local: endpoint,
-        peer: endpoint,
-        connection: Connection::default(),
-        network_namespace: None,
-        owner,
-        socket: 0,
-        credential: 0,
-        cgroup_id,
-        actor: None,
-        segment_flags: 0,
-        not_accepted: false,
-        hook: Hook::ReceiveReset,
-        workload: Arc::default(),
-        trace: None,
-        sample_weight: 1.0,
     }
 }
 
@@ -193,10 +154,13 @@ fn what_was_read_outlives_the_process() {
     let (mut enricher, now) = (enricher(None), Instant::now());
     let known = owner(program.pid());
     let workload = enriched(&mut enricher, known, now);
+    let later = enriched(&mut enricher, known, now + Duration::from_secs(60));
+    assert!(Arc::ptr_eq(&workload, &later), "a second look that finds nothing new keeps the resource");
+    assert_eq!((counter(&enricher, "refreshes"), counter(&enricher, "gone")), (1, 0));
     drop(program);
     let later = enriched(&mut enricher, known, now + Duration::from_secs(120));
     assert!(Arc::ptr_eq(&workload, &later));
-    assert_eq!((counter(&enricher, "refreshes"), counter(&enricher, "gone")), (1, 1));
+    assert_eq!((counter(&enricher, "refreshes"), counter(&enricher, "gone")), (2, 1));
 }
 
 #[test]
@@ -237,6 +201,19 @@ fn the_dead_and_the_half_dead() {
     let workload = enriched(&mut enricher, owner(zombie.id()), now);
     assert_eq!(text(&workload, "service.name"), Some("unknown_service:true"));
     zombie.wait().expect("wait");
+
+    // One that was known before: what it said while it lived stays.
+    let mut program = Program::python("", &[("OTEL_SERVICE_NAME", "shop")]);
+    let known = owner(program.pid());
+    let workload = enriched(&mut enricher, known, now);
+    program.child.kill().expect("kill");
+    let is_zombie =
+        || fs::read_to_string(format!("/proc/{}/stat", program.pid())).is_ok_and(|stat| stat.contains(") Z "));
+    while !is_zombie() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let later = enriched(&mut enricher, known, now + Duration::from_secs(60));
+    assert!(Arc::ptr_eq(&workload, &later) && text(&later, "service.name") == Some("shop"));
 
     // The main thread has ended and another lives: SYS_exit ends one thread.
     let code = "import ctypes, os, platform, threading\n\
@@ -352,6 +329,18 @@ fn names_of_a_pod_come_when_the_watch_has_them() {
     assert_eq!(text(&first.workload, "k8s.container.name"), Some("web"));
     assert_eq!(counter(&enricher, "misses"), 1);
 
+    // A process that has gone is still in its socket's group.
+    let owner = Owner {
+        pid: 5_000_000,
+        start_boot_ns: 1,
+        comm: *b"gone\0\0\0\0\0\0\0\0\0\0\0\0",
+        source: OwnerSource::Storage,
+    };
+    let mut gone = reset(Some(owner), Some(group.id()));
+    enricher.enrich(&mut gone, now);
+    let names = ["container.id", "k8s.pod.name", "k8s.container.name", "process.executable.name", "service.name"];
+    assert_eq!(names.map(|name| text(&gone.workload, name)), [id, "shop-0", "web", "gone", "web"].map(Some));
+
     // A group that nobody knows is the host's, and does not make every reset walk the hierarchy.
     let mut unknown = reset(None, Some(u64::MAX));
     for _ in 0..100 {
@@ -369,6 +358,55 @@ fn without_owner_and_group_the_host_alone() {
     assert!(Arc::ptr_eq(&reset.workload, &enricher.host()));
     assert_eq!(text(&reset.workload, "os.type"), Some("linux"));
     assert!(reset.workload.get("process.pid").is_none() && reset.workload.get("service.name").is_none());
+}
+
+#[test]
+fn a_storm_of_short_lived_processes_is_remembered_within_bounds() {
+    const PROCESSES: u32 = 20_000;
+    let (mut enricher, now) = (enricher(None), Instant::now());
+    // Above pid_max (4,194,304): such a process is gone for sure.
+    let gone = |index: u32| Owner {
+        pid: 5_000_000 + index,
+        start_boot_ns: 1,
+        comm: *b"short-lived\0\0\0\0\0",
+        source: OwnerSource::Storage,
+    };
+    for index in 0..PROCESSES {
+        let workload = enriched(&mut enricher, gone(index), now);
+        assert_eq!(workload.get("process.pid"), Some(&ResourceValue::Integer((5_000_000 + index).into())));
+    }
+    let held = u64::from(PROCESSES) - counter(&enricher, "evictions");
+    assert!((1..=8192).contains(&held), "{held} are held");
+    assert_eq!((counter(&enricher, "misses"), counter(&enricher, "gone")), (PROCESSES.into(), PROCESSES.into()));
+}
+
+/// The cost of a reset whose workload is known, and of a process seen for the first time.
+#[test]
+#[ignore = "measures: run it alone, optimised, with --nocapture"]
+fn cost() {
+    const RESETS: u32 = 1_000_000;
+    let programs: Vec<Program> = (0..20).map(|_| Program::python("", &[("OTEL_SERVICE_NAME", "shop")])).collect();
+    let owners: Vec<Owner> = programs.iter().map(|program| owner(program.pid())).collect();
+    let (mut enricher, now) = (enricher(None), Instant::now());
+    let start = Instant::now();
+    for owner in &owners {
+        enriched(&mut enricher, *owner, now);
+    }
+    eprintln!("{:?} a process read for the first time", start.elapsed() / 20);
+    let mut reset = reset(None, None);
+    let start = Instant::now();
+    for index in 0..RESETS {
+        reset.owner = Some(owners[index as usize % owners.len()]);
+        enricher.enrich(&mut reset, now);
+    }
+    eprintln!("{:?} a reset of a known process", start.elapsed() / RESETS);
+    assert_eq!((counter(&enricher, "misses"), counter(&enricher, "hits")), (20, RESETS.into()));
+    let start = Instant::now();
+    for index in 0..10_000 {
+        reset.owner = Some(Owner { pid: 5_000_000 + index, ..owners[0] });
+        enricher.enrich(&mut reset, now);
+    }
+    eprintln!("{:?} a process that has gone", start.elapsed() / 10_000);
 }
 
 /// A control group under the v2 mount, removed with its parents up to the test's own.

@@ -7,6 +7,7 @@
 
 pub mod cause;
 pub mod field;
+pub mod rule;
 
 /// Stands in [`ResetRecord::version`]; a record that says otherwise is foreign and is counted, not read.
 pub const RECORD_VERSION: u32 = 0x5253_0001;

@@ -8,21 +8,24 @@ use reset_collector_probes::{
     field::{FIELDS, Field, Place},
 };
 
+// Each global below begins with a value that stands nowhere else: the compiler merges equal constants, so that a `&0`
+// elsewhere would change with a global that began as 0.
+
 /// Where each member lies; set before the load, so that the verifier knows each offset.
 #[unsafe(no_mangle)]
 static PLACES: [u32; FIELDS] = [Place::ABSENT.0; FIELDS];
 
 /// Classes of `enum sk_rst_reason` by number.
 #[unsafe(no_mangle)]
-static RESET_CLASSES: [u8; 64] = [0; 64];
+static RESET_CLASSES: [u8; 64] = [0xfe; 64];
 
 /// Classes of `enum skb_drop_reason` by number.
 #[unsafe(no_mangle)]
-static DROP_CLASSES: [u8; 256] = [ReasonClass::NotTcp as u8; 256];
+static DROP_CLASSES: [u8; 256] = [0xfd; 256];
 
-/// Whether `bpf_ktime_get_tai_ns` is to be had (6.1 on).
+/// 1 where `bpf_ktime_get_tai_ns` is to be had (6.1 on).
 #[unsafe(no_mangle)]
-static HAS_TAI_CLOCK: u32 = 0;
+static HAS_TAI_CLOCK: u32 = 0xfc1a_0001;
 
 /// An argument of a tracepoint.
 #[inline(always)]
@@ -118,5 +121,5 @@ pub(crate) fn drop_class(reason: u32) -> ReasonClass {
 #[inline(always)]
 pub(crate) fn has_tai_clock() -> bool {
     // SAFETY: as in `place`.
-    unsafe { read_volatile(&raw const HAS_TAI_CLOCK) != 0 }
+    unsafe { read_volatile(&raw const HAS_TAI_CLOCK) == 1 }
 }

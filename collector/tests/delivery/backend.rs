@@ -27,6 +27,8 @@ use tokio::{net::TcpListener, task::JoinHandle};
 #[derive(Clone, Debug)]
 pub(crate) struct Received {
     pub(crate) path: String,
+    /// Which of the backend's connections it came on, from 0.
+    pub(crate) connection: usize,
     pub(crate) headers: HeaderMap,
     /// Without gRPC's prefix, decompressed.
     pub(crate) message: Bytes,
@@ -43,6 +45,8 @@ pub(crate) enum Reply {
     Late(Duration, Box<Reply>),
     /// Never.
     Hang,
+    /// The connection (by HTTP/2 the stream) breaks.
+    Abort,
 }
 
 impl Reply {
@@ -115,11 +119,11 @@ async fn serve(
     script: Script,
 ) {
     let mut connections = tokio::task::JoinSet::new();
-    loop {
+    for connection in 0.. {
         let (stream, _) = listener.accept().await.unwrap();
         let (received, script, tls) = (received.clone(), script.clone(), tls.clone());
         connections.spawn(async move {
-            let service = service_fn(|request| answer(request, received.clone(), script.clone()));
+            let service = service_fn(|request| answer(connection, request, received.clone(), script.clone()));
             let builder = auto::Builder::new(TokioExecutor::new());
             // A client that goes away is no failure of the backend.
             let _ended = match tls {
@@ -134,14 +138,19 @@ async fn serve(
 }
 
 async fn answer(
+    connection: usize,
     request: Request<Incoming>,
     received: Arc<Mutex<Vec<Received>>>,
     script: Script,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, std::io::Error> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
-    let request =
-        Received { path: head.uri.path().into(), message: unpack(&head.headers, body), headers: head.headers };
+    let request = Received {
+        path: head.uri.path().into(),
+        connection,
+        message: unpack(&head.headers, body),
+        headers: head.headers,
+    };
     let mut reply = {
         let mut received = received.lock().unwrap();
         let reply = script(received.len(), &request);
@@ -151,6 +160,7 @@ async fn answer(
     loop {
         match reply {
             Reply::Hang => std::future::pending().await,
+            Reply::Abort => return Err(std::io::Error::other("aborted as the script says")),
             Reply::Late(wait, next) => {
                 tokio::time::sleep(wait).await;
                 reply = *next;

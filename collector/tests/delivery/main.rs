@@ -4,3 +4,9 @@
 
 mod answers;
 mod backend;
+mod disk;
+mod law;
+mod own_health;
+mod sending;
+mod strangers;
+mod tls;

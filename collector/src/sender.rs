@@ -1,0 +1,83 @@
+//! Who is behind a connection to the receivers: the process that holds the other end, found in /proc.
+//!
+//! Sees processes of the collector's own network namespace; once per connection, off the way of requests.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+};
+
+use probes::OwnerSource;
+
+use crate::reset::Owner;
+
+/// The process that holds the socket whose own end is `peer` and whose other end is `local`, as the receiver sees them.
+pub fn find_owner(peer: SocketAddr, local: SocketAddr) -> Option<Owner> {
+    let inode = ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .find_map(|table| inode_of(&fs::read_to_string(table).ok()?, peer, local))?;
+    let wanted = format!("socket:[{inode}]");
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let pid = pids.find(|pid| holds(*pid, &wanted))?;
+    owner(pid)
+}
+
+/// The inode of a socket in the text of /proc/net/tcp: local end, other end, both in hexadecimal, state, …, inode.
+fn inode_of(table: &str, own: SocketAddr, other: SocketAddr) -> Option<u64> {
+    const INODE: usize = 9;
+    table
+        .lines()
+        .skip(1)
+        .find_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let same = |text: Option<&str>, wanted: SocketAddr| text.and_then(endpoint) == Some(canonical(wanted));
+            words.next()?;
+            (same(words.next(), own) && same(words.next(), other)).then(|| line.split_ascii_whitespace().nth(INODE))?
+        })?
+        .parse()
+        .ok()
+        .filter(|inode| *inode != 0)
+}
+
+/// `0100007F:1F90`: words of the host's byte order, a port.
+fn endpoint(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.split_once(':')?;
+    let word = |at: usize| u32::from_str_radix(address.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let address = match address.len() {
+        8 => IpAddr::from(word(0)?),
+        32 => {
+            let mut bytes = [0; 16];
+            for (index, chunk) in bytes.chunks_exact_mut(4).enumerate() {
+                chunk.copy_from_slice(&word(index * 8)?);
+            }
+            IpAddr::from(bytes)
+        }
+        _ => return None,
+    };
+    Some(canonical(SocketAddr::new(address, u16::from_str_radix(port, 16).ok()?)))
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn holds(pid: u32, wanted: &str) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    descriptors.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == wanted))
+}
+
+/// A process by its pid, with its start as far as /proc knows it.
+fn owner(pid: u32) -> Option<Owner> {
+    const START: usize = 19;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything, brackets too: what follows is behind the last one.
+    let (head, rest) = stat.rsplit_once(')')?;
+    let name = head.split_once('(')?.1.as_bytes();
+    let ticks: u64 = rest.split_ascii_whitespace().nth(START)?.parse().ok()?;
+    let mut comm = [0; probes::COMM_LEN];
+    let length = name.len().min(comm.len() - 1);
+    comm[..length].copy_from_slice(&name[..length]);
+    let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
+    Some(Owner { pid, start_boot_ns: ticks * tick_ns, comm, source: OwnerSource::File })
+}

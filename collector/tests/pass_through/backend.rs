@@ -1,0 +1,260 @@
+//! A backend that keeps what it gets and answers as it is told; clients that speak OTLP to a receiver.
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    HeaderMap, Request, Response, StatusCode,
+    body::{Body, Frame, Incoming},
+    service::service_fn,
+};
+use hyper_util::{
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use reset_collector::{
+    correlate::Correlator,
+    forward::Backend,
+    receive::{FindOwner, Receivers},
+    reset::Owner,
+    settings::{Correlation, Destination, Protocol, Secret},
+    traffic::Traffic,
+};
+use tokio::net::TcpListener;
+
+/// What the backend got.
+#[derive(Clone, Debug)]
+pub struct Got {
+    pub path: String,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+/// What the backend answers.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    pub trailers: Option<HeaderMap>,
+}
+
+type Script = Box<dyn Fn(usize, &Got) -> Option<Answer> + Send>;
+
+#[derive(Clone)]
+pub struct FakeBackend {
+    pub address: SocketAddr,
+    got: Arc<Mutex<Vec<Got>>>,
+}
+
+impl FakeBackend {
+    /// Answers each request by the script: `None` is never.
+    pub async fn start(script: impl Fn(usize, &Got) -> Option<Answer> + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let got: Arc<Mutex<Vec<Got>>> = Arc::default();
+        let script: Arc<Mutex<Script>> = Arc::new(Mutex::new(Box::new(script)));
+        let backend = Self { address, got: Arc::clone(&got) };
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (got, script) = (Arc::clone(&got), Arc::clone(&script));
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let (got, script) = (Arc::clone(&got), Arc::clone(&script));
+                    async move { serve(request, &got, &script).await }
+                });
+                tokio::spawn(async move {
+                    let served =
+                        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                    drop(served);
+                });
+            }
+        });
+        backend
+    }
+
+    pub fn got(&self) -> Vec<Got> {
+        self.got.lock().expect("not poisoned").clone()
+    }
+
+    pub fn last(&self) -> Got {
+        self.got().pop().expect("a request")
+    }
+}
+
+async fn serve(
+    request: Request<Incoming>,
+    got: &Mutex<Vec<Got>>,
+    script: &Mutex<Script>,
+) -> Result<Response<AnswerBody>, hyper::Error> {
+    let (head, body) = request.into_parts();
+    let body = body.collect().await?.to_bytes();
+    let request = Got { path: head.uri.path().into(), headers: head.headers, body };
+    let answer = {
+        let mut got = got.lock().expect("not poisoned");
+        got.push(request.clone());
+        script.lock().expect("not poisoned")(got.len() - 1, &request)
+    };
+    let Some(answer) = answer else { std::future::pending().await };
+    let mut response = Response::new(AnswerBody(Some(answer.body).filter(|body| !body.is_empty()), answer.trailers));
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    Ok(response)
+}
+
+struct AnswerBody(Option<Bytes>, Option<HeaderMap>);
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if let Some(data) = self.0.take() {
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        Poll::Ready(self.1.take().map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none() && self.1.is_none()
+    }
+}
+
+impl Answer {
+    pub fn http(status: u16, body: impl Into<Bytes>, headers: &[(&'static str, &'static str)]) -> Self {
+        let status = StatusCode::from_u16(status).expect("a status");
+        Self { status, headers: header_map(headers), body: body.into(), trailers: None }
+    }
+
+    pub fn grpc(message: &[u8], trailers: &[(&'static str, &'static str)]) -> Self {
+        let headers = header_map(&[("content-type", "application/grpc")]);
+        Self { headers, body: frame(0, message), trailers: Some(header_map(trailers)), ..Self::default() }
+    }
+
+    /// gRPC's errors come in headers alone.
+    pub fn grpc_error(headers: &[(&'static str, &'static str)]) -> Self {
+        let mut all = header_map(headers);
+        all.insert("content-type", "application/grpc".parse().expect("a value"));
+        Self { headers: all, ..Self::default() }
+    }
+}
+
+pub fn header_map(headers: &[(&'static str, &'static str)]) -> HeaderMap {
+    headers.iter().map(|(name, value)| (name.parse().expect("a name"), value.parse().expect("a value"))).collect()
+}
+
+/// A gRPC message with its prefix.
+pub fn frame(compressed: u8, message: &[u8]) -> Bytes {
+    let mut frame = BytesMut::new();
+    frame.put_u8(compressed);
+    frame.put_u32(u32::try_from(message.len()).expect("a length"));
+    frame.extend_from_slice(message);
+    frame.freeze()
+}
+
+/// A receiver before a backend.
+pub struct Setup {
+    pub grpc: SocketAddr,
+    pub http: SocketAddr,
+    pub correlator: Arc<Correlator>,
+    pub traffic: Arc<Traffic>,
+}
+
+pub struct Options {
+    pub protocol: Protocol,
+    pub limit: usize,
+    pub timeout: Duration,
+    pub headers: Vec<(String, Secret)>,
+    pub owner: Option<Owner>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            protocol: Protocol::Grpc,
+            limit: 64 << 20,
+            timeout: Duration::from_secs(5),
+            headers: Vec::new(),
+            owner: None,
+        }
+    }
+}
+
+impl Setup {
+    pub async fn start(backend: SocketAddr, options: Options) -> Self {
+        let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        let settings = Correlation {
+            grpc: Some(any),
+            http: Some(any),
+            wait: Duration::from_secs(2),
+            max_request_bytes: options.limit,
+            ..Correlation::default()
+        };
+        let destination = Destination {
+            endpoint: format!("http://{backend}"),
+            protocol: options.protocol,
+            headers: options.headers,
+            timeout: options.timeout,
+            ..Destination::default()
+        };
+        let correlator = Correlator::new(&settings, true);
+        let owner = options.owner;
+        let find: FindOwner = Arc::new(move |_, _| owner);
+        let backend = Backend::new(&destination, None).expect("a backend");
+        let receivers = Receivers::listen(&settings, backend, Arc::clone(&correlator), find).await.expect("ports");
+        let addresses = receivers.addresses();
+        let traffic = receivers.traffic();
+        tokio::spawn(receivers.run(std::future::pending()));
+        Self { grpc: addresses[0], http: addresses[1], correlator, traffic }
+    }
+}
+
+/// What an application got back.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    pub trailers: HeaderMap,
+}
+
+impl Reply {
+    /// From the trailers, or the headers of an answer without a body.
+    pub fn grpc_status(&self) -> i32 {
+        let status = self.trailers.get("grpc-status").or_else(|| self.headers.get("grpc-status"));
+        status.and_then(|status| status.to_str().ok()?.parse().ok()).expect("a gRPC status")
+    }
+}
+
+pub async fn post(
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&'static str, &'static str)],
+    body: Bytes,
+    http2: bool,
+) -> Reply {
+    let client = Client::builder(TokioExecutor::new()).http2_only(http2).build_http();
+    let mut request = Request::post(format!("http://{address}{path}")).body(Full::new(body)).expect("a request");
+    request.headers_mut().extend(header_map(headers));
+    let (head, body) = client.request(request).await.expect("an answer").into_parts();
+    let body = body.collect().await.expect("the answer's body");
+    let trailers = body.trailers().cloned().unwrap_or_default();
+    Reply { status: head.status.as_u16(), headers: head.headers, body: body.to_bytes(), trailers }
+}
+
+pub async fn grpc(setup: &Setup, path: &str, headers: &[(&'static str, &'static str)], body: Bytes) -> Reply {
+    let mut all = vec![("content-type", "application/grpc"), ("te", "trailers")];
+    all.extend_from_slice(headers);
+    post(setup.grpc, path, &all, body, true).await
+}
+
+pub async fn http(setup: &Setup, path: &str, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+    post(setup.http, path, &[("content-type", content_type)], body.into(), false).await
+}
