@@ -211,7 +211,11 @@ pub fn report(
             Ok(Outcome::Skipped(why)) => format!("not run: {why}"),
             Err(error) => format!("failed: {error}"),
         }),
-        advice: advice(host, attached.err(), matches!(self_test, Some(Err(_)))),
+        advice: advice(
+            host,
+            attached.err(),
+            matches!(self_test, Some(Err(_))) || hooks.iter().any(|hook| hook.missing.is_some()),
+        ),
     }
 }
 
@@ -252,7 +256,7 @@ fn capability(held: Held, &(capability, need, used_to): &(Capability, Need, &'st
     CapabilityRow { name: capability.name(), held: held.has(capability), required: need == Need::Capture, used_to }
 }
 
-fn advice(host: &Host, failure: Option<&KernelError>, misread: bool) -> Vec<String> {
+fn advice(host: &Host, failure: Option<&KernelError>, hook_fails: bool) -> Vec<String> {
     let mut lines = Vec::new();
     let missing = host.held.missing(Need::Capture);
     if !missing.is_empty() {
@@ -280,7 +284,7 @@ fn advice(host: &Host, failure: Option<&KernelError>, misread: bool) -> Vec<Stri
         ));
     }
     // An unreadable file has been said; one of another kernel explains what else failed.
-    if failure.is_some() || misread {
+    if failure.is_some() || hook_fails {
         lines.extend(host.difference.clone());
     }
     let owners = host.held.missing(Need::Owners);

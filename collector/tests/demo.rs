@@ -7,6 +7,8 @@ use std::{
 };
 
 use reset_collector::{
+    btf::Types,
+    coverage,
     demo::{self, Options},
     enrich::Workload,
     kernel::{KERNEL_BTF, Kernel},
@@ -77,8 +79,12 @@ fn the_self_test_passes_with_the_kernels_own_types() {
     assert_eq!(self_test(Path::new(KERNEL_BTF)).expect("nothing is misread"), Outcome::Passed { resets: 8 });
 }
 
-/// The kernel's own types with a member of `struct inet_sock` or another moved: what another kernel's would be like.
-fn moved(member: &str, by_bytes: i32, directory: &Path) -> PathBuf {
+/// The kernel's own types with a member moved to where another of its kind lies: what the verifier lets pass.
+fn moved(structure: &str, member: &str, to: &str, directory: &Path) -> PathBuf {
+    let types = Types::from_file(Path::new(KERNEL_BTF)).expect("this kernel has BTF");
+    let byte = |path: &str| types.place(structure, path).expect("a member").byte() as isize;
+    let by_bits = (byte(to) - byte(member)) * 8;
+    let member = member.rsplit('.').next().expect("a name");
     let mut bytes = fs::read(KERNEL_BTF).expect("this kernel has BTF");
     let word = |bytes: &[u8], at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize;
     let header = word(&bytes, 4);
@@ -92,7 +98,7 @@ fn moved(member: &str, by_bytes: i32, directory: &Path) -> PathBuf {
     for at in (types..types + types_len - 8).step_by(4) {
         let bits = word(&bytes, at + 8);
         if word(&bytes, at) == offset && bits < 1 << 20 && bits % 8 == 0 {
-            let elsewhere = bits.saturating_add_signed(8 * by_bytes as isize) as u32;
+            let elsewhere = bits.saturating_add_signed(by_bits) as u32;
             bytes[at + 8..at + 12].copy_from_slice(&elsewhere.to_ne_bytes());
             found += 1;
         }
@@ -109,16 +115,32 @@ fn the_self_test_finds_types_of_another_kernel() {
         return;
     }
     let directory = tempfile::tempdir().expect("a directory");
-    for (member, by_bytes, said) in [
-        ("inet_sport", 2, "local port"),
-        ("skc_dport", 2, "peer port"),
-        ("skc_v6_daddr", 4, "peer address"),
-        ("bytes_received", -8, "bytes received"),
-        ("tgid", -4, "owner"),
+    for (structure, member, to, said) in [
+        ("inet_sock", "inet_sport", "uc_ttl", "local port"),
+        ("sock", "__sk_common.skc_dport", "__sk_common.skc_num", "peer port"),
+        ("sock", "__sk_common.skc_daddr", "__sk_common.skc_rcv_saddr", "peer address"),
+        ("tcp_sock", "bytes_sent", "bytes_received", "bytes sent"),
+        ("task_struct", "tgid", "pid", "owner"),
     ] {
-        let error = self_test(&moved(member, by_bytes, directory.path())).expect_err(member);
+        let error = self_test(&moved(structure, member, to, directory.path())).expect_err(member);
         let text = error.to_string();
         assert!(text.contains(said), "{member}: {text}");
         assert!(text.contains("leave the file out"), "both kernels are named: {text}");
     }
+}
+
+#[test]
+fn this_host_is_covered() {
+    if !can_run() {
+        return;
+    }
+    let btf = Path::new(KERNEL_BTF);
+    let kernel = Kernel::attach(btf, RING_BUFFER_BYTES, |_| true).expect("attached");
+    let report = coverage::report(&coverage::Host::read(btf), Ok((&kernel).into()), None);
+    let text = report.text();
+    assert!(report.is_complete(), "{text}");
+    for hook in kernel.coverage() {
+        assert!(text.contains(hook.hook), "{} is not in the report:\n{text}", hook.hook);
+    }
+    eprintln!("{text}");
 }
