@@ -97,10 +97,13 @@ impl Held {
         const FIRST_USER_NAMESPACE: u64 = 0xeffffffd;
         let status = fs::read_to_string(proc.join("self/status")).unwrap_or_default();
         let namespace = fs::metadata(proc.join("self/ns/user"));
-        Self {
-            effective: effective(&status),
-            in_user_namespace: namespace.is_ok_and(|namespace| namespace.ino() != FIRST_USER_NAMESPACE),
-        }
+        let in_user_namespace = namespace.is_ok_and(|namespace| namespace.ino() != FIRST_USER_NAMESPACE);
+        Self { in_user_namespace, ..Self::from_status(&status) }
+    }
+
+    /// Those that a /proc/PID/status tells of.
+    pub(crate) fn from_status(status: &str) -> Self {
+        Self { effective: effective(status), in_user_namespace: false }
     }
 
     /// Whether it is held, or another that includes it; where nothing is known, it is taken to be.
@@ -147,7 +150,7 @@ mod tests {
 
     fn held(bits: &[u32]) -> Held {
         let set = bits.iter().fold(0u64, |set, bit| set | 1 << bit);
-        Held { effective: effective(&format!("Name:\tx\nCapEff:\t{set:016x}\nCapBnd:\t0\n")), in_user_namespace: false }
+        Held::from_status(&format!("Name:\tx\nCapEff:\t{set:016x}\nCapBnd:\t0\n"))
     }
 
     #[test]
@@ -160,7 +163,7 @@ mod tests {
         assert_eq!(held(&[21]).missing(Need::Owners), [Capability::Ptrace, Capability::ReadSearch]);
         assert_eq!(held(&[2, 19]).missing(Need::Owners), []);
         // A procfs that says nothing is no proof of anything.
-        assert_eq!(Held { effective: effective("no such line"), in_user_namespace: false }.missing(Need::Capture), []);
+        assert_eq!(Held::from_status("no such line").missing(Need::Capture), []);
     }
 
     #[test]

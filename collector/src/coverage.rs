@@ -219,6 +219,19 @@ pub fn report(
     }
 }
 
+/// The one message where nothing can be captured: what is missing and what to do. Where a capability is missing, that
+/// alone, since each hook's refusal follows from it.
+pub fn refusal(host: &Host, error: &KernelError) -> String {
+    let missing = host.held.missing(Need::Capture);
+    let advice = advice(host, Some(error), false);
+    // An unreadable or malformed file fails before any capability is asked for.
+    if missing.is_empty() || matches!(error, KernelError::Btf(_)) {
+        let advice = advice.iter().filter(|line| !line.starts_with(LESS_KNOWN));
+        return std::iter::once(error.to_string()).chain(advice.cloned()).collect::<Vec<_>>().join("\n");
+    }
+    advice.into_iter().next().unwrap_or_default()
+}
+
 fn sight(kind: &Kind, attached: Attached<'_>) -> Sight {
     let runs = |name: &&&str| {
         let silent = kind.needs_reason && **name == "tcp_send_reset" && !attached.has_reasons;
@@ -256,6 +269,9 @@ fn capability(held: Held, &(capability, need, used_to): &(Capability, Need, &'st
     CapabilityRow { name: capability.name(), held: held.has(capability), required: need == Need::Capture, used_to }
 }
 
+/// How advice begins that concerns owners only.
+const LESS_KNOWN: &str = "less is known of the owners of resets";
+
 fn advice(host: &Host, failure: Option<&KernelError>, hook_fails: bool) -> Vec<String> {
     let mut lines = Vec::new();
     let missing = host.held.missing(Need::Capture);
@@ -289,7 +305,7 @@ fn advice(host: &Host, failure: Option<&KernelError>, hook_fails: bool) -> Vec<S
     }
     let owners = host.held.missing(Need::Owners);
     if !owners.is_empty() {
-        lines.push(format!("less is known of the owners of resets without {}; {}", names(&owners), ways(&owners)));
+        lines.push(format!("{LESS_KNOWN} without {}; {}", names(&owners), ways(&owners)));
     }
     lines
 }

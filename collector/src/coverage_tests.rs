@@ -120,6 +120,21 @@ fn lockdown_is_on_only_where_the_brackets_say_so() {
 }
 
 #[test]
+fn a_refusal_is_one_message() {
+    let denied = KernelError::Load("map error: Operation not permitted (os error 1)".into());
+    let nobody = Host { held: Held::from_status("CapEff:\t0000000000000000\n"), ..host() };
+    let text = refusal(&nobody, &denied);
+    assert!(text.contains("CAP_BPF and CAP_PERFMON") && text.contains("--cap-add BPF"), "{text}");
+    assert!(!text.contains('\n') && !text.contains("SYS_PTRACE"), "{text}");
+    // With every capability the kernel's own words stand.
+    let text = refusal(&host(), &denied);
+    assert!(text.contains("map error: Operation not permitted"), "{text}");
+    let missing = BtfError::Unreadable { path: "/none".into(), source: io::Error::from(io::ErrorKind::NotFound) };
+    let text = refusal(&nobody, &KernelError::Btf(missing));
+    assert!(text.contains("/none") && text.contains("--btf FILE") && text.contains("CAP_BPF"), "{text}");
+}
+
+#[test]
 fn reads_this_host() {
     let host = Host::read(Path::new(crate::kernel::KERNEL_BTF));
     assert!(!host.release.is_empty());

@@ -25,10 +25,11 @@ use self::{
 };
 use crate::{
     console::Console,
+    coverage,
     doubt::Doubts,
     enrich::Workload,
     host,
-    kernel::{KERNEL_BTF, Kernel, KernelError},
+    kernel::{KERNEL_BTF, Kernel},
     namespace::{self, Namespace, NamespaceError},
     reader,
     reason::ReasonNames,
@@ -68,9 +69,9 @@ impl Options {
 /// Why the demo cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
-    /// Nothing can be captured.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
+    /// Nothing can be captured: why, and what to do.
+    #[error("{0}")]
+    Kernel(String),
     /// No scenario can be made.
     #[error("no reset can be made: {0}")]
     Namespace(#[from] NamespaceError),
@@ -87,7 +88,8 @@ pub enum DemoError {
 /// # Errors
 /// Where not even a first scenario could be made and captured; a reset missed or wrong is in the outcome.
 pub fn run(options: &Options, out: &mut impl Write, notes: &mut impl Write) -> Result<Outcome, DemoError> {
-    let kernel = Kernel::attach(&options.btf, options.ring_buffer_bytes, |_| true)?;
+    let kernel = Kernel::attach(&options.btf, options.ring_buffer_bytes, |_| true)
+        .map_err(|error| DemoError::Kernel(coverage::refusal(&coverage::Host::read(&options.btf), &error)))?;
     let mut watch = Watch::new(kernel, Console::for_stdout(options.console), out);
     let mut runs: Vec<Run> = SCENARIOS.iter().map(|_| Run::default()).collect();
     for slow in [true, false] {
