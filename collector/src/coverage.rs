@@ -12,11 +12,16 @@ use serde::Serialize;
 
 use crate::{
     capability::{CAPABILITIES, Capability, Held, Need, how_to_get},
+    enrich::Workload,
     kernel::{Coverage, Kernel, KernelError},
-    reset::{Direction, Origin},
-    selftest::{Outcome, SelfTestError},
+    reason::ReasonNames,
+    reset::{Decoder, Direction, Origin},
+    selftest::{self, Outcome, SelfTestError},
     vintage,
 };
+
+/// This process's own view of processes.
+const PROC: &str = "/proc";
 
 /// What is known of the host beside the hooks.
 #[derive(Clone, Debug)]
@@ -41,7 +46,7 @@ impl Host {
             release: vintage::running(),
             btf: btf.to_owned(),
             difference: vintage::difference(btf),
-            held: Held::read(Path::new("/proc")),
+            held: Held::read(Path::new(PROC)),
             lockdown: lockdown.and_then(|text| lockdown_mode(&text)),
         }
     }
@@ -188,6 +193,19 @@ impl<'a> From<&'a Kernel> for Attached<'a> {
     fn from(kernel: &'a Kernel) -> Self {
         Self { hooks: kernel.coverage(), has_reasons: !kernel.reasons().reset.is_empty() }
     }
+}
+
+/// Attaches every hook for a moment, runs the self-test, and reports: for `check`.
+pub fn examine(btf: &Path) -> Report {
+    /// Enough for the self-test; what else comes meanwhile is nobody's.
+    const RING_BUFFER_BYTES: u32 = 1 << 18;
+    let mut attached = Kernel::attach(btf, RING_BUFFER_BYTES, |_| true);
+    let self_test = attached.as_mut().ok().map(|kernel| {
+        let tables = kernel.reasons().clone();
+        let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), Workload::new(Vec::new()));
+        selftest::run(kernel, &decoder, btf, Path::new(PROC), |_| ())
+    });
+    report(&Host::read(btf), attached.as_ref().map(Attached::from), self_test.as_ref())
 }
 
 /// What this host offers. `attached`: what came of [`Kernel::attach`]. `self_test`: what came of [`crate::selftest::run`],

@@ -74,7 +74,7 @@ pub enum DemoError {
     Kernel(String),
     /// No scenario can be made.
     #[error("no reset can be made: {0}")]
-    Namespace(#[from] NamespaceError),
+    Namespace(NamespaceError),
     /// A thread could not be started, or ended before its time.
     #[error("cannot run a scenario: {0}")]
     Thread(io::Error),
@@ -112,11 +112,19 @@ pub fn run(options: &Options, out: &mut impl Write, notes: &mut impl Write) -> R
     let rows: Vec<_> = SCENARIOS.iter().zip(&runs).flat_map(|(scenario, run)| judge(scenario, &run.observed)).collect();
     let table = table(&rows);
     if options.console == settings::Console::Json {
-        notes.write_all(table.as_bytes()).map_err(DemoError::Output)?;
+        write_all(notes, &table)?;
     } else {
-        watch.write(&format!("\n{table}")).map_err(DemoError::Output)?;
+        write_all(out, &format!("\n{table}"))?;
     }
     Ok(Outcome::of(&rows))
+}
+
+/// Writes a text, unless its reader has gone: the outcome is still wanted.
+fn write_all(out: &mut impl Write, text: &str) -> Result<(), DemoError> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(DemoError::Output(error)),
+        _ => Ok(()),
+    }
 }
 
 /// The holder of a socket: does nothing until it is killed, or its parent dies, or a minute has passed.
@@ -156,7 +164,8 @@ impl Run {
             .name("demo".to_owned())
             .spawn(move || make_in_namespace(make, family, &options, &entered, &finished))
             .map_err(DemoError::Thread)?;
-        self.namespace = Some(namespace.recv().map_err(|gone| DemoError::Thread(io::Error::other(gone)))??);
+        let namespace = namespace.recv().map_err(|gone| DemoError::Thread(io::Error::other(gone)))?;
+        self.namespace = Some(namespace.map_err(DemoError::Namespace)?);
         self.done = Some(done);
         Ok(())
     }
@@ -284,11 +293,6 @@ impl<'a, W: Write> Watch<'a, W> {
         run.observed.given.push((reset.direction, reset.cause));
         // A reader that goes away ends the lines in order; the outcome is still wanted.
         self.console.push(&self.teller.tell(reset), self.out).map_err(DemoError::Output).map(drop)
-    }
-
-    fn write(&mut self, text: &str) -> io::Result<()> {
-        self.out.write_all(text.as_bytes())?;
-        self.out.flush()
     }
 }
 
