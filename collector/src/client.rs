@@ -5,7 +5,7 @@
 //! ([`crate::export`]), nor judges the answer ([`crate::retry`]).
 
 use std::{
-    io::Write,
+    io::{Read, Write},
     path::PathBuf,
     pin::Pin,
     str::FromStr,
@@ -45,6 +45,7 @@ pub const USER_AGENT: &str = concat!("reset-collector/", env!("CARGO_PKG_VERSION
 
 /// An answer longer than this is given up: its connection is of no more use.
 const LONGEST_ANSWER: usize = 16 << 20;
+const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 /// Bodies from this size on are compressed beside the runtime's own threads.
 const LARGE_BODY: usize = 64 << 10;
 const IDLE_CONNECTION: Duration = Duration::from_secs(90);
@@ -260,10 +261,26 @@ async fn read_answer(response: Response<Incoming>, protocol: Protocol) -> Result
             trailers.as_ref().and_then(GrpcStatus::from_headers).or_else(|| GrpcStatus::from_headers(&head.headers));
         // Without the prefix; a body that is no gRPC frame stays as it is, for the explanation.
         if answer.grpc.is_some() && answer.body.len() >= GRPC_PREFIX {
+            let compressed = answer.body.first() == Some(&1);
             answer.body = answer.body.slice(GRPC_PREFIX..);
+            if compressed && let Some(opened) = decompress(text(GRPC_ENCODING).as_deref(), &answer.body) {
+                answer.body = opened;
+            }
         }
     }
     Ok(answer)
+}
+
+/// An answer's message as it was before the server compressed it: grpc-go answers in the encoding of the request.
+fn decompress(encoding: Option<&str>, message: &[u8]) -> Option<Bytes> {
+    let mut opened = Vec::new();
+    let limit = BODY_LIMIT as u64;
+    let read = match encoding? {
+        "gzip" => flate2::read::MultiGzDecoder::new(message).take(limit).read_to_end(&mut opened),
+        "zstd" => zstd::Decoder::new(message).and_then(|decoder| decoder.take(limit).read_to_end(&mut opened)),
+        _ => return None,
+    };
+    read.ok().map(|_| opened.into())
 }
 
 /// `answered`: this destination has answered before, so that it is what it should be.

@@ -28,6 +28,7 @@ pub mod coverage;
 pub mod deadline;
 pub mod demo;
 pub mod doubt;
+mod drop_reason;
 pub mod encode;
 pub mod enrich;
 pub mod environ;
