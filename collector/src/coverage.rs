@@ -348,16 +348,21 @@ impl Report {
         if let Some(failure) = &self.failure {
             return failure.clone();
         }
-        let missing: Vec<String> = self
-            .resets
-            .iter()
-            .filter_map(|sight| Some(format!("{} {} ({})", sight.direction, sight.which, sight.missing.as_ref()?)))
-            .collect();
-        if missing.is_empty() {
-            format!("every reset is seen that Linux {} sends or receives", self.kernel)
-        } else {
-            format!("not seen: {}", missing.join("; "))
+        // One hook sees several kinds: its reason is said once.
+        let mut unseen: Vec<(&str, Vec<String>)> = Vec::new();
+        for sight in &self.resets {
+            let Some(why) = &sight.missing else { continue };
+            let kind = format!("{} {} ({})", sight.direction, sight.origin, sight.which);
+            match unseen.iter_mut().find(|(other, _)| other == why) {
+                Some((_, kinds)) => kinds.push(kind),
+                None => unseen.push((why, vec![kind])),
+            }
         }
+        if unseen.is_empty() {
+            return format!("every reset is seen that Linux {} sends or receives", self.kernel);
+        }
+        let parts: Vec<String> = unseen.iter().map(|(why, kinds)| format!("{}: {why}", kinds.join(", "))).collect();
+        format!("not seen: {}", parts.join("; "))
     }
 
     /// For a person: aligned, a line per row.

@@ -56,7 +56,8 @@ fn each_missing_hook_shows_what_is_not_seen_and_why() {
             assert_eq!(sight.missing.as_deref(), Some(format!("{hook}: no such luck").as_str()));
             assert_eq!(sight.hook, None);
         }
-        assert!(report.start_up_line().starts_with("not seen: "), "{}", report.start_up_line());
+        let line = report.start_up_line();
+        assert!(line.starts_with("not seen: ") && line.matches("no such luck").count() == 1, "{line}");
         assert!(report.text().contains(&format!("NOT SEEN: {hook}: no such luck")));
         assert_eq!(report.json()["resets"].as_array().map(Vec::len), Some(6));
     }

@@ -88,8 +88,13 @@ pub enum DemoError {
 /// # Errors
 /// Where not even a first scenario could be made and captured; a reset missed or wrong is in the outcome.
 pub fn run(options: &Options, out: &mut impl Write, notes: &mut impl Write) -> Result<Outcome, DemoError> {
+    let host = coverage::Host::read(&options.btf);
     let kernel = Kernel::attach(&options.btf, options.ring_buffer_bytes, |_| true)
-        .map_err(|error| DemoError::Kernel(coverage::refusal(&coverage::Host::read(&options.btf), &error)))?;
+        .map_err(|error| DemoError::Kernel(coverage::refusal(&host, &error)))?;
+    let covered = coverage::report(&host, Ok((&kernel).into()), None);
+    if !covered.is_complete() {
+        write_all(notes, &format!("{}\n{}\n", covered.start_up_line(), covered.advice.join("\n")))?;
+    }
     let mut watch = Watch::new(kernel, Console::for_stdout(options.console), out);
     let mut runs: Vec<Run> = SCENARIOS.iter().map(|_| Run::default()).collect();
     for slow in [true, false] {
