@@ -287,6 +287,18 @@ fn capability(held: Held, &(capability, need, used_to): &(Capability, Need, &'st
     CapabilityRow { name: capability.name(), held: held.has(capability), required: need == Need::Capture, used_to }
 }
 
+/// `BPF_MAP_TYPE_RINGBUF`, without which no record comes out. It explains a failure; what runs is found out by trying.
+const RING_BUFFER_SINCE: (u32, u32) = (5, 8);
+
+/// Whether a release, as `uname -r` says it, is older than what is needed; one that cannot be read is not.
+fn is_too_old(release: &str) -> bool {
+    let mut numbers = release.split(['.', '-', '+']).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < RING_BUFFER_SINCE,
+        _ => false,
+    }
+}
+
 /// How advice begins that concerns owners only.
 const LESS_KNOWN: &str = "less is known of the owners of resets";
 
@@ -307,6 +319,12 @@ fn advice(host: &Host, failure: Option<&KernelError>, hook_fails: bool) -> Vec<S
         lines.push(format!(
             "the kernel is locked down ({mode}), which forbids eBPF to read kernel memory: boot with lockdown=integrity \
              or without it"
+        ));
+    }
+    if failure.is_some() && is_too_old(&host.release) {
+        lines.push(format!(
+            "Linux {} is too old: the eBPF ring buffer came with {}.{}",
+            host.release, RING_BUFFER_SINCE.0, RING_BUFFER_SINCE.1
         ));
     }
     if matches!(failure, Some(KernelError::Btf(_))) {

@@ -136,6 +136,18 @@ fn a_refusal_is_one_message() {
 }
 
 #[test]
+fn a_kernel_that_is_too_old_is_called_so() {
+    for (release, old) in [("4.19.0-27-amd64", true), ("5.4.0-150-generic", true), ("5.8.0", false), ("6.18.44", false)]
+    {
+        let host = Host { release: release.to_owned(), ..host() };
+        let text = refusal(&host, &KernelError::Load("Invalid argument (os error 22)".into()));
+        assert_eq!(text.contains("too old"), old, "{text}");
+        assert!(text.contains("os error 22"), "{text}");
+    }
+    assert!(!is_too_old("custom"));
+}
+
+#[test]
 fn reads_this_host() {
     let host = Host::read(Path::new(crate::kernel::KERNEL_BTF));
     assert!(!host.release.is_empty());
