@@ -341,10 +341,10 @@ fn a_context_from_the_wire_is_exact() {
     };
     let eight: Vec<Span> = (1..9).map(|n| python_client(n, 0, 20)).collect();
     let client = Reset { trace: Some(context(5)), ..at_client(40_001, 10_000) };
-    check("the client's own span", &eight, &[client.clone()], &on(5));
+    check("the client's own span", &eight, std::slice::from_ref(&client), &on(5));
     let server_span = SERVERS[0].1(1, 40_001, 0, 20).parent(5);
     let server = Reset { trace: Some(context(5)), ..at_server(40_001, 10_000) };
-    check("the server's, by its parent", std::slice::from_ref(&server_span), &[server.clone()], &on(1));
+    check("the server's, by its parent", std::slice::from_ref(&server_span), std::slice::from_ref(&server), &on(1));
     check(
         "one process is both ends",
         &[eight[4].clone(), server_span],
