@@ -1,6 +1,32 @@
 //! From a process to its workload: the resource of a reset.
+//!
+//! A cache keyed by pid and start time, which name one process for ever, stands before every read; see
+//! [`crate::process`] for what is read and [`crate::resource`] for what comes of it.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{
+    borrow::Cow,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::{
+    bounded::Bounded,
+    cgroup::Cgroups,
+    container::Placement,
+    deadline::Deadline,
+    host,
+    pods::{Names, OwnPod, Pods},
+    process::{self, Process, ProcessError, Wanted},
+    reset::{Owner, Reset},
+    resource::{Identity, Resource, UNKNOWN_SERVICE},
+    settings,
+};
 
 /// The workload that owns a socket, as an OpenTelemetry resource; shared by all resets of one process.
 #[derive(Debug, Default, PartialEq)]
@@ -9,6 +35,8 @@ pub struct Workload {
     pub attributes: Vec<(Cow<'static, str>, ResourceValue)>,
     /// The same as an encoded `opentelemetry.proto.resource.v1.Resource` message.
     pub encoded: Vec<u8>,
+    /// The process's pid in its innermost pid namespace, by which it may know itself; not exported.
+    pub inner_pid: Option<u32>,
 }
 
 /// A value of a resource attribute.
@@ -22,15 +50,386 @@ pub enum ResourceValue {
     List(Vec<String>),
 }
 
+impl ResourceValue {
+    /// Bytes of text in it.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Integer(_) => size_of::<i64>(),
+            Self::List(texts) => texts.iter().map(|text| text.len() + size_of::<String>()).sum(),
+        }
+    }
+}
+
 impl Workload {
     /// A workload with these attributes, encoded once.
     pub fn new(attributes: Vec<(Cow<'static, str>, ResourceValue)>) -> Arc<Self> {
+        Self::of_process(attributes, None)
+    }
+
+    /// The same of a process that knows itself by `inner_pid`.
+    pub fn of_process(attributes: Vec<(Cow<'static, str>, ResourceValue)>, inner_pid: Option<u32>) -> Arc<Self> {
         let encoded = crate::encode::resource(&attributes);
-        Arc::new(Self { attributes, encoded })
+        Arc::new(Self { attributes, encoded, inner_pid })
     }
 
     /// The value of a resource attribute by name.
     pub fn get(&self, name: &str) -> Option<&ResourceValue> {
         self.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
+
+    fn bytes(&self) -> usize {
+        let attribute = size_of::<(Cow<'static, str>, ResourceValue)>();
+        self.encoded.len()
+            + self.attributes.iter().map(|(key, value)| attribute + key.len() + value.bytes()).sum::<usize>()
+    }
+
+    /// The same with the names of its pod, found late.
+    fn with_names(&self, names: &Names) -> Arc<Self> {
+        let mut attributes = self.attributes.clone();
+        let unnamed =
+            matches!(self.get("service.name"), Some(ResourceValue::Text(name)) if name.starts_with(UNKNOWN_SERVICE));
+        let service = names.service_name.iter().filter(|_| unnamed);
+        let service = service.map(|name| (Cow::Borrowed("service.name"), ResourceValue::Text(name.clone())));
+        for (name, value) in names.resource().chain(service) {
+            match attributes.iter_mut().find(|(key, _)| *key == name) {
+                Some(attribute) => attribute.1 = value,
+                None => attributes.push((name, value)),
+            }
+        }
+        Self::of_process(attributes, self.inner_pid)
+    }
+}
+
+/// Defines the counters once: field, name on `/metrics`, meaning.
+macro_rules! counters {
+    ($($field:ident $name:literal $meaning:literal,)+) => {
+        /// How enrichment goes; read from any thread.
+        #[derive(Debug, Default)]
+        pub struct Counters { $(#[doc = $meaning] pub $field: AtomicU64,)+ }
+        impl Counters {
+            /// Every counter: name, meaning, value.
+            pub fn each(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$(($name, $meaning, self.$field.load(Ordering::Relaxed)),)+].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    hits "hits" "Resets whose workload was known already",
+    misses "misses" "Resets whose process or control group was looked at for the first time",
+    refreshes "refreshes" "Processes looked at again: renamed, or not looked at for a minute",
+    evictions "evictions" "Workloads forgotten to make room",
+    gone "gone" "Processes that had ended before they could be read; named by the kernel's record alone",
+    reused "reused" "Pids that another process had by then; its facts were not taken",
+    denied "denied" "Reads of procfs that were not permitted",
+    timed_out "timed_out" "Processes whose reading hung and was left behind",
+    failed "failed" "Reads of procfs that failed otherwise",
+    context_refused "context_refused" "Published OpenTelemetry contexts that were malformed, lying or never at rest",
+    malformed "malformed" "Pairs in OTEL_RESOURCE_ATTRIBUTES, and overlong variables, that were left out",
+    left_out "left_out" "Attributes beyond the bounds of a resource",
+    cgroup_unknown "cgroup_unknown" "Resets whose control group was not found under the cgroup v2 mount",
+    pod_unknown "pod_unknown" "Workloads in a pod that the Kubernetes API had not named by then",
+}
+
+fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+/// Workloads remembered.
+const MAX_WORKLOADS: usize = 8_192;
+/// Bytes of them, of processes and of control groups each.
+const MAX_BYTES: usize = 32 << 20;
+/// A workload in use is looked at again after this time: it may have published its context or executed another program.
+const REFRESH: Duration = Duration::from_secs(60);
+/// The same when the record has another name for the process than was seen.
+const REFRESH_RENAMED: Duration = Duration::from_secs(1);
+/// Second looks of all processes together, a second.
+const REFRESHES_PER_SECOND: u32 = 100;
+/// How long a process may take to be read.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// Threads that read processes, hanging ones included.
+const MAX_READERS: usize = 4;
+
+/// Names the workloads of resets.
+#[derive(Debug)]
+pub struct Enricher {
+    proc: PathBuf,
+    command_line: bool,
+    /// The numbers in this procfs are not the kernel's own: a pid namespace is between.
+    foreign_pids: bool,
+    ticks_per_second: u64,
+    host: Arc<Workload>,
+    own_pod: OwnPod,
+    pods: Option<Arc<Pods>>,
+    processes: Bounded<(u32, u64), Entry>,
+    groups: Bounded<u64, Entry>,
+    cgroups: Cgroups,
+    reader: Deadline<Wanted, Result<Process, ProcessError>>,
+    refreshes: (Instant, u32),
+    counters: Arc<Counters>,
+}
+
+/// A remembered workload.
+#[derive(Debug)]
+struct Entry {
+    workload: Arc<Workload>,
+    /// When the process started, ns since 1970; kept, so that a step of the clock does not make it another process.
+    start_unix_ns: u64,
+    /// Names that the process has been seen under: in the record, in procfs.
+    comms: [Vec<u8>; 2],
+    read: Instant,
+    /// Nothing more can be learnt.
+    settled: bool,
+    /// Names of its pod are missing.
+    awaited: Option<Awaited>,
+}
+
+#[derive(Debug)]
+struct Awaited {
+    generation: u64,
+    pod_uid: String,
+    container_id: Option<String>,
+}
+
+impl Enricher {
+    /// `proc` is where the host's procfs is mounted, `/proc` unless in a container; `pods` are the names of pods where a
+    /// watch provides them.
+    pub fn new(settings: &settings::Enrichment, proc: PathBuf, pods: Option<Arc<Pods>>, now: Instant) -> Self {
+        let own_pod = OwnPod::read(|name| std::env::var(name).ok(), &proc);
+        let node = settings.kubernetes.as_ref().map(|kubernetes| kubernetes.node_name.as_str()).or(own_pod.node_name());
+        let mut host = host::attributes(&proc);
+        host.extend(
+            node.filter(|name| !name.is_empty())
+                .map(|name| (Cow::Borrowed("k8s.node.name"), ResourceValue::Text(name.to_owned()))),
+        );
+        Self {
+            command_line: settings.command_line,
+            foreign_pids: process::has_foreign_pids(&proc),
+            ticks_per_second: rustix::param::clock_ticks_per_second(),
+            host: Workload::new(host),
+            own_pod,
+            pods,
+            processes: Bounded::new(MAX_WORKLOADS, MAX_BYTES),
+            groups: Bounded::new(MAX_WORKLOADS, MAX_BYTES),
+            cgroups: Cgroups::new(&proc),
+            reader: Deadline::new(|wanted| process::read(&wanted), PATIENCE, MAX_READERS),
+            refreshes: (now, 0),
+            counters: Arc::default(),
+            proc,
+        }
+    }
+
+    /// How it goes.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// The host's own resource.
+    pub fn host(&self) -> Arc<Workload> {
+        Arc::clone(&self.host)
+    }
+
+    /// Sets the workload of a reset: of the process that owns the socket, else of the socket's control group, else the host.
+    pub fn enrich(&mut self, reset: &mut Reset, now: Instant) {
+        reset.workload = match (reset.owner, reset.cgroup_id) {
+            (Some(owner), _) => self.process(&owner, reset, now),
+            (None, Some(id)) => self.group(id, reset.network_namespace, now),
+            (None, None) => Arc::clone(&self.host),
+        };
+    }
+
+    fn process(&mut self, owner: &Owner, reset: &Reset, now: Instant) -> Arc<Workload> {
+        let key = (owner.pid, owner.start_boot_ns);
+        let comm = comm(owner);
+        if let Some(entry) = self.processes.get_mut(&key) {
+            let age = now.saturating_duration_since(entry.read);
+            let renamed = entry.comms.iter().all(|known| known != comm);
+            let due = !entry.settled && age >= if renamed { REFRESH_RENAMED } else { REFRESH };
+            if !due || !allowed(&mut self.refreshes, now) {
+                count(&self.counters.hits, 1);
+                return entry.current(self.pods.as_deref());
+            }
+            count(&self.counters.refreshes, 1);
+        } else {
+            count(&self.counters.misses, 1);
+        }
+        let read = self.read(owner, comm);
+        let settled = match &read {
+            Ok(process) => process.dead,
+            Err(error) => matches!(error, Some(ProcessError::Gone | ProcessError::Reused)),
+        };
+        if let (true, Some(entry)) = (settled || read.is_err(), self.processes.get_mut(&key)) {
+            // What was read while the process lived is better than nothing.
+            entry.settled = settled;
+            entry.read = now;
+            entry.comms[0] = comm.to_vec();
+            return entry.current(self.pods.as_deref());
+        }
+        let known = self.processes.get_mut(&key).map(|entry| (entry.start_unix_ns, Arc::clone(&entry.workload)));
+        let start_unix_ns = known.as_ref().map(|(start, _)| *start);
+        let start_unix_ns = start_unix_ns.unwrap_or_else(|| boot_unix_ns().saturating_add(owner.start_boot_ns));
+        let mut entry = self.describe(owner, start_unix_ns, reset, read.ok(), now);
+        entry.settled = settled;
+        if let Some((_, workload)) = known.filter(|(_, workload)| *workload == entry.workload) {
+            entry.workload = workload;
+        }
+        let workload = Arc::clone(&entry.workload);
+        let bytes = workload.bytes() + size_of::<Entry>();
+        count(&self.counters.evictions, self.processes.insert(key, entry, bytes));
+        workload
+    }
+
+    /// Reads a process; the error is `None` when the reading hung.
+    fn read(&mut self, owner: &Owner, comm: &[u8]) -> Result<Process, Option<ProcessError>> {
+        let start_ticks = owner.start_boot_ns / (1_000_000_000 / self.ticks_per_second);
+        let pid = if self.foreign_pids { process::find(&self.proc, start_ticks, comm) } else { Some(owner.pid) };
+        let wanted = |pid| Wanted { proc: self.proc.clone(), pid, start_ticks, command_line: self.command_line };
+        let result = match pid {
+            None => Err(Some(ProcessError::Gone)),
+            Some(pid) => self.reader.call(wanted(pid)).map_or(Err(None), |result| result.map_err(Some)),
+        };
+        let counters = &self.counters;
+        match &result {
+            Ok(process) => {
+                count(&counters.denied, process.faults.denied);
+                count(&counters.failed, process.faults.failed);
+                count(&counters.context_refused, process.faults.context_refused);
+                count(&counters.malformed, process.environment.malformed);
+            }
+            Err(None) => count(&counters.timed_out, 1),
+            Err(Some(ProcessError::Gone)) => count(&counters.gone, 1),
+            Err(Some(ProcessError::Reused)) => count(&counters.reused, 1),
+            Err(Some(ProcessError::Denied)) => count(&counters.denied, 1),
+            Err(Some(ProcessError::Read(_))) => count(&counters.failed, 1),
+        }
+        result
+    }
+
+    fn describe(
+        &mut self,
+        owner: &Owner,
+        start_unix_ns: u64,
+        reset: &Reset,
+        process: Option<Process>,
+        now: Instant,
+    ) -> Entry {
+        let comm = comm(owner);
+        let placement = match &process {
+            Some(process) if !process.dead || !process.placement.is_empty() => process.placement.clone(),
+            // The socket's control group is that of the process that made it: the same container. (On cgroup v1 a dead
+            // process is in no group.)
+            _ => reset.cgroup_id.and_then(|id| self.placement(id, now)).unwrap_or_default(),
+        };
+        let (names, awaited) = self.names(&placement, reset.network_namespace);
+        let mut resource = Resource::of_host(&self.host.attributes);
+        resource.add_identity(Identity { pid: owner.pid, start_unix_ns, comm }, process.as_ref());
+        resource.add_placement(&placement, names.as_ref());
+        if let Some(process) = &process {
+            resource.add_claims(process);
+        }
+        resource.name_service(&placement, names.as_ref());
+        let (attributes, left_out) = resource.finish();
+        count(&self.counters.left_out, left_out);
+        let inner_pid = process.as_ref().and_then(|process| process.inner_pid);
+        let workload = Workload::of_process(attributes, inner_pid);
+        let seen = process.map(|process| process.comm).unwrap_or_default();
+        Entry { workload, start_unix_ns, comms: [comm.to_vec(), seen], read: now, settled: false, awaited }
+    }
+
+    /// The workload of a socket without an owner, by its control group alone.
+    fn group(&mut self, id: u64, network_namespace: Option<u32>, now: Instant) -> Arc<Workload> {
+        if let Some(entry) = self.groups.get_mut(&id) {
+            count(&self.counters.hits, 1);
+            return entry.current(self.pods.as_deref());
+        }
+        let Some(placement) = self.placement(id, now) else { return Arc::clone(&self.host) };
+        count(&self.counters.misses, 1);
+        let (names, awaited) = self.names(&placement, network_namespace);
+        let workload = if placement.is_empty() && names.is_none() {
+            Arc::clone(&self.host)
+        } else {
+            let mut resource = Resource::of_host(&self.host.attributes);
+            resource.add_placement(&placement, names.as_ref());
+            resource.name_service(&placement, names.as_ref());
+            let (attributes, left_out) = resource.finish();
+            count(&self.counters.left_out, left_out);
+            Workload::new(attributes)
+        };
+        let entry = Entry {
+            workload: Arc::clone(&workload),
+            start_unix_ns: 0,
+            comms: Default::default(),
+            read: now,
+            settled: true,
+            awaited,
+        };
+        let bytes = workload.bytes() + size_of::<Entry>();
+        count(&self.counters.evictions, self.groups.insert(id, entry, bytes));
+        workload
+    }
+
+    fn placement(&mut self, id: u64, now: Instant) -> Option<Placement> {
+        let placement = self.cgroups.path(id, now).map(Placement::from_path);
+        count(&self.counters.cgroup_unknown, u64::from(placement.is_none()));
+        placement
+    }
+
+    /// The names of the pod, and what to look for later where some are missing.
+    fn names(&self, placement: &Placement, network_namespace: Option<u32>) -> (Option<Names>, Option<Awaited>) {
+        let uid = placement.pod_uid.as_deref();
+        let own = || self.own_pod.names(uid, network_namespace);
+        let (Some(uid), Some(pods)) = (uid, &self.pods) else { return (own(), None) };
+        let generation = pods.generation();
+        let names = pods.names(uid, placement.container_id.as_deref());
+        let complete = names.as_ref().is_some_and(|names| names.complete);
+        count(&self.counters.pod_unknown, u64::from(names.is_none()));
+        let container_id = placement.container_id.clone();
+        let awaited = (!complete).then(|| Awaited { generation, pod_uid: uid.to_owned(), container_id });
+        (names.or_else(own), awaited)
+    }
+}
+
+impl Entry {
+    /// The workload, with the names of its pod once they are known.
+    fn current(&mut self, pods: Option<&Pods>) -> Arc<Workload> {
+        if let (Some(awaited), Some(pods)) = (&mut self.awaited, pods) {
+            let generation = pods.generation();
+            if generation != awaited.generation {
+                awaited.generation = generation;
+                if let Some(names) = pods.names(&awaited.pod_uid, awaited.container_id.as_deref()) {
+                    self.workload = self.workload.with_names(&names);
+                    if names.complete {
+                        self.awaited = None;
+                    }
+                }
+            }
+        }
+        Arc::clone(&self.workload)
+    }
+}
+
+/// The owner's name up to the closing zero.
+fn comm(owner: &Owner) -> &[u8] {
+    owner.comm.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+/// Takes one second look out of this second's, if there is one left.
+fn allowed(refreshes: &mut (Instant, u32), now: Instant) -> bool {
+    if now.saturating_duration_since(refreshes.0) >= Duration::from_secs(1) {
+        *refreshes = (now, 0);
+    }
+    let allowed = refreshes.1 < REFRESHES_PER_SECOND;
+    refreshes.1 += u32::from(allowed);
+    allowed
+}
+
+/// When the host booted, ns since 1970, by the clock of now.
+fn boot_unix_ns() -> u64 {
+    let ns = |clock| {
+        let time = clock_gettime(clock);
+        i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
+    };
+    u64::try_from(ns(ClockId::Realtime) - ns(ClockId::Boottime)).unwrap_or(0)
 }

@@ -1,5 +1,126 @@
-//! The rules that keep or drop a reset.
+//! The rules that keep or drop a reset: in order, the first that matches decides, no match keeps.
+//!
+//! Reading rules from a file is [`crate::config`]'s; which of them run in the kernel is [`crate::pushdown`]'s.
+
+mod condition;
+mod cover;
+mod pattern;
+mod range;
+
+use std::{fmt, sync::Arc};
+
+pub use condition::{Condition, End, FactSets, IPV4, IPV6, ResourceTest, Subject};
+pub use pattern::Pattern;
+pub use range::{Network, Numbers, Ports};
+
+use crate::reset::Reset;
 
 /// Rules in order; the first that matches decides, no match keeps.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Filters {}
+pub struct Filters {
+    rules: Vec<Rule>,
+}
+
+/// One rule of the filters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    /// What becomes of a reset that meets the condition: kept, or dropped.
+    pub keep: bool,
+    /// The condition.
+    pub condition: Condition,
+}
+
+/// What the filters say of a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Whether the reset goes on.
+    pub keep: bool,
+    /// The rule that decided, counted from 0; `None` where none matched.
+    pub rule: Option<usize>,
+}
+
+impl fmt::Display for Decision {
+    /// `kept by filters[1]`
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self { rule: None, .. } => formatter.write_str("kept: no filter matches"),
+            Self { keep: true, rule: Some(rule) } => write!(formatter, "kept by filters[{rule}]"),
+            Self { keep: false, rule: Some(rule) } => write!(formatter, "dropped by filters[{rule}]"),
+        }
+    }
+}
+
+impl Filters {
+    /// Filters of these rules.
+    pub fn new(mut rules: Vec<Rule>) -> Self {
+        let mut names = ResourceNames::default();
+        for rule in &mut rules {
+            rule.condition = names.settle(std::mem::replace(&mut rule.condition, Condition::Any(Vec::new())));
+        }
+        Self { rules }
+    }
+
+    /// The rules, in order.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// What becomes of the reset.
+    pub fn decide(&self, reset: &Reset) -> Decision {
+        self.decide_subject(&Subject::new(reset))
+    }
+
+    fn decide_subject(&self, subject: &Subject<'_>) -> Decision {
+        match self.rules.iter().position(|rule| rule.condition.matches(subject)) {
+            Some(rule) => Decision { keep: self.rules[rule].keep, rule: Some(rule) },
+            None => Decision { keep: true, rule: None },
+        }
+    }
+}
+
+/// Gives each name of a resource attribute its slot in a [`Subject`], so that a set of rules looks it up once.
+#[derive(Default)]
+pub(crate) struct ResourceNames(Vec<Arc<str>>);
+
+impl ResourceNames {
+    /// The condition simplified, with its names' slots set.
+    pub(crate) fn settle(&mut self, condition: Condition) -> Condition {
+        let mut condition = condition.simplified();
+        condition.for_each_resource_test(&mut |test| {
+            let slot = self.0.iter().take(condition::SLOTS).position(|name| *name == test.name);
+            test.slot = slot.unwrap_or(self.0.len());
+            match slot {
+                Some(slot) => test.name = Arc::clone(&self.0[slot]),
+                None if self.0.len() < condition::SLOTS => self.0.push(Arc::clone(&test.name)),
+                None => {}
+            }
+        });
+        condition
+    }
+}
+
+/// Pairs `(earlier, later)` where `later` can never decide, since `earlier` matches whatever it matches; and whether
+/// every pair was looked at. Each later rule stands once, with the first that shadows it.
+pub fn shadowed(conditions: &[&Condition]) -> (Vec<(usize, usize)>, bool) {
+    /// Bounds the analysis of a hostile file to about a second; a thousand ordinary rules take a hundredth of it.
+    const MAX_STEPS: usize = 200_000_000;
+    let sizes: Vec<_> = conditions.iter().map(|condition| condition.size()).collect();
+    let mut pairs = Vec::new();
+    let mut steps = 0_usize;
+    for (later, condition) in conditions.iter().enumerate() {
+        for (earlier, earlier_condition) in conditions[..later].iter().enumerate() {
+            steps = steps.saturating_add(sizes[earlier].saturating_mul(sizes[later]));
+            if steps > MAX_STEPS {
+                return (pairs, false);
+            }
+            if earlier_condition.covers(condition) {
+                pairs.push((earlier, later));
+                break;
+            }
+        }
+    }
+    (pairs, true)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -2,11 +2,16 @@
 //!
 //! Does not know owners beyond what the record says ([`crate::enrich`]), nor traces ([`crate::correlate`]).
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
-pub use probes::{Cause, Direction, Hook, Origin, OwnerSource, State};
+pub use probes::{Cause, Direction, Hook, Origin, OwnerSource, ResetRecord, State};
+use probes::{RECORD_LEN, RECORD_VERSION, UNKNOWN_REASON, UNKNOWN_U32, UNKNOWN_U64, flag};
+use zerocopy::FromBytes;
 
-use crate::enrich::Workload;
+use crate::{enrich::Workload, reason::ReasonNames};
 
 /// One reset on its way through the collector.
 #[derive(Clone, Debug)]
@@ -170,3 +175,174 @@ impl Reset {
         }
     }
 }
+
+/// Why bytes from the ring buffer are no reset. Such a record is counted and passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// Truncated, or something else's.
+    #[error("a record of {0} bytes, not {RECORD_LEN}")]
+    Length(usize),
+    /// Written by other probes than ours.
+    #[error("a record of version {0:#x}, not {RECORD_VERSION:#x}: other probes than this program's wrote it")]
+    Version(u32),
+    /// No [`Direction`].
+    #[error("a record of direction {0}, which does not exist")]
+    Direction(u8),
+    /// No [`Origin`].
+    #[error("a record of origin {0}, which does not exist")]
+    Origin(u8),
+    /// No [`Hook`].
+    #[error("a record of hook {0}, which does not exist")]
+    Hook(u8),
+    /// Neither 4 nor 6.
+    #[error("a record of IP version {0}")]
+    IpVersion(u8),
+}
+
+/// Takes a record out of bytes of the ring buffer, which are trusted for nothing.
+///
+/// # Errors
+/// Bytes of another length or version.
+pub fn read_record(bytes: &[u8]) -> Result<ResetRecord, RecordError> {
+    let record = ResetRecord::read_from_bytes(bytes).map_err(|_| RecordError::Length(bytes.len()))?;
+    if record.version != RECORD_VERSION {
+        return Err(RecordError::Version(record.version));
+    }
+    Ok(record)
+}
+
+/// The kernel's clocks against the wall clock, measured shortly before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clock {
+    /// CLOCK_TAI minus CLOCK_REALTIME, ns: the leap seconds, which a stepped clock does not change.
+    pub tai_offset_ns: i64,
+    /// CLOCK_REALTIME minus CLOCK_MONOTONIC, ns.
+    pub monotonic_offset_ns: i64,
+}
+
+impl Clock {
+    /// The wall clock, ns since 1970, at a record's time.
+    fn unix_ns(&self, record: &ResetRecord) -> u64 {
+        if record.flags & flag::TIME_IS_TAI != 0 {
+            record.time_ns.saturating_add_signed(self.tai_offset_ns.saturating_neg())
+        } else {
+            record.time_ns.saturating_add_signed(self.monotonic_offset_ns)
+        }
+    }
+}
+
+/// Makes records into resets.
+#[derive(Debug)]
+pub struct Decoder {
+    reasons: ReasonNames,
+    host: Arc<Workload>,
+}
+
+impl Decoder {
+    /// A decoder with the running kernel's names of reasons. `host`: the workload of a reset until it is enriched.
+    pub fn new(reasons: ReasonNames, host: Arc<Workload>) -> Self {
+        Self { reasons, host }
+    }
+
+    /// A record as a reset. `observed_unix_ns`: now, by the wall clock.
+    ///
+    /// # Errors
+    /// A number that names no direction, origin, hook or IP version. An unknown cause is [`Cause::Unknown`].
+    pub fn decode(&self, record: &ResetRecord, clock: Clock, observed_unix_ns: u64) -> Result<Reset, RecordError> {
+        Ok(Reset {
+            time_unix_ns: clock.unix_ns(record),
+            observed_unix_ns,
+            direction: Direction::from_number(record.direction).ok_or(RecordError::Direction(record.direction))?,
+            origin: Origin::from_number(record.origin).ok_or(RecordError::Origin(record.origin))?,
+            cause: Cause::from_number(record.cause).unwrap_or(Cause::Unknown),
+            reason: self.reason(record),
+            state: State::from_number(record.state),
+            local: endpoint(record.ip_version, record.local_address, record.local_port)?,
+            peer: endpoint(record.ip_version, record.peer_address, record.peer_port)?,
+            connection: connection(record),
+            network_namespace: (record.network_namespace != 0).then_some(record.network_namespace),
+            owner: owner(record),
+            socket: record.socket,
+            credential: record.credential,
+            cgroup_id: (record.cgroup_id != 0).then_some(record.cgroup_id),
+            actor: actor(record),
+            segment_flags: record.segment_flags,
+            not_accepted: record.flags & flag::NOT_ACCEPTED != 0,
+            hook: Hook::from_number(record.hook).ok_or(RecordError::Hook(record.hook))?,
+            workload: Arc::clone(&self.host),
+            trace: trace(record),
+            sample_weight: 1.0,
+        })
+    }
+
+    fn reason(&self, record: &ResetRecord) -> Option<&'static str> {
+        match record.reason {
+            UNKNOWN_REASON => None,
+            number if record.flags & flag::REASON_IS_DROP != 0 => self.reasons.dropped(number),
+            number => self.reasons.reset(number),
+        }
+    }
+}
+
+fn endpoint(ip_version: u8, address: [u8; 16], port: u16) -> Result<Endpoint, RecordError> {
+    let [.., a, b, c, d] = address;
+    let address = match ip_version {
+        4 => IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
+        6 => IpAddr::V6(Ipv6Addr::from(address)).to_canonical(),
+        other => return Err(RecordError::IpVersion(other)),
+    };
+    Ok(Endpoint { address, port })
+}
+
+fn connection(record: &ResetRecord) -> Connection {
+    let known_u64 = |number| (number != UNKNOWN_U64).then_some(number);
+    let known_u32 = |number| (number != UNKNOWN_U32).then_some(number);
+    Connection {
+        bytes_sent: known_u64(record.bytes_sent),
+        bytes_received: known_u64(record.bytes_received),
+        unread_bytes: known_u32(record.unread_bytes),
+        unsent_bytes: known_u32(record.unsent_bytes),
+        unacked_bytes: known_u32(record.unacked_bytes),
+        retransmits: known_u32(record.retransmits),
+        smoothed_rtt_us: known_u32(record.smoothed_rtt_us).filter(|&rtt| rtt != 0),
+        duration_ns: known_u64(record.duration_ns),
+    }
+}
+
+fn owner(record: &ResetRecord) -> Option<Owner> {
+    (record.owner_pid != 0).then(|| Owner {
+        pid: record.owner_pid,
+        start_boot_ns: record.owner_start_ns,
+        comm: record.owner_comm,
+        source: OwnerSource::from_number(record.owner_source).unwrap_or(OwnerSource::None),
+    })
+}
+
+/// The acting task: known only where the kernel was in its context (`thread_id`).
+fn actor(record: &ResetRecord) -> Option<Actor> {
+    /// The signal in a task's exit code (`kernel/exit.c`: the low seven bits, the eighth is the core dump).
+    const SIGNAL: u32 = 0x7f;
+    let pid = if record.actor_pid != 0 { record.actor_pid } else { record.owner_pid };
+    let signaled = record.flags & flag::SIGNALED != 0;
+    (record.thread_id != 0 && pid != 0).then(|| Actor {
+        pid,
+        thread_id: record.thread_id,
+        exiting: record.flags & flag::EXITING != 0,
+        signal: signaled.then_some((record.exit_code & SIGNAL) as u8).filter(|&signal| signal != 0),
+    })
+}
+
+fn trace(record: &ResetRecord) -> Option<Trace> {
+    let wire = record.flags & flag::TRACE_FROM_WIRE != 0;
+    (record.trace_id != [0; 16]).then(|| Trace {
+        trace_id: record.trace_id,
+        span_id: (record.span_id != [0; 8]).then_some(record.span_id),
+        method: if wire { TraceMethod::Wire } else { TraceMethod::Thread },
+        on_application_span: false,
+        candidates: Vec::new(),
+    })
+}
+
+#[cfg(test)]
+#[path = "reset_tests.rs"]
+mod tests;

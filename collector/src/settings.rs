@@ -161,6 +161,8 @@ pub struct Destination {
     pub retry: Retry,
     /// What waits to be sent.
     pub queue: Queue,
+    /// The signals that go here; `None` is those of [`Export::signals`].
+    pub signals: Option<Signals>,
     /// How records are put together.
     pub batch: Batch,
 }
@@ -177,6 +179,7 @@ impl Default for Destination {
             tls: Tls::default(),
             retry: Retry::default(),
             queue: Queue::default(),
+            signals: None,
             batch: Batch::default(),
         }
     }

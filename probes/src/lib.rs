@@ -5,6 +5,10 @@
 
 #![no_std]
 
+pub mod cause;
+pub mod field;
+pub mod rule;
+
 /// Stands in [`ResetRecord::version`]; a record that says otherwise is foreign and is counted, not read.
 pub const RECORD_VERSION: u32 = 0x5253_0001;
 
@@ -204,6 +208,7 @@ pub mod flag {
 /// addresses, which are in network order (IPv4 in the last four bytes after `::ffff:`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "zerocopy", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
 pub struct ResetRecord {
     /// [`RECORD_VERSION`].
     pub version: u32,

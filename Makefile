@@ -1,0 +1,55 @@
+# What one does with this repository. `make test` is what CI runs.
+
+export CARGO_TERM_COLOR ?= auto
+DENY = $(shell tests/setup --path)/cargo-deny --locked --all-features
+
+.PHONY: help
+help: ## Say what there is
+	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+.PHONY: run
+run: ## See every reset of this host, told why (as root)
+	cargo run --release -- run
+
+.PHONY: demo
+demo: ## Make resets of each cause and see them captured (as root)
+	cargo run --release -- demo
+
+.PHONY: setup
+setup: ## Install what the tests need and this machine lacks (as root)
+	tests/setup
+
+.PHONY: probes
+probes: ## Build the eBPF object that the collector embeds
+	tests/setup packages bpf-linker
+	probes/build
+
+.PHONY: check
+check: ## Formatting, lints, unit tests, licences and advisories
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo test --locked --package reset-collector --package reset-collector-probes
+	tests/setup cargo-deny
+	$(DENY) check bans licenses sources
+	@if $(DENY) fetch db; then $(DENY) check --disable-fetch advisories; \
+	else echo "******** advisories NOT checked: their database cannot be reached from here ********" >&2; fi
+
+.PHONY: test
+test: setup ## Everything: set-up, check, the probe object rebuilt, and the tests end to end (as root)
+	probes/build --check
+	$(MAKE) check
+	$(MAKE) e2e
+
+.PHONY: e2e
+e2e: ## The tests end to end alone (as root)
+	cargo test --locked --release --package reset-collector-tests -- --nocapture --test-threads=1
+
+.PHONY: bench
+bench: ## Measure: figures, no verdicts (as root)
+	tests/setup packages
+	tests/bench/run
+
+.PHONY: vm
+vm: ## The scenarios on other kernels, in virtual machines
+	tests/setup packages
+	tests/vm/run

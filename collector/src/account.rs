@@ -1,0 +1,499 @@
+//! The account of every reset: the conservation law's terms, kept so that no sampler ever sees the sum off.
+//!
+//! For each destination and signal (a *lane*), at any instant:
+//! `captured + recovered = exported + filtered + sampled_out + dropped{reason} + queued`.
+//! All terms stand under one lock and each call moves resets from one term to another. `queued` is everything that has
+//! no fate yet: in the ring buffer, in the pipeline, waiting to be sent, and in flight. `recovered` are the resets
+//! that the storage directory held from an earlier run: queued then, so that the law holds across a restart as well.
+//!
+//! Knows nothing of how the figures are shown ([`crate::prometheus`], [`crate::telemetry`]).
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use probes::{COUNTERS, Cause, Direction, Origin, counter_index};
+
+pub use crate::drop_reason::DropReason;
+use crate::signal::Signal;
+
+const REASONS: usize = DropReason::ALL.len();
+
+/// Resets by reason.
+pub type Dropped = [u64; REASONS];
+
+/// Upper bounds of the export duration histogram, seconds (OpenTelemetry's advice for durations).
+pub const DURATION_BOUNDS: [f64; 14] =
+    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+
+/// Names one destination and signal in the account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneId(u64);
+
+/// The counters, shared by the whole program.
+pub struct Account {
+    state: Mutex<State>,
+    started: SystemTime,
+    /// Called before each look, so that nothing need be told while nobody looks.
+    before_look: OnceLock<Box<dyn Fn(&Self) + Send + Sync>>,
+}
+
+struct State {
+    /// By [`counter_index`], as the kernel counted them.
+    kernel: Vec<u64>,
+    /// Lost in the kernel, by reason.
+    kernel_dropped: Dropped,
+    /// Read from the ring buffer.
+    read: u64,
+    filtered: u64,
+    sampled_out: u64,
+    /// Lost in the pipeline before any lane, by reason.
+    pipeline_dropped: Dropped,
+    lanes: Vec<Lane>,
+    next_lane: u64,
+    hooks: Vec<HookCoverage>,
+    /// The pipeline has given a sign of life.
+    beats: bool,
+    /// Since when it is asked for another.
+    asked: Option<Instant>,
+}
+
+struct Lane {
+    id: LaneId,
+    destination: Arc<str>,
+    signal: Signal,
+    in_use: bool,
+    /// Read, and neither filtered, sampled out, dropped nor given to this lane.
+    in_pipeline: u64,
+    recovered: u64,
+    waiting: u64,
+    in_flight: u64,
+    exported: u64,
+    dropped: Dropped,
+    health: Health,
+}
+
+/// How a lane is doing, beside the law.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    /// Requests by the bound of their duration; the last is those above every bound.
+    pub durations: [u64; DURATION_BOUNDS.len() + 1],
+    /// Sum of the durations.
+    pub duration_sum: Duration,
+    /// Requests that were sent again.
+    pub retries: u64,
+    /// Requests that ended without the backend's acceptance.
+    pub failed_requests: u64,
+    /// Resets accepted after an earlier try whose fate is not known: the backend may have them twice.
+    pub possibly_duplicated: u64,
+    /// Seconds since 1970 of the last failure.
+    pub last_error_unix_s: Option<f64>,
+    /// Seconds since 1970 of the last acceptance.
+    pub last_success_unix_s: Option<f64>,
+    /// The backend does not take this signal.
+    pub switched_off: bool,
+    /// Resets that may wait at most.
+    pub capacity: u64,
+    /// Bytes on disk.
+    pub storage_bytes: u64,
+}
+
+/// Whether a hook sees its resets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookCoverage {
+    /// The hook by its kernel name.
+    pub hook: &'static str,
+    /// It is attached.
+    pub active: bool,
+    /// Without it the collector is not ready: resets go unseen.
+    pub essential: bool,
+    /// Why not, and what helps; empty when active.
+    pub why: String,
+}
+
+/// All counters at one instant.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Resets that the kernel counted.
+    pub captured: u64,
+    /// The same by direction, origin and cause; zeros left out.
+    pub resets: Vec<(Direction, Origin, Cause, u64)>,
+    /// Dropped by the filters' rules.
+    pub filtered: u64,
+    /// Not chosen by sampling.
+    pub sampled_out: u64,
+    /// Lost before any destination, by [`DropReason`] number.
+    pub dropped_before_lanes: Dropped,
+    /// In the ring buffer: counted by the kernel, not read.
+    pub in_ring_buffer: u64,
+    /// Each destination and signal.
+    pub lanes: Vec<LaneSnapshot>,
+    /// The hooks.
+    pub hooks: Vec<HookCoverage>,
+    /// How long the pipeline has left a question for a sign of life unanswered; `None` before its first sign.
+    pub since_beat: Option<Duration>,
+    /// When the account was opened, seconds since 1970.
+    pub started_unix_s: f64,
+}
+
+/// A lane's terms at one instant.
+#[derive(Clone, Debug)]
+pub struct LaneSnapshot {
+    /// The destination's name: its endpoint.
+    pub destination: Arc<str>,
+    /// The signal.
+    pub signal: Signal,
+    /// Found in storage at the start, with what storage had lost.
+    pub recovered: u64,
+    /// Accepted by the backend.
+    pub exported: u64,
+    /// Lost, by [`DropReason`] number; what was lost before the lanes is in it.
+    pub dropped: Dropped,
+    /// Without a fate: ring buffer, pipeline, waiting, in flight.
+    pub queued: u64,
+    /// Of these: in the lane's own queue.
+    pub waiting: u64,
+    /// Of these: in a request.
+    pub in_flight: u64,
+    /// How it is doing.
+    pub health: Health,
+}
+
+impl Snapshot {
+    /// What the law leaves unexplained for a lane: always 0.
+    pub fn imbalance(&self, lane: &LaneSnapshot) -> i128 {
+        let sources = i128::from(self.captured) + i128::from(lane.recovered);
+        let fates = [lane.exported, self.filtered, self.sampled_out, lane.queued];
+        let dropped: i128 = lane.dropped.iter().map(|count| i128::from(*count)).sum();
+        sources - fates.iter().map(|count| i128::from(*count)).sum::<i128>() - dropped
+    }
+}
+
+impl Default for Account {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Account {
+    /// An empty account.
+    pub fn new() -> Self {
+        let state = State {
+            kernel: vec![0; COUNTERS as usize],
+            kernel_dropped: [0; REASONS],
+            read: 0,
+            filtered: 0,
+            sampled_out: 0,
+            pipeline_dropped: [0; REASONS],
+            lanes: Vec::new(),
+            next_lane: 0,
+            hooks: Vec::new(),
+            beats: false,
+            asked: None,
+        };
+        Self { state: Mutex::new(state), started: SystemTime::now(), before_look: OnceLock::new() }
+    }
+
+    /// Takes over the kernel's counters: totals since the probes were attached, the resets by [`counter_index`] and
+    /// what was lost in the kernel by reason. Both must be read in one go, the losses first.
+    pub fn kernel_counted(&self, resets: &[u64; COUNTERS as usize], lost: &[(DropReason, u64)]) {
+        let mut state = self.lock();
+        state.kernel.copy_from_slice(resets);
+        for (reason, count) in lost {
+            state.kernel_dropped[*reason as usize] = *count;
+        }
+    }
+
+    /// Records read from the ring buffer enter the pipeline.
+    pub fn read(&self, resets: u64) {
+        let mut state = self.lock();
+        state.read += resets;
+        state.lanes.iter_mut().for_each(|lane| lane.in_pipeline += resets);
+    }
+
+    /// The filters dropped resets of the pipeline.
+    pub fn filtered(&self, resets: u64) {
+        let mut state = self.lock();
+        state.filtered += resets;
+        state.leave_pipeline(resets);
+    }
+
+    /// Sampling did not choose resets of the pipeline.
+    pub fn sampled_out(&self, resets: u64) {
+        let mut state = self.lock();
+        state.sampled_out += resets;
+        state.leave_pipeline(resets);
+    }
+
+    /// Resets of the pipeline were lost before any destination.
+    pub fn dropped_in_pipeline(&self, reason: DropReason, resets: u64) {
+        let mut state = self.lock();
+        state.pipeline_dropped[reason as usize] += resets;
+        state.leave_pipeline(resets);
+    }
+
+    /// Sets what is done before each look at the counters: the kernel's are read, the pipeline is asked for a sign of
+    /// life. The first one set stays.
+    pub fn before_look(&self, action: impl Fn(&Self) + Send + Sync + 'static) {
+        if self.before_look.set(Box::new(action)).is_err() {
+            tracing::debug!("the account is looked after already");
+        }
+    }
+
+    /// The pipeline is asked for a sign of life.
+    pub fn ask_for_beat(&self) {
+        self.lock().asked.get_or_insert_with(Instant::now);
+    }
+
+    /// The pipeline is alive: called by its loop each time that it turns.
+    pub fn beat(&self) {
+        let mut state = self.lock();
+        state.beats = true;
+        state.asked = None;
+    }
+
+    /// What the hooks see.
+    pub fn set_hooks(&self, hooks: Vec<HookCoverage>) {
+        self.lock().hooks = hooks;
+    }
+
+    /// The lane of a destination and signal, and the name that it goes by: the destination's, with a number behind it
+    /// where that is in use. One that was released is opened again with its counters (a reload).
+    pub(crate) fn open_lane(&self, destination: &str, signal: Signal) -> (LaneId, Arc<str>) {
+        let mut state = self.lock();
+        let mut name: Arc<str> = destination.into();
+        let mut number = 1;
+        while let Some(lane) = state.lanes.iter_mut().find(|lane| lane.destination == name && lane.signal == signal) {
+            if !lane.in_use {
+                lane.in_use = true;
+                return (lane.id, name);
+            }
+            number += 1;
+            name = format!("{destination}#{number}").into();
+        }
+        let id = LaneId(state.next_lane);
+        state.next_lane += 1;
+        let lane = state.new_lane(id, name.clone(), signal);
+        state.lanes.push(lane);
+        (id, name)
+    }
+
+    /// The lane's exporter is gone; its counters stay.
+    pub(crate) fn release_lane(&self, id: LaneId) {
+        self.with(id, |lane| lane.in_use = false);
+    }
+
+    /// Forgets the lanes that no exporter uses: after a reload that took destinations away. Their counters go too.
+    pub fn forget_unused_lanes(&self) {
+        self.lock().lanes.retain(|lane| lane.in_use);
+    }
+
+    /// Everything, at one instant.
+    pub fn snapshot(&self) -> Snapshot {
+        if let Some(action) = self.before_look.get() {
+            action(self);
+        }
+        let state = self.lock();
+        let kernel_dropped: u64 = state.kernel_dropped.iter().sum();
+        // A record may be read before the kernel's counters are read again: never fewer than were seen.
+        let captured = state.kernel.iter().sum::<u64>().max(state.read + kernel_dropped);
+        let in_ring_buffer = captured - state.read - kernel_dropped;
+        let mut dropped_before_lanes = state.kernel_dropped;
+        add(&mut dropped_before_lanes, &state.pipeline_dropped);
+        Snapshot {
+            captured,
+            resets: state.resets(),
+            filtered: state.filtered,
+            sampled_out: state.sampled_out,
+            dropped_before_lanes,
+            in_ring_buffer,
+            lanes: state.lanes.iter().map(|lane| lane.snapshot(in_ring_buffer, &dropped_before_lanes)).collect(),
+            hooks: state.hooks.clone(),
+            since_beat: state.beats.then(|| state.asked.map_or(Duration::ZERO, |asked| asked.elapsed())),
+            started_unix_s: unix_seconds(self.started),
+        }
+    }
+
+    /// Resets go from the pipeline into a lane's queue.
+    pub(crate) fn enqueued(&self, id: LaneId, resets: u64) {
+        self.with(id, |lane| {
+            lane.in_pipeline = lane.in_pipeline.saturating_sub(resets);
+            lane.waiting += resets;
+        });
+    }
+
+    /// Resets of the pipeline need no request of this lane: their events went out with an application's own spans.
+    pub(crate) fn delivered_elsewhere(&self, id: LaneId, resets: u64) {
+        self.with(id, |lane| {
+            lane.in_pipeline = lane.in_pipeline.saturating_sub(resets);
+            lane.exported += resets;
+        });
+    }
+
+    /// Storage held resets of an earlier run: those found wait, those lost there are named. What this run itself had left
+    /// there (a reload) is counted already.
+    pub(crate) fn recovered(&self, id: LaneId, found: u64, lost: &[(DropReason, u64)]) {
+        self.with(id, |lane| {
+            let ours = lane.waiting;
+            lane.waiting = found;
+            lane.recovered += found;
+            for (reason, count) in lost {
+                lane.dropped[*reason as usize] += count;
+                lane.recovered += count;
+            }
+            lane.recovered = lane.recovered.saturating_sub(ours);
+        });
+    }
+
+    /// Waiting resets go into a request.
+    pub(crate) fn taken(&self, id: LaneId, resets: u64) {
+        self.with(id, |lane| {
+            lane.waiting = lane.waiting.saturating_sub(resets);
+            lane.in_flight += resets;
+        });
+    }
+
+    /// Resets in a request go back to wait: it was given up at the end of the program.
+    pub(crate) fn put_back(&self, id: LaneId, resets: u64) {
+        self.with(id, |lane| {
+            lane.in_flight = lane.in_flight.saturating_sub(resets);
+            lane.waiting += resets;
+        });
+    }
+
+    /// A request was accepted, all but `rejected` of it.
+    pub(crate) fn exported(&self, id: LaneId, resets: u64, rejected: u64) {
+        self.with(id, |lane| {
+            let rejected = rejected.min(resets);
+            lane.in_flight = lane.in_flight.saturating_sub(resets);
+            lane.exported += resets - rejected;
+            lane.dropped[DropReason::RejectedByBackend as usize] += rejected;
+            lane.health.last_success_unix_s = Some(unix_seconds(SystemTime::now()));
+        });
+    }
+
+    /// A request was given up.
+    pub(crate) fn dropped_in_flight(&self, id: LaneId, reason: DropReason, resets: u64) {
+        self.with(id, |lane| {
+            lane.in_flight = lane.in_flight.saturating_sub(resets);
+            lane.dropped[reason as usize] += resets;
+        });
+    }
+
+    /// Waiting resets were lost.
+    pub(crate) fn dropped_waiting(&self, id: LaneId, reason: DropReason, resets: u64) {
+        self.with(id, |lane| {
+            lane.waiting = lane.waiting.saturating_sub(resets);
+            lane.dropped[reason as usize] += resets;
+        });
+    }
+
+    /// Changes what is known of a lane's health.
+    pub(crate) fn health(&self, id: LaneId, change: impl FnOnce(&mut Health)) {
+        self.with(id, |lane| change(&mut lane.health));
+    }
+
+    fn with(&self, id: LaneId, change: impl FnOnce(&mut Lane)) {
+        if let Some(lane) = self.lock().lanes.iter_mut().find(|lane| lane.id == id) {
+            change(lane);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Health {
+    /// Counts one request that took this long.
+    pub(crate) fn request_took(&mut self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        let bucket = DURATION_BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(DURATION_BOUNDS.len());
+        self.durations[bucket] += 1;
+        self.duration_sum += duration;
+    }
+
+    /// Notes a request that was not accepted.
+    pub(crate) fn request_failed(&mut self) {
+        self.failed_requests += 1;
+        self.last_error_unix_s = Some(unix_seconds(SystemTime::now()));
+    }
+}
+
+impl State {
+    fn new_lane(&self, id: LaneId, destination: Arc<str>, signal: Signal) -> Lane {
+        let early = self.filtered + self.sampled_out + self.pipeline_dropped.iter().sum::<u64>();
+        // What other lanes hold in the pipeline will come to this one as well.
+        let in_pipeline = self.lanes.iter().map(|lane| lane.in_pipeline).max().unwrap_or(0);
+        let mut dropped = [0; REASONS];
+        dropped[DropReason::NotConfigured as usize] = self.read.saturating_sub(early + in_pipeline);
+        Lane {
+            id,
+            destination,
+            signal,
+            in_use: true,
+            in_pipeline,
+            recovered: 0,
+            waiting: 0,
+            in_flight: 0,
+            exported: 0,
+            dropped,
+            health: Health::default(),
+        }
+    }
+
+    fn leave_pipeline(&mut self, resets: u64) {
+        for lane in &mut self.lanes {
+            lane.in_pipeline = lane.in_pipeline.saturating_sub(resets);
+        }
+    }
+
+    fn resets(&self) -> Vec<(Direction, Origin, Cause, u64)> {
+        let mut resets = Vec::new();
+        for &direction in Direction::ALL {
+            for &origin in Origin::ALL {
+                for &cause in Cause::ALL {
+                    let count = self.kernel[counter_index(cause, origin, direction) as usize];
+                    if count > 0 {
+                        resets.push((direction, origin, cause, count));
+                    }
+                }
+            }
+        }
+        resets
+    }
+}
+
+impl Lane {
+    fn snapshot(&self, in_ring_buffer: u64, dropped_before_lanes: &Dropped) -> LaneSnapshot {
+        let mut dropped = self.dropped;
+        add(&mut dropped, dropped_before_lanes);
+        LaneSnapshot {
+            destination: self.destination.clone(),
+            signal: self.signal,
+            recovered: self.recovered,
+            exported: self.exported,
+            dropped,
+            queued: in_ring_buffer + self.in_pipeline + self.waiting + self.in_flight,
+            waiting: self.waiting,
+            in_flight: self.in_flight,
+            health: self.health.clone(),
+        }
+    }
+}
+
+fn add(sum: &mut Dropped, more: &Dropped) {
+    for (sum, more) in sum.iter_mut().zip(more) {
+        *sum += more;
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+#[path = "account_tests.rs"]
+mod tests;

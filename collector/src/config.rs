@@ -1,0 +1,127 @@
+//! From a YAML file to valid [`Settings`], or to everything that is wrong with the file, each mistake at its place.
+//!
+//! The keys stand in `config/sections.rs`. The YAML becomes a tree that knows its places, and the tree is walked key by
+//! key, so that one mistake does not hide the next. Bounded in time and memory whatever the file holds.
+
+mod codec;
+mod destination;
+mod matching;
+mod problem;
+mod reader;
+mod rules;
+mod sections;
+mod showing;
+mod substitute;
+mod tree;
+mod values;
+
+use std::{fs::File, io::Read, path::Path};
+
+use serde_json::{Value as Json, json};
+
+use codec::Codec;
+pub use problem::{ConfigErrors, Diagnostic, Severity};
+use reader::Reader;
+
+use crate::settings::Settings;
+
+/// Bytes of a file at most.
+pub const MAX_FILE_SIZE: u64 = 1 << 20;
+
+/// A valid configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The settings.
+    pub settings: Settings,
+    /// What may not mean what was meant.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Reads a file, with the variables of this process's environment.
+///
+/// # Errors
+/// Everything that is wrong with the file, or why it cannot be read.
+pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
+    let name = path.display().to_string();
+    let of_file = |message: String, allowed: &str| ConfigErrors {
+        diagnostics: vec![Diagnostic::of_file(&name, message, allowed)],
+    };
+    let unreadable =
+        |error: std::io::Error| of_file(format!("the file cannot be read: {error}"), "a file that this user may read");
+    if std::fs::metadata(path).map_err(unreadable)?.is_dir() {
+        return Err(of_file("this is a directory".into(), "a YAML file"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
+    parse_bytes(&bytes, &name, &|name| std::env::var(name).ok())
+}
+
+/// As [`parse`], of bytes that may be no text.
+fn parse_bytes(bytes: &[u8], name: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigErrors> {
+    let of_file = |message: String, allowed: &str| ConfigErrors {
+        diagnostics: vec![Diagnostic::of_file(name, message, allowed)],
+    };
+    if bytes.len() as u64 > MAX_FILE_SIZE {
+        return Err(of_file("the file is larger than 1 MiB".into(), "at most 1 MiB"));
+    }
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(of_file("the file is UTF-16".into(), "UTF-8: save the file with that encoding"));
+    }
+    match std::str::from_utf8(bytes) {
+        Ok(text) => parse(text, name, env),
+        Err(error) => {
+            let before = &bytes[..error.valid_up_to()];
+            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+            let byte = bytes.get(error.valid_up_to()).copied().unwrap_or_default();
+            let message = format!("line {line} is not UTF-8: the byte 0x{byte:02x} stands there, as in Latin-1");
+            Err(of_file(message, "UTF-8: save the file with that encoding"))
+        }
+    }
+}
+
+/// Reads a text. `name` is what messages call it; `env` gives variables.
+///
+/// # Errors
+/// Everything that is wrong with the text.
+pub fn parse(text: &str, name: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigErrors> {
+    if text.len() as u64 > MAX_FILE_SIZE {
+        let diagnostics = vec![Diagnostic::of_file(name, "the file is larger than 1 MiB", "at most 1 MiB")];
+        return Err(ConfigErrors { diagnostics });
+    }
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let (tree, root) = tree::parse(text)
+        .map_err(|problem| ConfigErrors { diagnostics: problem::diagnostics(text, name, vec![problem]) })?;
+    let mut settings = Settings::default();
+    let mut reader = Reader::new(&tree, env);
+    if let Some(root) = root {
+        sections::File.read(&mut reader, root, &mut settings);
+        sections::check(&mut reader, root, &settings);
+    }
+    let diagnostics = problem::diagnostics(text, name, reader.into_problems());
+    if diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error) {
+        return Err(ConfigErrors { diagnostics });
+    }
+    Ok(Config { settings, warnings: diagnostics })
+}
+
+/// Settings as a file would have them, every key; values of headers redacted.
+pub fn show(settings: &Settings) -> impl serde::Serialize + use<> {
+    sections::File.show(settings)
+}
+
+/// The JSON Schema of the file.
+pub fn schema() -> Json {
+    let mut schema = sections::File.schema();
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
+    schema["title"] = "Reset Collector configuration".into();
+    schema["$defs"] = json!({
+        "variable": {
+            "description": "A text in which ${env:NAME} or ${env:NAME:-default} is replaced.",
+            "type": "string",
+            "pattern": "\\$\\{",
+        },
+        "match": showing::definition(),
+        "destination": destination::DestinationSection::definition(),
+    });
+    schema
+}

@@ -1,0 +1,367 @@
+//! The keys under `export.otlp`, with the names that OpenTelemetry Collector's users know.
+
+use std::time::Duration;
+
+use serde_json::{Value as Json, json};
+
+use super::{
+    codec::{Codec, OrNull, Shown, Switch, Word, count, or_variable, period, read_scalar, show_duration, size},
+    reader::{Elsewhere, Reader, listed, shortened},
+    sections::{MULTIPLIER, file_or_null, key_schema, mapping_schema, section, text_or_null},
+    tree::NodeId,
+};
+use crate::settings::{Batch, Compression, Destination, Fsync, Protocol, Queue, Retry, Secret, Signals, Tls, WhenFull};
+
+section! {
+    /// One destination.
+    DestinationSection(destination: Destination) {
+        "endpoint" => destination.endpoint, Url, "Scheme, host and port, and for HTTP a path before /v1/logs. http:// is without TLS, https:// with it.";
+        "protocol" => destination.protocol, Word(PROTOCOLS), "OTLP by gRPC, or protobuf by HTTP.";
+        "headers" => destination.headers, Headers, "Headers on every request; never shown.";
+        "compression" => destination.compression, Word(COMPRESSIONS), "How requests are compressed.";
+        "timeout" => destination.timeout, period(1, 600), "How long one request may take.";
+        "tls" => destination.tls, TlsSection, "TLS, used with https://.";
+        "retry_on_failure" => destination.retry, RetrySection, "How failed requests are tried again.";
+        "sending_queue" => destination.queue, QueueSection, "What waits to be sent.";
+        "batch" => destination.batch, BatchSection, "How records are put together.";
+    } elsewhere {
+        "insecure" => "the scheme of the endpoint decides: http:// is without TLS";
+        "logs_endpoint" => "set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT";
+        "traces_endpoint" => "set OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+        "metrics_endpoint" => "set OTEL_EXPORTER_OTLP_METRICS_ENDPOINT";
+        "retry" => "did you mean `retry_on_failure`?";
+        "queue" => "did you mean `sending_queue`?";
+        "auth" => "write headers: { authorization: \"Bearer ${env:TOKEN}\" }";
+    }
+}
+
+const PROTOCOLS: &[(&str, Protocol)] = &[("grpc", Protocol::Grpc), ("http/protobuf", Protocol::HttpProtobuf)];
+const COMPRESSIONS: &[(&str, Compression)] =
+    &[("gzip", Compression::Gzip), ("zstd", Compression::Zstd), ("none", Compression::None)];
+const WHEN_FULL: &[(&str, WhenFull)] = &[("drop_oldest", WhenFull::DropOldest), ("drop_newest", WhenFull::DropNewest)];
+
+section! {
+    /// `tls`
+    TlsSection(tls: Tls) {
+        "ca_file" => tls.ca_file, file_or_null(), "Certificate authorities, PEM; null is the system's.";
+        "cert_file" => tls.cert_file, file_or_null(), "Our certificate, PEM.";
+        "key_file" => tls.key_file, file_or_null(), "Our key, PEM.";
+        "server_name_override" => tls.server_name_override, text_or_null(), "The name in the server's certificate, where it is not the endpoint's.";
+        "insecure_skip_verify" => tls.insecure_skip_verify, Switch, "Take any certificate.";
+        "reload_interval" => tls.reload_interval, OrNull(period(1_000, 31_536_000), || Duration::ZERO), "How often the files are read again; null is never.";
+    } elsewhere {
+        "insecure" => "the scheme of the endpoint decides: http:// is without TLS";
+        "min_version" => "TLS 1.2 is the lowest, always";
+        "max_version" => "TLS 1.3 is taken where the server has it";
+        "ca_pem" => "write it to a file and name that in ca_file";
+        "cert_pem" => "write it to a file and name that in cert_file";
+        "key_pem" => "write it to a file and name that in key_file";
+    }
+}
+
+section! {
+    /// `retry_on_failure`
+    RetrySection(retry: Retry) {
+        "enabled" => retry.enabled, Switch, "Whether failed requests are tried again.";
+        "initial_interval" => retry.initial_interval, period(1, 3_600), "Before the second try.";
+        "max_interval" => retry.max_interval, period(1, 86_400), "Between tries at most.";
+        "max_elapsed_time" => retry.max_elapsed_time, period(0, 31_536_000), "From the first try to giving up; 0s is never giving up.";
+        "multiplier" => retry.multiplier, MULTIPLIER, "From one interval to the next.";
+    } elsewhere {
+        "randomization_factor" => "intervals are random always";
+    }
+}
+
+section! {
+    /// `sending_queue`
+    QueueSection(queue: Queue) {
+        "enabled" => (), AlwaysOn, "Always: a queue there must be; queue_size bounds it.";
+        "queue_size" => queue.size, count(1, 100_000_000), "Resets that wait at most.";
+        "num_consumers" => queue.consumers, count(1, 1_024), "Requests in flight at most.";
+        "when_full" => queue.when_full, Word(WHEN_FULL), "What goes when it is full: the batch that has waited longest, or the last.";
+        "storage" => queue.storage, file_or_null(), "On disk, in this directory; null is in memory.";
+        "max_storage_size" => queue.max_storage_bytes, size(1 << 20, 1 << 50), "Bytes on disk at most.";
+        "fsync" => queue.fsync, FsyncWord, "When the disk is told to keep what it has: always, never, or how often.";
+    } elsewhere {
+        "batch" => "it stands beside sending_queue: here";
+        "sizer" => "queue_size counts resets";
+        "block_on_overflow" => "the kernel cannot wait: when_full: drop_oldest or drop_newest";
+        "wait_for_result" => "nothing waits for a result here";
+    }
+}
+
+section! {
+    /// `batch`
+    BatchSection(batch: Batch) {
+        "max_size" => batch.max_size, count(1, 1_000_000), "Resets in a request at most.";
+        "max_bytes" => batch.max_bytes, size(16 << 10, 64 << 20), "Bytes of a request at most, before compression.";
+        "flush_timeout" => batch.flush_timeout, period(1, 60), "How long the first reset of a batch waits for more.";
+    } elsewhere {
+        "min_size" => "a batch goes out at max_size, or after flush_timeout";
+        "send_batch_size" => "did you mean `max_size`?";
+        "send_batch_max_size" => "did you mean `max_size`?";
+        "timeout" => "did you mean `flush_timeout`?";
+    }
+}
+
+/// `export.otlp`: one destination, or a list; null is none.
+pub(super) struct Destinations;
+
+impl Destinations {
+    const MAX: usize = 16;
+
+    fn read_one(reader: &mut Reader<'_>, node: NodeId) -> Destination {
+        let before = reader.problem_count();
+        let mut destination = reader.base_destination();
+        DestinationSection.read(reader, node, &mut destination);
+        if destination.protocol == Protocol::HttpProtobuf && destination.endpoint == Destination::default().endpoint {
+            let is_given = reader.mapping(node).is_some_and(|mut entries| entries.any(|(key, ..)| key == "endpoint"));
+            if is_given {
+                let allowed = "http://localhost:4318, where OTLP/HTTP is taken by convention";
+                reader.warning(node, "port 4317 takes OTLP/gRPC, and the protocol is http/protobuf", allowed);
+            } else {
+                destination.endpoint = "http://localhost:4318".into();
+            }
+        }
+        if reader.problem_count() == before {
+            check(reader, node, &destination);
+        }
+        destination
+    }
+}
+
+/// What must hold between the keys of a destination.
+fn check(reader: &mut Reader<'_>, node: NodeId, destination: &Destination) {
+    let tls = &destination.tls;
+    if tls.cert_file.is_some() != tls.key_file.is_some() {
+        let message = "tls.cert_file and tls.key_file belong together, and one is missing";
+        reader.error(node, message, "both, or neither");
+    }
+    if *tls != Tls::default() && destination.endpoint.starts_with("http://") {
+        let allowed = "endpoint: https://..., or no tls";
+        reader.warning(node, "tls is set, but http:// is without TLS", allowed);
+    }
+    if destination.retry.max_interval < destination.retry.initial_interval {
+        let message = "retry_on_failure.max_interval is shorter than initial_interval";
+        reader.error(node, message, "max_interval no shorter than initial_interval");
+    }
+}
+
+impl Codec for Destinations {
+    type Value = Vec<Destination>;
+
+    fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Self::Value) {
+        let Some(items) = reader.list(node) else {
+            *value = if reader.is_null(node) { Vec::new() } else { vec![Self::read_one(reader, node)] };
+            return;
+        };
+        if items.len() > Self::MAX {
+            return reader.error(
+                node,
+                format!("{} destinations are too many", items.len()),
+                format!("at most {}", Self::MAX),
+            );
+        }
+        let read = |(index, item): (usize, &NodeId)| {
+            reader.within(&format!("[{index}]"), |reader| Self::read_one(reader, *item))
+        };
+        *value = items.iter().enumerate().map(read).collect();
+    }
+
+    fn show(&self, value: &Self::Value) -> Shown {
+        match value.as_slice() {
+            [] => Shown::Null,
+            [one] => DestinationSection.show(one),
+            several => Shown::List(several.iter().map(|one| DestinationSection.show(one)).collect()),
+        }
+    }
+
+    fn schema(&self) -> Json {
+        let one = json!({ "$ref": "#/$defs/destination" });
+        json!({ "anyOf": [one, { "type": "array", "items": one, "maxItems": Self::MAX }, { "type": "null" }] })
+    }
+}
+
+impl DestinationSection {
+    /// The schema that `#/$defs/destination` names.
+    pub(super) fn definition() -> Json {
+        Self.schema()
+    }
+}
+
+/// `export.signals`
+pub(super) struct SignalList;
+
+impl SignalList {
+    const WORDS: &'static [&'static str] = &["logs", "traces", "metrics"];
+}
+
+impl Codec for SignalList {
+    type Value = Signals;
+
+    fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Signals) {
+        let allowed = format!("a list of {}", listed(Self::WORDS));
+        let Some(items) = reader.list(node) else {
+            return reader.error(node, "a list of signals is wanted here", allowed);
+        };
+        let mut signals = Signals { logs: false, traces: false, metrics: false };
+        for (index, item) in items.iter().enumerate() {
+            reader.within(&format!("[{index}]"), |reader| {
+                read_scalar(reader, *item, &allowed, &mut (), |text| {
+                    *match text {
+                        "logs" => &mut signals.logs,
+                        "traces" => &mut signals.traces,
+                        "metrics" => &mut signals.metrics,
+                        other => return Err(format!("`{}` is no signal", shortened(other))),
+                    } = true;
+                    Ok(())
+                });
+            });
+        }
+        *value = signals;
+    }
+
+    fn show(&self, value: &Signals) -> Shown {
+        let on = [value.logs, value.traces, value.metrics];
+        let words = Self::WORDS.iter().zip(on).filter(|(_, on)| *on);
+        Shown::List(words.map(|(word, _)| Shown::Text((*word).to_owned())).collect())
+    }
+
+    fn schema(&self) -> Json {
+        json!({ "type": "array", "items": { "enum": Self::WORDS }, "uniqueItems": true })
+    }
+}
+
+/// An endpoint of OTLP.
+struct Url;
+
+impl Codec for Url {
+    type Value = String;
+
+    fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut String) {
+        let allowed = "a scheme, a host and a port, as http://localhost:4317 or https://otlp.example.com:4317";
+        read_scalar(reader, node, allowed, value, |text| {
+            let uri: hyper::Uri = text.parse().map_err(|_| format!("`{}` is not a URL", shortened(text)))?;
+            let host = uri.authority().map(|authority| (authority.host(), authority.as_str().contains('@')));
+            match (uri.scheme_str(), host) {
+                (Some("http" | "https"), Some((host, false))) if !host.is_empty() && uri.query().is_none() => {
+                    Ok(text.trim_end_matches('/').to_owned())
+                }
+                (Some("http" | "https"), Some((_, true))) => {
+                    Err("the URL holds a user or a password: use headers".into())
+                }
+                (None, _) => {
+                    Err(format!("`{0}` has no scheme: http://{0} is without TLS, https://{0} with it", shortened(text)))
+                }
+                (Some("http" | "https"), _) => Err(format!("`{}` is not an endpoint", shortened(text))),
+                (Some(scheme), _) => Err(format!("the scheme `{}` is not known", shortened(scheme))),
+            }
+        });
+    }
+
+    fn show(&self, value: &String) -> Shown {
+        Shown::Text(value.clone())
+    }
+
+    fn schema(&self) -> Json {
+        or_variable(json!({ "type": "string", "pattern": "^https?://[^/@?]+(/[^?]*)?$" }))
+    }
+}
+
+/// Headers; their values are secrets, and no message repeats them.
+struct Headers;
+
+impl Codec for Headers {
+    type Value = Vec<(String, Secret)>;
+
+    fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Self::Value) {
+        let allowed = "a mapping of names to texts: { authorization: \"Bearer ${env:TOKEN}\" }";
+        if reader.is_null(node) {
+            return value.clear();
+        }
+        let Some(entries) = reader.mapping(node) else {
+            return reader.error(node, "a mapping is wanted here", allowed);
+        };
+        let mut headers: Vec<(String, Secret)> = Vec::new();
+        for (name, key, secret) in entries {
+            let lower = name.to_ascii_lowercase();
+            if hyper::header::HeaderName::from_bytes(lower.as_bytes()).is_err() {
+                reader.error(key, "this is no name of a header", "letters, digits and -, as x-api-key");
+            }
+            if headers.iter().any(|(known, _)| *known == lower) {
+                reader.error(key, "the header stands twice: capitals make no difference", "each header once");
+            }
+            let Some(text) = reader.scalar(secret, allowed) else { continue };
+            if hyper::header::HeaderValue::from_str(&text.text).is_err() {
+                reader.error(
+                    secret,
+                    "this cannot be the value of a header",
+                    "characters that can be seen, on one line",
+                );
+            }
+            headers.push((lower, Secret(text.text.into_owned())));
+        }
+        *value = headers;
+    }
+
+    fn show(&self, value: &Self::Value) -> Shown {
+        Shown::Map(value.iter().map(|(name, _)| (name.clone(), Shown::Text("[redacted]".into()))).collect())
+    }
+
+    fn schema(&self) -> Json {
+        json!({ "type": ["object", "null"], "additionalProperties": { "type": ["string", "number", "boolean"] } })
+    }
+}
+
+/// `true`, for files that say so.
+struct AlwaysOn;
+
+impl Codec for AlwaysOn {
+    type Value = ();
+
+    fn read(&self, reader: &mut Reader<'_>, node: NodeId, (): &mut ()) {
+        let mut on = true;
+        Switch.read(reader, node, &mut on);
+        if !on {
+            reader.error(node, "the queue cannot be switched off", "true; queue_size bounds the queue");
+        }
+    }
+
+    fn show(&self, (): &()) -> Shown {
+        Shown::Bool(true)
+    }
+
+    fn schema(&self) -> Json {
+        or_variable(json!({ "const": true }))
+    }
+}
+
+/// `always`, `never`, or how often.
+struct FsyncWord;
+
+impl Codec for FsyncWord {
+    type Value = Fsync;
+
+    fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Fsync) {
+        read_scalar(reader, node, "always, never, or a time from 1ms to 1h, as 1s", value, |text| match text {
+            "always" => Ok(Fsync::Always),
+            "never" => Ok(Fsync::Never),
+            other => super::codec::parse_duration(other)
+                .filter(|often| (Duration::from_millis(1)..=Duration::from_secs(3_600)).contains(often))
+                .map(Fsync::Interval)
+                .ok_or_else(|| format!("`{}` is none of them", shortened(other))),
+        });
+    }
+
+    fn show(&self, value: &Fsync) -> Shown {
+        Shown::Text(match value {
+            Fsync::Always => "always".into(),
+            Fsync::Never => "never".into(),
+            Fsync::Interval(often) => show_duration(*often),
+        })
+    }
+
+    fn schema(&self) -> Json {
+        or_variable(json!({ "type": "string", "pattern": "^(always|never|([0-9]+(\\.[0-9]+)?(ns|us|µs|ms|s|m|h))+)$" }))
+    }
+}

@@ -1,0 +1,249 @@
+//! A match: attributes by their exported names with what they must be; `not`, `any` and `all` of further matches.
+//!
+//! How values are written is [`super::values`]'s.
+
+use super::{
+    codec::{parse_duration, parse_size},
+    reader::{Reader, Scalar, listed, nearest, shortened},
+    tree::NodeId,
+    values::{
+        parse_number, read_address, read_number, read_patterns, read_ports, read_resource_test, read_values,
+        text_pattern,
+    },
+};
+use crate::{
+    attribute::Attribute,
+    filter::{Condition, End, FactSets, IPV4, IPV6},
+    reset::{Cause, Direction, Origin, State, TraceMethod},
+};
+
+/// Matches in each other at most.
+const MAX_NESTED: usize = 8;
+
+/// Resource attributes that resets often have: a name that is nearly one of them is doubted.
+pub(super) const KNOWN_RESOURCE: &[&str] = &[
+    "container.id",
+    "container.name",
+    "deployment.environment.name",
+    "host.id",
+    "host.name",
+    "k8s.cluster.name",
+    "k8s.container.name",
+    "k8s.daemonset.name",
+    "k8s.deployment.name",
+    "k8s.namespace.name",
+    "k8s.node.name",
+    "k8s.pod.name",
+    "k8s.pod.uid",
+    "k8s.statefulset.name",
+    "process.command_args",
+    "process.creation.time",
+    "process.executable.name",
+    "process.executable.path",
+    "process.pid",
+    "service.instance.id",
+    "service.name",
+    "service.namespace",
+    "service.version",
+];
+
+/// Names that begin so are the record's, so that a mistyped one is not taken for a resource attribute.
+const RECORD_NAMESPACES: &[&str] = &["tcp.", "network.", "source.", "destination.", "error.", "client.", "server."];
+
+/// What an attribute's name stands for.
+pub(super) enum Named {
+    /// An attribute of the record.
+    Record(Attribute),
+    /// An attribute of the resource, by its name.
+    Resource,
+}
+
+/// What a name stands for; `None`, with an error said, where it can be nothing.
+pub(super) fn attribute(reader: &mut Reader<'_>, node: NodeId, name: &str) -> Option<Named> {
+    if let Some(attribute) = Attribute::from_name(name) {
+        return Some(Named::Record(attribute));
+    }
+    let names = || Attribute::ALL.iter().map(|attribute| attribute.name());
+    let last_part = |known: &&str| known.rsplit('.').next() == Some(name);
+    let meant = names().chain(KNOWN_RESOURCE.iter().copied()).find(last_part);
+    let is_of_record = RECORD_NAMESPACES.iter().any(|namespace| name.starts_with(namespace));
+    if is_of_record || meant.is_some() || name.is_empty() {
+        let allowed = match meant.or_else(|| nearest(name, names())) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("any resource attribute, or one of {}", listed(&names().collect::<Vec<_>>())),
+        };
+        reader.error(node, format!("a reset has no attribute `{}`", shortened(name)), allowed);
+        return None;
+    }
+    if !KNOWN_RESOURCE.contains(&name)
+        && let Some(near) = nearest(name, KNOWN_RESOURCE.iter().copied().chain(names()))
+    {
+        let message = format!("`{}` is taken for a resource attribute of that name", shortened(name));
+        reader.warning(node, message, format!("did you mean `{near}`?"));
+    }
+    Some(Named::Resource)
+}
+
+/// Reads a match; `None`, with errors said, where something is wrong or it can never match.
+pub(super) fn read_match(reader: &mut Reader<'_>, node: NodeId) -> Option<Condition> {
+    let condition = read_nested(reader, node, 0)?;
+    if condition.clone().simplified().is_never() {
+        reader.error(node, "no reset can ever match this", "conditions that can hold together");
+        return None;
+    }
+    Some(condition)
+}
+
+fn read_nested(reader: &mut Reader<'_>, node: NodeId, depth: usize) -> Option<Condition> {
+    if depth > MAX_NESTED {
+        reader.error(node, format!("matches stand in each other more than {MAX_NESTED} deep"), "a flatter match");
+        return None;
+    }
+    let Some(entries) = reader.mapping(node) else {
+        let allowed = "attributes and values, as { tcp.reset.cause: port_closed }; {} matches every reset";
+        reader.error(node, "a match is a mapping", allowed);
+        return None;
+    };
+    let mut parts = Vec::new();
+    for (name, key, value) in entries {
+        parts.extend(reader.within(name, |reader| match name {
+            "not" => read_nested(reader, value, depth + 1).map(|inner| Condition::Not(Box::new(inner))),
+            "any" => read_list(reader, value, depth).map(Condition::Any),
+            "all" => read_list(reader, value, depth).map(Condition::All),
+            name => match attribute(reader, key, name)? {
+                Named::Record(attribute) => read_record_test(reader, value, attribute),
+                Named::Resource => read_resource_test(reader, value, name),
+            },
+        }));
+    }
+    // A part that could not be read leaves no match: without it, the rest would match too much.
+    let is_whole = reader.mapping(node).is_some_and(|entries| entries.count() == parts.len());
+    is_whole.then_some(Condition::All(parts))
+}
+
+fn read_list(reader: &mut Reader<'_>, node: NodeId, depth: usize) -> Option<Vec<Condition>> {
+    let allowed = "a list of matches: [{ tcp.reset.cause: port_closed }, { ... }]";
+    let items = match reader.list(node) {
+        Some([]) => {
+            reader.error(node, "the list is empty", allowed);
+            return None;
+        }
+        Some(items) => items,
+        None => {
+            reader.error(node, "a list of matches is wanted here", allowed);
+            return None;
+        }
+    };
+    let mut parts = Vec::with_capacity(items.len());
+    for (index, item) in items.iter().enumerate() {
+        parts.extend(reader.within(&format!("[{index}]"), |reader| read_nested(reader, *item, depth + 1)));
+    }
+    (parts.len() == items.len()).then_some(parts)
+}
+
+fn read_record_test(reader: &mut Reader<'_>, node: NodeId, attribute: Attribute) -> Option<Condition> {
+    use Attribute as A;
+    match attribute {
+        A::Cause | A::Origin | A::Direction | A::ConnectionState | A::NetworkType | A::Transport => {
+            read_facts(reader, node, &fact_words(attribute)).map(Condition::Facts)
+        }
+        A::LocalAddress => read_address(reader, node, End::Local),
+        A::PeerAddress => read_address(reader, node, End::Peer),
+        A::SourceAddress => read_address(reader, node, End::Source),
+        A::DestinationAddress => read_address(reader, node, End::Destination),
+        A::LocalPort => read_ports(reader, node, End::Local),
+        A::PeerPort => read_ports(reader, node, End::Peer),
+        A::SourcePort => read_ports(reader, node, End::Source),
+        A::DestinationPort => read_ports(reader, node, End::Destination),
+        A::BytesSent | A::BytesReceived | A::UnreadBytes | A::UnsentBytes | A::UnackedBytes => read_number(
+            reader,
+            node,
+            attribute,
+            "a number of bytes, as 0 or 4KiB, a range \"1-100\", or { gte: 1 }",
+            |text| parse_size(text).map(|bytes| bytes as f64),
+        ),
+        A::SmoothedRtt | A::Duration => {
+            read_number(reader, node, attribute, "a time, as 200ms or 0.2 (s), or { gte: 1s, lt: 1m }", |text| {
+                parse_duration(text).map(|time| time.as_secs_f64()).or_else(|| parse_number(text))
+            })
+        }
+        A::Retransmits | A::NetworkNamespace => {
+            read_number(reader, node, attribute, "a number, a range \"1-100\", or { gte: 1 }", parse_number)
+        }
+        A::Reason => {
+            let patterns =
+                read_patterns(reader, node, "names of the kernel's reasons, as NO_SOCKET or \"TCP_ABORT_*\"")?;
+            if patterns.iter().any(|pattern| pattern.to_string().contains(|c: char| c.is_ascii_lowercase())) {
+                reader.warning(node, "the kernel's reasons are written in capitals", "NO_SOCKET; `explain` lists them");
+            }
+            Some(Condition::Text { attribute, patterns })
+        }
+        A::ErrorType => read_words(reader, node, attribute, &["connection_refused", "connection_reset", "timed_out"]),
+        A::TraceMethod => {
+            let methods = [TraceMethod::Wire, TraceMethod::Span, TraceMethod::Thread, TraceMethod::Ambiguous];
+            read_words(reader, node, attribute, &methods.map(TraceMethod::word))
+        }
+        A::SampleWeight => {
+            reader.error(node, "the weight is known only after filters and sampling", "another attribute");
+            None
+        }
+    }
+}
+
+/// The words of an attribute of a closed list, each with the resets that have it.
+pub(super) fn fact_words(attribute: Attribute) -> Vec<(&'static str, FactSets)> {
+    let all = FactSets::ALL;
+    match attribute {
+        Attribute::Cause => {
+            Cause::ALL.iter().map(|cause| (cause.word(), FactSets { causes: 1 << *cause as u32, ..all })).collect()
+        }
+        Attribute::Origin => {
+            Origin::ALL.iter().map(|origin| (origin.word(), FactSets { origins: 1 << *origin as u8, ..all })).collect()
+        }
+        Attribute::Direction => Direction::ALL
+            .iter()
+            .map(|direction| (direction.word(), FactSets { directions: 1 << *direction as u8, ..all }))
+            .collect(),
+        Attribute::ConnectionState => {
+            State::ALL.iter().map(|state| (state.word(), FactSets { states: 1 << *state as u16, ..all })).collect()
+        }
+        Attribute::NetworkType => {
+            vec![("ipv4", FactSets { ip_versions: IPV4, ..all }), ("ipv6", FactSets { ip_versions: IPV6, ..all })]
+        }
+        _ => vec![("tcp", all)],
+    }
+}
+
+fn read_facts(reader: &mut Reader<'_>, node: NodeId, words: &[(&'static str, FactSets)]) -> Option<FactSets> {
+    let names: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+    let mut union: Option<FactSets> = None;
+    read_values(reader, node, &format!("one or a list of {}", listed(&names)), |value| {
+        let pattern = text_pattern(&value.text)?;
+        let matched = words.iter().filter(|(word, _)| pattern.matches(word));
+        let found = matched.map(|(_, sets)| *sets).reduce(FactSets::union);
+        let found = found.ok_or_else(|| unknown_word(value, &names))?;
+        union = Some(union.map_or(found, |union| union.union(found)));
+        Ok(())
+    })?;
+    union
+}
+
+fn unknown_word(value: &Scalar<'_>, names: &[&str]) -> String {
+    match nearest(&value.text, names.iter().copied()) {
+        Some(near) => format!("`{}` is not known here, did you mean `{near}`?", value.shown()),
+        None => format!("`{}` is not known here", value.shown()),
+    }
+}
+
+fn read_words(reader: &mut Reader<'_>, node: NodeId, attribute: Attribute, words: &[&str]) -> Option<Condition> {
+    let mut patterns = Vec::new();
+    read_values(reader, node, &format!("one or a list of {}", listed(words)), |value| {
+        let pattern = text_pattern(&value.text)?;
+        if !words.iter().any(|word| pattern.matches(word)) {
+            return Err(unknown_word(value, words));
+        }
+        patterns.push(pattern);
+        Ok(())
+    })?;
+    Some(Condition::Text { attribute, patterns })
+}

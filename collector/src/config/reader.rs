@@ -1,0 +1,249 @@
+//! Walks a tree, key by key, and gathers what is wrong with it.
+
+use std::borrow::Cow;
+
+use super::{
+    problem::{Place, Problem},
+    substitute,
+    tree::{Content, NodeId, Tree},
+};
+use crate::{environment, settings::Destination};
+
+/// A walk over a tree.
+pub(super) struct Reader<'a> {
+    tree: &'a Tree,
+    env: &'a dyn Fn(&str) -> Option<String>,
+    path: String,
+    problems: Vec<Problem>,
+}
+
+/// A scalar with its variables substituted.
+pub(super) struct Scalar<'a> {
+    pub(super) text: Cow<'a, str>,
+    /// As the file has it.
+    written: &'a str,
+    plain: bool,
+}
+
+impl Scalar<'_> {
+    /// The value as a message may repeat it: a variable by its name, since what it stands for may be a secret.
+    pub(super) fn shown(&self) -> String {
+        shortened(self.written)
+    }
+
+    /// Whether a variable stands in it.
+    pub(super) fn has_variable(&self) -> bool {
+        matches!(self.text, Cow::Owned(_))
+    }
+
+    /// Whether it is the null: written as one, and not a text that says so.
+    pub(super) fn is_null(&self) -> bool {
+        self.plain && matches!(self.text.as_ref(), "" | "~" | "null" | "Null" | "NULL")
+    }
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(tree: &'a Tree, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        Self { tree, env, path: String::new(), problems: Vec::new() }
+    }
+
+    /// What a destination starts from: the environment's `OTEL_EXPORTER_OTLP_*` over the defaults. A variable that cannot
+    /// be used is an error only where nothing else says what it would say, so here it is none.
+    pub(super) fn base_destination(&self) -> Destination {
+        environment::read(self.env).map_or_else(|_| Destination::default(), |from| from.base)
+    }
+
+    pub(super) fn into_problems(self) -> Vec<Problem> {
+        self.problems
+    }
+
+    /// Problems found so far.
+    pub(super) fn problem_count(&self) -> usize {
+        self.problems.len()
+    }
+
+    /// Says that a node is wrong.
+    pub(super) fn error(&mut self, node: NodeId, message: impl Into<String>, allowed: impl Into<String>) {
+        let problem = Problem::error(self.place(node), self.path.clone(), message).allowed(allowed);
+        self.problems.push(problem);
+    }
+
+    /// Says that a node may not mean what was meant.
+    pub(super) fn warning(&mut self, node: NodeId, message: impl Into<String>, allowed: impl Into<String>) {
+        let problem = Problem::warning(self.place(node), self.path.clone(), message).allowed(allowed);
+        self.problems.push(problem);
+    }
+
+    fn place(&self, node: NodeId) -> Place {
+        self.tree.node(node).place.clone()
+    }
+
+    /// Reads something with a key added to the path.
+    pub(super) fn within<T>(&mut self, key: &str, read: impl FnOnce(&mut Self) -> T) -> T {
+        let length = self.path.len();
+        if length > 0 && !key.starts_with('[') {
+            self.path.push('.');
+        }
+        self.path.push_str(key);
+        let value = read(self);
+        self.path.truncate(length);
+        value
+    }
+
+    /// A scalar with its variables substituted, or `None` with an error said.
+    pub(super) fn scalar(&mut self, node: NodeId, wanted: &str) -> Option<Scalar<'a>> {
+        let tree = self.tree;
+        match &tree.node(node).content {
+            Content::Scalar { text, plain } => match substitute::substitute(text, self.env) {
+                Ok(substituted) => Some(Scalar { text: substituted, written: text, plain: *plain }),
+                Err(substitute::SubstituteError { message, allowed }) => {
+                    self.error(node, message, allowed);
+                    None
+                }
+            },
+            Content::Sequence(_) => self.wrong_kind(node, "a list", wanted),
+            Content::Mapping(_) => self.wrong_kind(node, "a mapping", wanted),
+        }
+    }
+
+    fn wrong_kind<T>(&mut self, node: NodeId, found: &str, wanted: &str) -> Option<T> {
+        self.error(node, format!("{found} stands where one value is wanted"), wanted);
+        None
+    }
+
+    /// Whether the node is the null.
+    pub(super) fn is_null(&self, node: NodeId) -> bool {
+        match &self.tree.node(node).content {
+            Content::Scalar { text, plain } => {
+                Scalar { text: text.as_str().into(), written: text, plain: *plain }.is_null()
+            }
+            _ => false,
+        }
+    }
+
+    /// The items of a list; `None` where the node is none.
+    pub(super) fn list(&self, node: NodeId) -> Option<&'a [NodeId]> {
+        match &self.tree.node(node).content {
+            Content::Sequence(items) => Some(items),
+            _ => None,
+        }
+    }
+
+    /// The entries of a mapping, keys as they are written; `None` where the node is none.
+    pub(super) fn mapping(&self, node: NodeId) -> Option<impl Iterator<Item = (&'a str, NodeId, NodeId)> + use<'a>> {
+        let tree = self.tree;
+        match &tree.node(node).content {
+            Content::Mapping(entries) => Some(entries.iter().map(|(key, value)| (tree.text(*key), *key, *value))),
+            _ => None,
+        }
+    }
+
+    /// The value of each of `keys` in a mapping, in their order; unknown keys are errors. The null is an empty mapping.
+    /// `None`, with an error said, where the node is neither.
+    pub(super) fn entries(
+        &mut self,
+        node: NodeId,
+        keys: &[&str],
+        elsewhere: &[Elsewhere],
+    ) -> Option<Vec<Option<NodeId>>> {
+        let mut found = vec![None; keys.len()];
+        if self.is_null(node) {
+            return Some(found);
+        }
+        let Some(entries) = self.mapping(node) else {
+            self.error(node, "a mapping is wanted here", format!("a mapping with the keys {}", listed(keys)));
+            return None;
+        };
+        for (name, key, value) in entries {
+            match keys.iter().position(|known| *known == name) {
+                Some(at) => found[at] = Some(value),
+                None => self.unknown_key(name, key, keys, elsewhere),
+            }
+        }
+        Some(found)
+    }
+
+    fn unknown_key(&mut self, name: &str, key: NodeId, keys: &[&str], elsewhere: &[Elsewhere]) {
+        let allowed = match (elsewhere.iter().find(|(known, _)| *known == name), nearest(name, keys.iter().copied())) {
+            (Some((_, instead)), _) => (*instead).to_owned(),
+            (None, Some(near)) => format!("did you mean `{near}`? allowed: {}", listed(keys)),
+            (None, None) => format!("allowed: {}", listed(keys)),
+        };
+        self.error(key, format!("the key `{}` is not known", shortened(name)), allowed);
+    }
+}
+
+/// A key that users know from elsewhere, and what to write instead.
+pub(super) type Elsewhere = (&'static str, &'static str);
+
+/// `a, b, c`
+pub(super) fn listed(names: &[&str]) -> String {
+    names.join(", ")
+}
+
+/// A value as it is repeated in a message.
+pub(super) fn shortened(text: &str) -> String {
+    const SHOWN: usize = 60;
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// The known name that a mistyped one is likely to mean.
+pub(super) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    const LONGEST: usize = 64;
+    if name.chars().count() > LONGEST {
+        return None;
+    }
+    let plain = |text: &str| text.to_lowercase().replace(['-', ' '], "_");
+    let name = plain(name);
+    let distances = known.map(|known| (distance(&name, &plain(known)), known));
+    let (distance, known) = distances.min_by_key(|(distance, _)| *distance)?;
+    (distance <= (known.chars().count() / 3).clamp(1, 4)).then_some(known)
+}
+
+/// Edits from one text to the other: a character put in, left out or exchanged, or two neighbours swapped.
+fn distance(from: &str, to: &str) -> usize {
+    let (from, to): (Vec<_>, Vec<_>) = (from.chars().collect(), to.chars().collect());
+    let mut before_last = vec![0; to.len() + 1];
+    let mut last: Vec<_> = (0..=to.len()).collect();
+    for (row, character) in from.iter().enumerate() {
+        let mut current = vec![row + 1; to.len() + 1];
+        for (column, wanted) in to.iter().enumerate() {
+            let exchanged = last[column] + usize::from(character != wanted);
+            current[column + 1] = exchanged.min(last[column + 1] + 1).min(current[column] + 1);
+            let is_swap = row > 0 && column > 0 && *character == to[column - 1] && from[row - 1] == *wanted;
+            if is_swap {
+                current[column + 1] = current[column + 1].min(before_last[column - 1] + 1);
+            }
+        }
+        (before_last, last) = (last, current);
+    }
+    last[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{distance, nearest};
+
+    #[test]
+    fn distances() {
+        for (from, to, expected) in [("", "", 0), ("abc", "", 3), ("sned", "send", 1), ("recieved", "received", 1)] {
+            assert_eq!(distance(from, to), expected, "{from} {to}");
+        }
+    }
+
+    #[test]
+    fn nearest_names_are_near() {
+        let known = ["sent", "received", "queue_size", "max_elapsed_time"];
+        for (name, expected) in [
+            ("recieved", Some("received")),
+            ("queueSize", Some("queue_size")),
+            ("queue-size", Some("queue_size")),
+            ("colour", None),
+        ] {
+            assert_eq!(nearest(name, known.into_iter()), expected, "{name}");
+        }
+    }
+}

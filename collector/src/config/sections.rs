@@ -1,0 +1,308 @@
+//! The keys of the file: their names, kinds, limits and meanings, once. Reading, the effective configuration and the JSON
+//! Schema are all made from what stands here; defaults are those of [`crate::settings`].
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use serde_json::{Value as Json, json};
+
+use super::{
+    codec::{Codec, FilePath, ListenAddress, Number, OrNull, Shown, Size, Switch, Text, Word, count, period, size},
+    destination::{Destinations, SignalList},
+    reader::{Elsewhere, Reader},
+    rules::{FilterRules, SamplingRules},
+    tree::NodeId,
+};
+use crate::settings::{self, Console, Settings};
+
+/// Makes a codec of a mapping with these keys, each read into its part of the value.
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident($value:ident: $type:ty) {
+        $($key:literal => $place:expr, $codec:expr, $meaning:literal;)+
+    } $(elsewhere { $($other:literal => $instead:literal;)+ })?) => {
+        $(#[$doc])*
+        pub(super) struct $name;
+
+        impl $name {
+            const KEYS: &'static [&'static str] = &[$($key,)+];
+            const ELSEWHERE: &'static [Elsewhere] = &[$($(($other, $instead),)+)?];
+        }
+
+        impl Codec for $name {
+            type Value = $type;
+
+            fn read(&self, reader: &mut Reader<'_>, node: NodeId, $value: &mut $type) {
+                let Some(nodes) = reader.entries(node, Self::KEYS, Self::ELSEWHERE) else { return };
+                let mut nodes = nodes.into_iter();
+                $(if let Some(Some(node)) = nodes.next() {
+                    reader.within($key, |reader| $codec.read(reader, node, &mut $place));
+                })+
+            }
+
+            fn show(&self, $value: &$type) -> Shown {
+                Shown::Map(vec![$(($key.to_owned(), $codec.show(&$place)),)+])
+            }
+
+            fn schema(&self) -> Json {
+                let $value = &<$type>::default();
+                mapping_schema(vec![$(key_schema($key, &$codec, &$place, $meaning),)+])
+            }
+        }
+    };
+}
+pub(super) use section;
+
+/// A key with its schema, meaning and default.
+pub(super) fn key_schema<C: Codec>(key: &str, codec: &C, default: &C::Value, meaning: &str) -> (String, Json) {
+    let mut schema = codec.schema();
+    if let Json::Object(schema) = &mut schema {
+        schema.insert("description".into(), meaning.into());
+        // A section's default is the sum of its keys'.
+        let default = codec.show(default);
+        if !matches!(default, Shown::Map(_)) {
+            schema.insert("default".into(), json!(default));
+        }
+    }
+    (key.to_owned(), schema)
+}
+
+/// The schema of a mapping with these keys.
+pub(super) fn mapping_schema(keys: Vec<(String, Json)>) -> Json {
+    let properties: serde_json::Map<_, _> = keys.into_iter().collect();
+    json!({ "type": ["object", "null"], "properties": properties, "additionalProperties": false })
+}
+
+section! {
+    /// The whole file.
+    File(settings: Settings) {
+        "capture" => settings.capture, CaptureSection, "Which resets are captured.";
+        "filters" => settings.filters, FilterRules, "Rules in order: the first that matches keeps or drops the reset; no match keeps it.";
+        "sampling" => settings.sampling, SamplingRules, "How many of the resets that the filters kept go on.";
+        "enrichment" => settings.enrichment, EnrichmentSection, "How owners are named.";
+        "correlation" => settings.correlation, CorrelationSection, "How the request that a reset broke is found.";
+        "export" => settings.export, ExportSection, "Where records go.";
+        "admin" => settings.admin, OrNull(AdminSection, any_address), "The admin endpoint: /healthz, /readyz and /metrics.";
+    } elsewhere {
+        "receivers" => "the one receiver is correlation.otlp_receiver; allowed: capture, filters, sampling, enrichment, correlation, export, admin";
+        "exporters" => "write export: otlp: here; there are no pipelines";
+        "processors" => "write filters: and sampling: here; there are no pipelines";
+        "service" => "there are no pipelines: everything that is configured runs";
+        "extensions" => "write admin: here for health checks and metrics";
+        "filter" => "did you mean `filters`?";
+        "otlp" => "it stands under export:";
+        "logging" => "set the variable RUST_LOG";
+    }
+}
+
+section! {
+    /// `capture`
+    CaptureSection(capture: settings::Capture) {
+        "sent" => capture.sent, Switch, "Resets that this host's TCP sends.";
+        "received" => capture.received, Switch, "Resets that a socket here receives.";
+        "firewall" => capture.firewall, Switch, "Resets that netfilter sends.";
+        "unowned" => capture.unowned, Switch, "Resets received that no socket here owns.";
+        "max_records_per_second" => capture.max_records_per_second, OrNull(count(1, 10_000_000), || 0), "Records a second from the kernel at most, shared fairly between keys; null is no ceiling. Resets are counted exactly all the same.";
+        "ring_buffer_size" => capture.ring_buffer_bytes, Size { power_of_two: true, ..size(64 << 10, 1 << 30) }, "Bytes between the kernel and the collector, a power of two.";
+    }
+}
+
+section! {
+    /// `enrichment`
+    EnrichmentSection(enrichment: settings::Enrichment) {
+        "command_line" => enrichment.command_line, Switch, "Export process.command_args; command lines may hold secrets.";
+        "kubernetes" => enrichment.kubernetes, OrNull(KubernetesSection, || settings::Kubernetes { node_name: String::new() }), "Names of pods from the Kubernetes API; null leaves it alone.";
+    }
+}
+
+/// `enrichment.kubernetes`
+struct KubernetesSection;
+
+impl KubernetesSection {
+    const NODE_NAME: Required<Text> =
+        Required("node_name", Text, "Only this node's pods are watched: ${env:NODE_NAME} from the downward API.");
+}
+
+impl Codec for KubernetesSection {
+    type Value = settings::Kubernetes;
+
+    fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Self::Value) {
+        Self::NODE_NAME.read(reader, node, &mut value.node_name);
+    }
+
+    fn show(&self, value: &Self::Value) -> Shown {
+        Self::NODE_NAME.show(&value.node_name)
+    }
+
+    fn schema(&self) -> Json {
+        Self::NODE_NAME.schema()
+    }
+}
+
+section! {
+    /// `correlation`
+    CorrelationSection(correlation: settings::Correlation) {
+        "otlp_receiver" => (*correlation), ReceiverSection, "Applications send their OTLP here; it goes on unchanged, with reset events added.";
+        "http_headers" => correlation.http_header_ports, Required("ports", Ports, "Server ports."), "Read traceparent from plain HTTP/1.1 on these ports, in the kernel.";
+        "wait" => correlation.wait, period(0, 60), "How long a reset waits for its span.";
+    }
+}
+
+section! {
+    /// `correlation.otlp_receiver`
+    ReceiverSection(correlation: settings::Correlation) {
+        "grpc" => correlation.grpc, OrNull(AdminSection, any_address), "OTLP/gRPC; null is none.";
+        "http" => correlation.http, OrNull(AdminSection, any_address), "OTLP/HTTP; null is none.";
+        "max_request_size" => correlation.max_request_bytes, size(64 << 10, 1 << 30), "Bytes of a request at most, after decompression.";
+    } elsewhere {
+        "protocols" => "grpc: and http: stand here, without `protocols`";
+        "max_recv_msg_size_mib" => "max_request_size, as 64MiB";
+        "max_request_body_size" => "max_request_size, as 64MiB";
+    }
+}
+
+section! {
+    /// `export`
+    ExportSection(export: settings::Export) {
+        "signals" => export.signals, SignalList, "Which signals go out: of logs, traces, metrics.";
+        "console" => export.console, Word(CONSOLE), "Lines on standard output; auto is pretty on a terminal and JSON lines elsewhere.";
+        "otlp" => export.otlp, Destinations, "One destination, or a list of them; each has its own queue. Without any, OTEL_EXPORTER_OTLP_ENDPOINT is asked.";
+    } elsewhere {
+        "endpoint" => "it stands under otlp:";
+        "headers" => "it stands under otlp:";
+        "otlphttp" => "write otlp: with protocol: http/protobuf";
+        "otlp_http" => "write otlp: with protocol: http/protobuf";
+        "otlp_grpc" => "write otlp: with protocol: grpc";
+        "debug" => "write console: pretty";
+    }
+}
+
+const CONSOLE: &[(&str, Console)] =
+    &[("auto", Console::Auto), ("pretty", Console::Pretty), ("json", Console::Json), ("off", Console::Off)];
+
+/// `{ endpoint: address:port }`
+struct AdminSection;
+
+impl AdminSection {
+    const ENDPOINT: Required<ListenAddress> = Required("endpoint", ListenAddress, "Address and port to listen on.");
+}
+
+impl Codec for AdminSection {
+    type Value = SocketAddr;
+
+    fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut SocketAddr) {
+        Self::ENDPOINT.read(reader, node, value);
+    }
+
+    fn show(&self, value: &SocketAddr) -> Shown {
+        Self::ENDPOINT.show(value)
+    }
+
+    fn schema(&self) -> Json {
+        Self::ENDPOINT.schema()
+    }
+}
+
+fn any_address() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 0).into()
+}
+
+/// A mapping with one key, which must be there.
+struct Required<C>(&'static str, C, &'static str);
+
+impl<C: Codec> Codec for Required<C> {
+    type Value = C::Value;
+
+    fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut C::Value) {
+        let Self(key, codec, meaning) = self;
+        match reader.entries(node, &[key], &[]).as_deref() {
+            Some([Some(node)]) => reader.within(key, |reader| codec.read(reader, *node, value)),
+            Some(_) => reader.error(node, format!("the key `{key}` is missing"), format!("{key}: {meaning}")),
+            None => {}
+        }
+    }
+
+    fn show(&self, value: &C::Value) -> Shown {
+        Shown::Map(vec![(self.0.to_owned(), self.1.show(value))])
+    }
+
+    fn schema(&self) -> Json {
+        let Self(key, codec, meaning) = self;
+        let mut schema = codec.schema();
+        if let Json::Object(schema) = &mut schema {
+            schema.insert("description".into(), (*meaning).into());
+        }
+        json!({ "type": "object", "properties": { *key: schema }, "required": [key], "additionalProperties": false })
+    }
+}
+
+/// A list of ports.
+struct Ports;
+
+impl Codec for Ports {
+    type Value = Vec<u16>;
+
+    fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Vec<u16>) {
+        /// The probes look up ports in a map of this size.
+        const MAX_PORTS: usize = 64;
+        let Some(items) = reader.list(node) else {
+            return reader.error(node, "a list of ports is wanted here", "[8080] or [8080, 9090]; [] is none");
+        };
+        if items.len() > MAX_PORTS {
+            return reader.error(node, format!("{} ports are too many", items.len()), format!("at most {MAX_PORTS}"));
+        }
+        let mut ports = Vec::with_capacity(items.len());
+        for (index, item) in items.iter().enumerate() {
+            let mut port = 0_u16;
+            reader.within(&format!("[{index}]"), |reader| count(1, 65_535).read(reader, *item, &mut port));
+            ports.push(port);
+        }
+        *value = ports;
+    }
+
+    fn show(&self, value: &Vec<u16>) -> Shown {
+        Shown::List(value.iter().map(|port| Shown::Integer(u64::from(*port))).collect())
+    }
+
+    fn schema(&self) -> Json {
+        json!({ "type": "array", "items": count::<u16>(1, 65_535).schema(), "maxItems": 64 })
+    }
+}
+
+/// Files of TLS: absolute paths, or null.
+pub(super) fn file_or_null() -> OrNull<FilePath> {
+    OrNull(FilePath, std::path::PathBuf::new)
+}
+
+/// A text, or null.
+pub(super) fn text_or_null() -> OrNull<Text> {
+    OrNull(Text, String::new)
+}
+
+/// The factor between intervals.
+pub(super) const MULTIPLIER: Number = Number { min: 1.0, max: 10.0 };
+
+/// What must hold between sections.
+pub(super) fn check(reader: &mut Reader<'_>, root: NodeId, settings: &Settings) {
+    let correlation = &settings.correlation;
+    let listeners = [
+        ("correlation.otlp_receiver.grpc", correlation.grpc),
+        ("correlation.otlp_receiver.http", correlation.http),
+        ("admin", settings.admin),
+    ];
+    for (at, (name, address)) in listeners.iter().enumerate() {
+        let taken = listeners[..at]
+            .iter()
+            .find(|(_, other)| other.is_some_and(|other| other.port() != 0 && Some(other) == *address));
+        if let (Some((other, _)), Some(address)) = (taken, address) {
+            let message = format!("{other} and {name} both listen on {address}");
+            reader.error(root, message, "an address and port of its own for each");
+        }
+    }
+    let export = &settings.export;
+    for (index, destination) in export.otlp.iter().enumerate() {
+        let queue = &destination.queue;
+        let twin = export.otlp[..index].iter().any(|other| other.queue.storage == queue.storage);
+        if queue.storage.is_some() && twin {
+            reader.error(root, format!("export.otlp[{index}] shares its storage with another"), "a directory for each");
+        }
+    }
+}

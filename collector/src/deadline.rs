@@ -1,0 +1,119 @@
+//! Work that may hang, done on a thread of its own and waited for only so long.
+//!
+//! Reading another process's memory map or memory can block for as long as that process likes: its mmap lock may be held
+//! over a page fault, and its pages may come from a file system that answers when it pleases (FUSE). Such a read cannot be
+//! taken back; it can only be left behind.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread,
+    time::Duration,
+};
+
+/// Does work on a thread, and leaves that thread behind when it takes too long.
+pub struct Deadline<Q, A> {
+    work: Arc<dyn Fn(Q) -> A + Send + Sync>,
+    patience: Duration,
+    max_threads: usize,
+    /// Threads that live, those left behind included.
+    threads: Arc<AtomicUsize>,
+    worker: Option<Worker<Q, A>>,
+}
+
+struct Worker<Q, A> {
+    questions: Sender<Q>,
+    answers: Receiver<A>,
+}
+
+/// Takes a thread off the count, also when its work panics.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<Q: Send + 'static, A: Send + 'static> Deadline<Q, A> {
+    /// Does `work`, waits `patience` for it, and has at most `max_threads` threads, hanging ones included.
+    pub fn new(work: impl Fn(Q) -> A + Send + Sync + 'static, patience: Duration, max_threads: usize) -> Self {
+        Self { work: Arc::new(work), patience, max_threads, threads: Arc::default(), worker: None }
+    }
+
+    /// The work's result, or `None` when it took too long or too many threads hang already.
+    pub fn call(&mut self, question: Q) -> Option<A> {
+        let worker = match self.worker.take() {
+            Some(worker) => worker,
+            None => self.spawn()?,
+        };
+        worker.questions.send(question).ok()?;
+        let answer = worker.answers.recv_timeout(self.patience).ok()?;
+        self.worker = Some(worker);
+        Some(answer)
+    }
+
+    fn spawn(&self) -> Option<Worker<Q, A>> {
+        if self.threads.load(Ordering::Relaxed) >= self.max_threads {
+            return None;
+        }
+        let (questions, inbox) = channel();
+        let (outbox, answers) = channel();
+        let work = Arc::clone(&self.work);
+        self.threads.fetch_add(1, Ordering::Relaxed);
+        let counted = Counted(Arc::clone(&self.threads));
+        let thread = thread::Builder::new().name("process reader".into()).spawn(move || {
+            let _counted = counted;
+            // Ends when the other side lets go of either channel.
+            while let Ok(question) = inbox.recv() {
+                if outbox.send(work(question)).is_err() {
+                    return;
+                }
+            }
+        });
+        thread.ok().map(|_| Worker { questions, answers })
+    }
+}
+
+impl<Q, A> std::fmt::Debug for Deadline<Q, A> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Deadline").field("patience", &self.patience).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Mutex, time::Instant};
+
+    use super::*;
+
+    #[test]
+    fn hanging_work_is_left_behind_and_bounded() {
+        let (release, gate) = channel::<()>();
+        let gate = Mutex::new(gate);
+        let work = move |hang: bool| {
+            if hang {
+                // Ends when `release` is dropped.
+                assert!(gate.lock().expect("one thread at a time").recv().is_err());
+            }
+            hang
+        };
+        let mut deadline = Deadline::new(work, Duration::from_millis(20), 2);
+        assert_eq!(deadline.call(false), Some(false));
+        let start = Instant::now();
+        assert_eq!(deadline.call(true), None);
+        assert_eq!(deadline.call(false), Some(false), "a second thread does the work");
+        assert_eq!(deadline.call(true), None);
+        assert_eq!(deadline.call(false), None, "both threads hang");
+        assert!(start.elapsed() < Duration::from_secs(5));
+        drop(release);
+        let answered = (0..200).any(|_| {
+            thread::sleep(Duration::from_millis(10));
+            deadline.call(false) == Some(false)
+        });
+        assert!(answered, "threads that came back make room");
+    }
+}

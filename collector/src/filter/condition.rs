@@ -1,0 +1,324 @@
+//! What a rule asks of a reset, in the form that is evaluated.
+//!
+//! A value that is not known meets no test; so `not` of the test is met.
+
+use std::{cell::Cell, sync::Arc};
+
+use super::{
+    pattern::Pattern,
+    range::{Network, Numbers, Ports},
+};
+use crate::{
+    attribute::{Attribute, Value},
+    enrich::ResourceValue,
+    reset::{Cause, Direction, Endpoint, Origin, Reset, State},
+};
+
+/// A condition on a reset.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Condition {
+    /// All of them; met where there are none.
+    All(Vec<Condition>),
+    /// At least one of them; never met where there are none.
+    Any(Vec<Condition>),
+    /// The opposite.
+    Not(Box<Condition>),
+    /// Facts from closed lists.
+    Facts(FactSets),
+    /// A port.
+    Port {
+        /// Whose.
+        end: End,
+        /// Which.
+        ports: Ports,
+    },
+    /// An address.
+    Address {
+        /// Whose.
+        end: End,
+        /// In one of these.
+        networks: Vec<Network>,
+    },
+    /// A number of the record.
+    Number {
+        /// Which.
+        attribute: Attribute,
+        /// In one of these.
+        ranges: Vec<Numbers>,
+    },
+    /// A text of the record that is of no closed list of facts.
+    Text {
+        /// Which.
+        attribute: Attribute,
+        /// Matched by one of these.
+        patterns: Vec<Pattern>,
+    },
+    /// An attribute of the resource.
+    Resource(ResourceTest),
+}
+
+/// A test of an attribute of the resource. Of a list, one element must match.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResourceTest {
+    /// The attribute's name.
+    pub name: Arc<str>,
+    /// Matched by one of these; a number is matched by its decimal text ...
+    pub patterns: Vec<Pattern>,
+    /// ... or a number in one of these.
+    pub ranges: Vec<Numbers>,
+    /// Where [`Subject`] keeps the value once looked up.
+    pub(super) slot: usize,
+}
+
+impl ResourceTest {
+    /// A test of the attribute `name`.
+    pub fn new(name: &str, patterns: Vec<Pattern>, ranges: Vec<Numbers>) -> Self {
+        Self { name: name.into(), patterns, ranges, slot: SLOTS }
+    }
+}
+
+/// Whose address or port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// `network.local`
+    Local,
+    /// `network.peer`
+    Peer,
+    /// `source`: of the reset segment.
+    Source,
+    /// `destination`: of the reset segment.
+    Destination,
+}
+
+impl End {
+    fn of(self, reset: &Reset) -> Endpoint {
+        match self {
+            Self::Local => reset.local,
+            Self::Peer => reset.peer,
+            Self::Source => reset.source(),
+            Self::Destination => reset.destination(),
+        }
+    }
+}
+
+/// A set of members of each closed list: a bit for each number. All must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FactSets {
+    /// Causes.
+    pub causes: u32,
+    /// States; bit 0 is the unknown one.
+    pub states: u16,
+    /// Directions.
+    pub directions: u8,
+    /// Origins.
+    pub origins: u8,
+    /// Versions of IP: [`IPV4`] and [`IPV6`].
+    pub ip_versions: u8,
+}
+
+/// Bit of [`FactSets::ip_versions`].
+pub const IPV4: u8 = 1;
+/// Bit of [`FactSets::ip_versions`].
+pub const IPV6: u8 = 2;
+
+impl FactSets {
+    /// Everything: no condition at all.
+    pub const ALL: Self = Self {
+        causes: (1 << Cause::ALL.len()) - 1,
+        states: (1 << (State::ALL.len() + 1)) - 1,
+        directions: (1 << Direction::ALL.len()) - 1,
+        origins: (1 << Origin::ALL.len()) - 1,
+        ip_versions: IPV4 | IPV6,
+    };
+
+    /// What is in both.
+    pub fn intersection(self, other: Self) -> Self {
+        Self {
+            causes: self.causes & other.causes,
+            states: self.states & other.states,
+            directions: self.directions & other.directions,
+            origins: self.origins & other.origins,
+            ip_versions: self.ip_versions & other.ip_versions,
+        }
+    }
+
+    /// The smallest set that holds both.
+    pub fn union(self, other: Self) -> Self {
+        Self {
+            causes: self.causes | other.causes,
+            states: self.states | other.states,
+            directions: self.directions | other.directions,
+            origins: self.origins | other.origins,
+            ip_versions: self.ip_versions | other.ip_versions,
+        }
+    }
+
+    /// Whether no reset is in the set.
+    pub fn is_empty(self) -> bool {
+        self.causes == 0 || self.states == 0 || self.directions == 0 || self.origins == 0 || self.ip_versions == 0
+    }
+
+    /// Whether the reset is in the set.
+    pub fn contains(self, reset: &Reset) -> bool {
+        !self.intersection(Self::of(reset)).is_empty()
+    }
+
+    /// The set of this reset alone.
+    fn of(reset: &Reset) -> Self {
+        Self {
+            causes: 1 << reset.cause as u32,
+            states: 1 << reset.state.map_or(0, |state| state as u16),
+            directions: 1 << reset.direction as u8,
+            origins: 1 << reset.origin as u8,
+            ip_versions: if reset.local.address.is_ipv4() { IPV4 } else { IPV6 },
+        }
+    }
+}
+
+/// Names of resource attributes whose values are looked up once per reset.
+pub(super) const SLOTS: usize = 16;
+
+/// A reset under test, with what has been looked up of it.
+pub struct Subject<'a> {
+    reset: &'a Reset,
+    facts: FactSets,
+    resource: [Cell<Option<Option<&'a ResourceValue>>>; SLOTS],
+}
+
+impl<'a> Subject<'a> {
+    /// Prepares a reset for testing.
+    pub fn new(reset: &'a Reset) -> Self {
+        Self { reset, facts: FactSets::of(reset), resource: [const { Cell::new(None) }; SLOTS] }
+    }
+
+    fn resource(&self, test: &ResourceTest) -> Option<&'a ResourceValue> {
+        let Some(kept) = self.resource.get(test.slot) else { return self.reset.workload.get(&test.name) };
+        kept.get().unwrap_or_else(|| {
+            let value = self.reset.workload.get(&test.name);
+            kept.set(Some(value));
+            value
+        })
+    }
+}
+
+impl Condition {
+    /// Whether the reset meets the condition.
+    pub fn matches(&self, subject: &Subject<'_>) -> bool {
+        let reset = subject.reset;
+        match self {
+            Self::All(parts) => parts.iter().all(|part| part.matches(subject)),
+            Self::Any(parts) => parts.iter().any(|part| part.matches(subject)),
+            Self::Not(part) => !part.matches(subject),
+            Self::Facts(sets) => !sets.intersection(subject.facts).is_empty(),
+            Self::Port { end, ports } => ports.contains(end.of(reset).port),
+            Self::Address { end, networks } => {
+                let address = end.of(reset).address;
+                networks.iter().any(|network| network.contains(address))
+            }
+            Self::Number { attribute, ranges } => match attribute.value(reset) {
+                Some(Value::Integer(number)) => ranges.iter().any(|range| range.contains(number as f64)),
+                Some(Value::Float(number)) => ranges.iter().any(|range| range.contains(number)),
+                _ => false,
+            },
+            Self::Text { attribute, patterns } => match attribute.value(reset) {
+                Some(Value::Text(text)) => patterns.iter().any(|pattern| pattern.matches(text)),
+                _ => false,
+            },
+            Self::Resource(test) => subject.resource(test).is_some_and(|value| test.matches(value)),
+        }
+    }
+
+    /// The same condition with its parts flattened, facts of one `All` in one test, and what is cheap to test first.
+    pub fn simplified(self) -> Self {
+        match self {
+            Self::All(parts) => Self::all(parts),
+            Self::Any(parts) => {
+                let mut flat = Vec::with_capacity(parts.len());
+                for part in parts.into_iter().map(Self::simplified) {
+                    match part {
+                        Self::Any(inner) => flat.extend(inner),
+                        other => flat.push(other),
+                    }
+                }
+                if flat.len() == 1 { flat.remove(0) } else { Self::Any(flat) }
+            }
+            Self::Not(part) => match part.simplified() {
+                Self::Not(inner) => *inner,
+                other => Self::Not(Box::new(other)),
+            },
+            other => other,
+        }
+    }
+
+    fn all(parts: Vec<Self>) -> Self {
+        let mut facts = FactSets::ALL;
+        let mut flat = Vec::with_capacity(parts.len());
+        let mut add = |part: Self, flat: &mut Vec<Self>| match part {
+            Self::Facts(sets) => facts = facts.intersection(sets),
+            other => flat.push(other),
+        };
+        for part in parts.into_iter().map(Self::simplified) {
+            match part {
+                Self::All(inner) => inner.into_iter().for_each(|part| add(part, &mut flat)),
+                other => add(other, &mut flat),
+            }
+        }
+        if facts != FactSets::ALL {
+            flat.push(Self::Facts(facts));
+        }
+        flat.sort_by_key(Self::cost);
+        if flat.len() == 1 { flat.remove(0) } else { Self::All(flat) }
+    }
+
+    fn cost(&self) -> u8 {
+        match self {
+            Self::Facts(_) => 0,
+            Self::Port { .. } => 1,
+            Self::Address { .. } => 2,
+            Self::Number { .. } => 3,
+            Self::Text { .. } => 4,
+            Self::Resource(_) => 5,
+            Self::All(_) | Self::Any(_) | Self::Not(_) => 6,
+        }
+    }
+
+    /// About how many steps it takes to look at the whole condition once.
+    pub(super) fn size(&self) -> usize {
+        1 + match self {
+            Self::All(parts) | Self::Any(parts) => parts.iter().map(Self::size).sum(),
+            Self::Not(part) => part.size(),
+            Self::Facts(_) => 0,
+            Self::Port { ports, .. } => ports.ranges().len(),
+            Self::Address { networks, .. } => networks.len(),
+            Self::Number { ranges, .. } => ranges.len(),
+            Self::Text { patterns, .. } => patterns.len(),
+            Self::Resource(test) => test.patterns.len() + test.ranges.len(),
+        }
+    }
+
+    /// Calls `visit` with every test of the resource.
+    pub(super) fn for_each_resource_test(&mut self, visit: &mut impl FnMut(&mut ResourceTest)) {
+        match self {
+            Self::All(parts) | Self::Any(parts) => {
+                parts.iter_mut().for_each(|part| part.for_each_resource_test(visit));
+            }
+            Self::Not(part) => part.for_each_resource_test(visit),
+            Self::Resource(test) => visit(test),
+            _ => {}
+        }
+    }
+}
+
+impl ResourceTest {
+    fn matches(&self, value: &ResourceValue) -> bool {
+        let text_matches = |text: &str| self.patterns.iter().any(|pattern| pattern.matches(text));
+        match value {
+            ResourceValue::Text(text) => text_matches(text),
+            ResourceValue::List(texts) => texts.iter().any(|text| text_matches(text)),
+            ResourceValue::Integer(number) => {
+                self.ranges.iter().any(|range| range.contains(*number as f64))
+                    || (!self.patterns.is_empty() && text_matches(&number.to_string()))
+            }
+        }
+    }
+}

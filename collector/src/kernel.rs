@@ -1,0 +1,405 @@
+//! The eBPF programs in the running kernel: loaded hook by hook, read, counted.
+//!
+//! What cannot run here is left out with the reason, and the others go on; [`Kernel::coverage`] says which. Decides
+//! nothing about a reset: the programs do, and [`crate::reset`] reads what they wrote.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+    sync::Arc,
+};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{Array, MapData, PerCpuArray, RingBuf},
+    programs::{BtfTracePoint, ProgramError},
+};
+use probes::{
+    COUNTERS, Cause, Direction, Origin,
+    cause::ReasonClass,
+    counter_index,
+    field::{Field, Place},
+};
+
+use crate::btf::{BtfError, Types};
+
+/// The programs, built from `probes/` (`make probes`).
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../probes/reset.bpf.o");
+
+/// The running kernel's types.
+pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// Why nothing can be captured at all.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// No type information.
+    #[error(transparent)]
+    Btf(#[from] BtfError),
+    /// The object cannot be put into the kernel.
+    #[error("cannot load the eBPF programs: {0}{hint}", hint = hint(.0))]
+    Load(String),
+    /// A map of ours is missing or of another shape: the embedded object is not what this program was built with.
+    #[error("the embedded eBPF object has no usable map {0}: rebuild it with `make probes`")]
+    Map(&'static str),
+    /// No hook that sees resets could be attached.
+    #[error("no hook can run here, so no reset would be seen:\n{0}")]
+    NoHook(String),
+}
+
+fn hint(error: &str) -> &'static str {
+    if error.contains("not permitted") || error.contains("ermission denied") {
+        " (needs root, or CAP_BPF and CAP_PERFMON; `check` says what is missing)"
+    } else {
+        ""
+    }
+}
+
+/// A hook: a tracepoint, the programs that fit its shapes, and what it is for.
+struct Plan {
+    tracepoint: &'static str,
+    /// Number of arguments and the program written for it.
+    programs: &'static [(usize, &'static str)],
+    sees: &'static str,
+    /// Without it resets go unseen; else they are seen but less is known of them.
+    sees_resets: bool,
+}
+
+/// Every hook, in the order in which they are attached: what keeps facts before what needs them.
+const PLANS: &[Plan] = &[
+    Plan {
+        tracepoint: "sched_process_fork",
+        programs: &[(2, "sched_process_fork")],
+        sees: "owners of accepted connections",
+        sees_resets: false,
+    },
+    Plan {
+        tracepoint: "sched_process_exec",
+        programs: &[(3, "sched_process_exec")],
+        sees: "owners of accepted connections",
+        sees_resets: false,
+    },
+    Plan {
+        tracepoint: "sched_process_exit",
+        programs: &[(1, "sched_process_exit"), (2, "sched_process_exit")],
+        sees: "owners of accepted connections",
+        sees_resets: false,
+    },
+    Plan {
+        tracepoint: "inet_sock_set_state",
+        programs: &[(3, "inet_sock_set_state")],
+        sees: "state before the reset, duration, owners",
+        sees_resets: false,
+    },
+    Plan {
+        tracepoint: "tcp_send_reset",
+        programs: &[(3, "tcp_send_reset"), (2, "tcp_send_reset_without_reason")],
+        sees: "resets that TCP sends",
+        sees_resets: true,
+    },
+    Plan {
+        tracepoint: "tcp_receive_reset",
+        programs: &[(1, "tcp_receive_reset")],
+        sees: "resets that a socket receives",
+        sees_resets: true,
+    },
+    Plan {
+        tracepoint: "kfree_skb",
+        programs: &[(4, "kfree_skb"), (3, "kfree_skb_without_socket")],
+        sees: "resets received that no connection accepts",
+        sees_resets: true,
+    },
+    Plan {
+        tracepoint: "net_dev_queue",
+        programs: &[(1, "net_dev_queue")],
+        sees: "resets that netfilter sends",
+        sees_resets: true,
+    },
+];
+
+/// Whether a hook runs here.
+#[derive(Clone, Debug)]
+pub struct Coverage {
+    /// The tracepoint.
+    pub hook: &'static str,
+    /// What is seen through it.
+    pub sees: &'static str,
+    /// Whether resets go unseen without it.
+    pub sees_resets: bool,
+    /// Why it does not run; `None` when it does.
+    pub missing: Option<String>,
+}
+
+/// Counts of resets in the kernel, before any rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts(Vec<u64>);
+
+impl Counts {
+    /// The count of one cause, origin and direction.
+    pub fn get(&self, cause: Cause, origin: Origin, direction: Direction) -> u64 {
+        self.0.get(counter_index(cause, origin, direction) as usize).copied().unwrap_or(0)
+    }
+
+    /// By [`counter_index`].
+    pub fn as_slice(&self) -> &[u64] {
+        &self.0
+    }
+
+    /// All together.
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// Every count that is not 0.
+    pub fn iter(&self) -> impl Iterator<Item = (Cause, Origin, Direction, u64)> {
+        Cause::ALL.iter().flat_map(move |cause| {
+            Origin::ALL.iter().flat_map(move |origin| {
+                Direction::ALL.iter().filter_map(move |direction| {
+                    let count = self.get(*cause, *origin, *direction);
+                    (count != 0).then_some((*cause, *origin, *direction, count))
+                })
+            })
+        })
+    }
+}
+
+/// The kernel's counters of resets; they outlive the programs.
+pub struct Counters {
+    captured: PerCpuArray<MapData, u64>,
+    lost: PerCpuArray<MapData, u64>,
+}
+
+impl Counters {
+    /// Resets captured and resets that the ring buffer could not take, before any rule; the losses are read first, so
+    /// that they are never more than what was captured.
+    pub fn read(&self) -> (Counts, Counts) {
+        let lost = sum(&self.lost);
+        (sum(&self.captured), lost)
+    }
+}
+
+/// The programs in the kernel; dropped, they are gone.
+pub struct Kernel {
+    /// The programs and their links, until detached.
+    programs: Option<Ebpf>,
+    ring: RingBuf<MapData>,
+    reader_sleeps: Array<MapData, u32>,
+    counters: Arc<Counters>,
+    coverage: Vec<Coverage>,
+    reasons: ReasonTables,
+}
+
+/// The kernel's names for its reasons, by number, without their prefixes.
+#[derive(Clone, Debug, Default)]
+pub struct ReasonTables {
+    /// `enum sk_rst_reason`
+    pub reset: Vec<(u32, String)>,
+    /// `enum skb_drop_reason`
+    pub drop: Vec<(u32, String)>,
+}
+
+/// Globals of the programs, found out from the kernel's types.
+struct Globals {
+    places: Vec<u32>,
+    reset_classes: [u8; 64],
+    drop_classes: [u8; 256],
+    has_tai_clock: u32,
+    reasons: ReasonTables,
+}
+
+impl Globals {
+    fn from_types(types: &Types) -> Self {
+        let places = Field::ALL
+            .iter()
+            .map(|field| {
+                let (structure, path) = field.path();
+                types.place(structure, path).unwrap_or(Place::ABSENT).0
+            })
+            .collect();
+        let reasons = ReasonTables {
+            reset: types.enumerators("sk_rst_reason", "SK_RST_REASON_"),
+            drop: types.enumerators("skb_drop_reason", "SKB_DROP_REASON_"),
+        };
+        let mut reset_classes = [ReasonClass::Unknown as u8; 64];
+        for (number, name) in &reasons.reset {
+            if let Some(class) = reset_classes.get_mut(*number as usize) {
+                *class = ReasonClass::of_reset_reason(name) as u8;
+            }
+        }
+        let mut drop_classes = [ReasonClass::NotTcp as u8; 256];
+        for (number, name) in &reasons.drop {
+            if let Some(class) = drop_classes.get_mut(*number as usize) {
+                *class = ReasonClass::of_drop_reason(name) as u8;
+            }
+        }
+        let has_tai_clock =
+            u32::from(types.enumerators("bpf_func_id", "BPF_FUNC_").iter().any(|(_, name)| name == "ktime_get_tai_ns"));
+        Self { places, reset_classes, drop_classes, has_tai_clock, reasons }
+    }
+}
+
+impl Kernel {
+    /// Loads the programs and attaches every hook that can run here.
+    ///
+    /// `ring_buffer_bytes` is a power of two; `wanted` leaves out hooks by name.
+    pub fn attach(btf: &Path, ring_buffer_bytes: u32, wanted: impl Fn(&str) -> bool) -> Result<Self, KernelError> {
+        let types = Types::from_file(btf)?;
+        let aya_btf = Btf::parse_file(btf, Default::default()).map_err(|error| KernelError::Load(error.to_string()))?;
+        let globals = Globals::from_types(&types);
+        let mut programs = EbpfLoader::new()
+            .btf(Some(&aya_btf))
+            .override_global("PLACES", globals.places.as_slice(), true)
+            .override_global("RESET_CLASSES", globals.reset_classes.as_slice(), true)
+            .override_global("DROP_CLASSES", globals.drop_classes.as_slice(), true)
+            .override_global("HAS_TAI_CLOCK", &globals.has_tai_clock, true)
+            .map_max_entries("RESETS", ring_buffer_bytes)
+            .load(OBJECT)
+            .map_err(|error| KernelError::Load(chain(&error)))?;
+        let ring = RingBuf::try_from(take(&mut programs, "RESETS")?).map_err(|_| KernelError::Map("RESETS"))?;
+        let reader_sleeps =
+            Array::try_from(take(&mut programs, "READER_SLEEPS")?).map_err(|_| KernelError::Map("READER_SLEEPS"))?;
+        let captured =
+            PerCpuArray::try_from(take(&mut programs, "CAPTURED")?).map_err(|_| KernelError::Map("CAPTURED"))?;
+        let lost = PerCpuArray::try_from(take(&mut programs, "LOST")?).map_err(|_| KernelError::Map("LOST"))?;
+        let coverage: Vec<Coverage> = PLANS
+            .iter()
+            .map(|plan| Coverage {
+                hook: plan.tracepoint,
+                sees: plan.sees,
+                sees_resets: plan.sees_resets,
+                missing: if wanted(plan.tracepoint) {
+                    attach(&mut programs, plan, &types, &aya_btf).err()
+                } else {
+                    Some("switched off in the configuration".to_owned())
+                },
+            })
+            .collect();
+        if coverage.iter().all(|hook| !hook.sees_resets || hook.missing.is_some()) {
+            return Err(KernelError::NoHook(reasons_why_not(&coverage)));
+        }
+        Ok(Self {
+            programs: Some(programs),
+            ring,
+            reader_sleeps,
+            counters: Arc::new(Counters { captured, lost }),
+            coverage,
+            reasons: globals.reasons,
+        })
+    }
+
+    /// Takes the programs out of the kernel; what they wrote can still be read.
+    pub fn detach(&mut self) {
+        self.programs = None;
+    }
+
+    /// Which hooks run here, and why the others do not.
+    pub fn coverage(&self) -> &[Coverage] {
+        &self.coverage
+    }
+
+    /// The kernel's names for its reasons.
+    pub fn reasons(&self) -> &ReasonTables {
+        &self.reasons
+    }
+
+    /// Hands each waiting record to `on_record`, at most `limit`; returns how many there were.
+    pub fn drain(&mut self, limit: usize, mut on_record: impl FnMut(&[u8])) -> usize {
+        let mut count = 0;
+        while count < limit
+            && let Some(record) = self.ring.next()
+        {
+            on_record(&record);
+            count += 1;
+        }
+        count
+    }
+
+    /// Asks the kernel to wake the reader for the next record; the caller drains once more before it sleeps, since a
+    /// record may have come meanwhile.
+    pub fn ask_for_wakeup(&mut self) {
+        if let Err(error) = self.reader_sleeps.set(0, 1, 0) {
+            tracing::warn!(%error, "cannot ask the kernel for a wake-up: records wait for the next timer");
+        }
+    }
+
+    /// Readable when a record waits.
+    pub fn ring_buffer(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
+    }
+
+    /// The counters, also for others to read.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+}
+
+fn take(programs: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, KernelError> {
+    programs.take_map(name).ok_or(KernelError::Map(name))
+}
+
+/// The counters' sums over all CPUs; a count taken back on another CPU wraps and comes right in the sum.
+fn sum(map: &PerCpuArray<MapData, u64>) -> Counts {
+    Counts(
+        (0..COUNTERS)
+            .map(|index| {
+                map.get(&index, 0).map_or(0, |values| values.iter().fold(0u64, |sum, value| sum.wrapping_add(*value)))
+            })
+            .collect(),
+    )
+}
+
+/// Attaches one hook, or says why it cannot run here.
+fn attach(programs: &mut Ebpf, plan: &Plan, types: &Types, btf: &Btf) -> Result<(), String> {
+    let arguments = types
+        .tracepoint_arguments(plan.tracepoint)
+        .ok_or_else(|| format!("this kernel has no tracepoint {}", plan.tracepoint))?;
+    let Some((_, name)) = plan.programs.iter().find(|(count, _)| *count == arguments) else {
+        return Err(format!(
+            "this kernel's {} has {arguments} arguments, which no program here is written for",
+            plan.tracepoint
+        ));
+    };
+    let program: &mut BtfTracePoint = programs
+        .program_mut(name)
+        .ok_or_else(|| format!("the embedded object has no program {name}: rebuild it with `make probes`"))?
+        .try_into()
+        .map_err(|error: ProgramError| error.to_string())?;
+    program.load(plan.tracepoint, btf).map_err(|error| explain(plan.tracepoint, "loaded", &error))?;
+    program.attach().map_err(|error| explain(plan.tracepoint, "attached", &error))?;
+    Ok(())
+}
+
+/// One line on a program that was refused; the verifier's own words go to the log at debug level.
+fn explain(hook: &str, step: &str, error: &ProgramError) -> String {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            tracing::debug!(hook, "the verifier says: {verifier_log}");
+            format!("cannot be {step}: {io_error}{}", hint(&io_error.to_string()))
+        }
+        other => {
+            let text = chain(other);
+            format!("cannot be {step}: {text}{}", hint(&text))
+        }
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn reasons_why_not(coverage: &[Coverage]) -> String {
+    coverage
+        .iter()
+        .filter_map(|hook| Some(format!("  {}: {}", hook.hook, hook.missing.as_ref()?)))
+        .collect::<Vec<_>>()
+        .join("\n")
+}

@@ -1,0 +1,222 @@
+//! Token buckets, one for each key of a limit, in bounded memory.
+//!
+//! A bucket is forgotten only when it is full again and holds nothing: a new one would be the same, so forgetting never
+//! loosens a limit. Where no bucket can be forgotten, new keys share one bucket for each rule.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::{Limit, Summary};
+use crate::reset::Reset;
+
+/// Buckets that are looked at for one to forget, when a new key finds the table full.
+const LOOKED_AT: usize = 16;
+
+/// What became of a reset.
+pub(super) enum Taken {
+    /// There was a token for it.
+    Yes,
+    /// There was none; it is held.
+    Held,
+    /// There was none; the one that is held stands for it too.
+    Counted,
+}
+
+#[derive(Debug)]
+pub(super) struct Buckets {
+    slots: Vec<Bucket>,
+    by_key: HashMap<u64, usize>,
+    /// Shared by keys without a slot: a bucket for each rule.
+    shared: HashMap<Option<usize>, Bucket>,
+    max_keys: usize,
+    /// Where the next search for a bucket to forget begins.
+    hand: usize,
+    /// When each held reset was held and whose it is, oldest first.
+    held: VecDeque<(u64, Holder)>,
+    overflowed: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Holder {
+    Slot(usize),
+    Shared(Option<usize>),
+}
+
+#[derive(Debug)]
+struct Bucket {
+    key: u64,
+    rule: Option<usize>,
+    tokens: f64,
+    per_second: f64,
+    burst: f64,
+    filled_ns: u64,
+    held: Option<Box<Held>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    reset: Reset,
+    weight: f64,
+    count: u64,
+}
+
+impl Bucket {
+    fn new(key: u64, rule: Option<usize>, limit: &Limit, now_ns: u64) -> Self {
+        let (per_second, burst) = (limit.per_second, limit.burst);
+        Self { key, rule, tokens: burst, per_second, burst, filled_ns: now_ns, held: None }
+    }
+
+    /// Tokens at this time. A time before the last one adds none.
+    fn tokens_at(&self, now_ns: u64) -> f64 {
+        let elapsed_s = now_ns.saturating_sub(self.filled_ns) as f64 / 1e9;
+        (self.tokens + elapsed_s * self.per_second).min(self.burst)
+    }
+
+    fn is_forgettable(&self, now_ns: u64) -> bool {
+        self.held.is_none() && self.tokens_at(now_ns) >= self.burst
+    }
+
+    fn take(&mut self, reset: &Reset, now_ns: u64) -> Taken {
+        self.tokens = self.tokens_at(now_ns);
+        self.filled_ns = self.filled_ns.max(now_ns);
+        if self.tokens >= 1.0 {
+            self.tokens -= 1.0;
+            return Taken::Yes;
+        }
+        match &mut self.held {
+            Some(held) => {
+                held.weight += reset.sample_weight;
+                held.count += 1;
+                Taken::Counted
+            }
+            none => {
+                *none = Some(Box::new(Held { reset: reset.clone(), weight: reset.sample_weight, count: 1 }));
+                Taken::Held
+            }
+        }
+    }
+
+    fn summary(&mut self) -> Option<Summary> {
+        let Held { mut reset, weight, count } = *self.held.take()?;
+        reset.sample_weight = weight;
+        Some(Summary { reset, suppressed: count, rule: self.rule })
+    }
+}
+
+impl Buckets {
+    pub(super) fn new(max_keys: usize) -> Self {
+        Self {
+            slots: Vec::new(),
+            by_key: HashMap::new(),
+            shared: HashMap::new(),
+            max_keys,
+            hand: 0,
+            held: VecDeque::new(),
+            overflowed: 0,
+        }
+    }
+
+    pub(super) fn take(&mut self, key: u64, rule: Option<usize>, limit: &Limit, reset: &Reset, now_ns: u64) -> Taken {
+        let slot = self.by_key.get(&key).copied().or_else(|| self.add(Bucket::new(key, rule, limit, now_ns), now_ns));
+        let (holder, bucket) = match slot {
+            Some(slot) => (Holder::Slot(slot), &mut self.slots[slot]),
+            None => {
+                self.overflowed += 1;
+                let bucket = self.shared.entry(rule).or_insert_with(|| Bucket::new(key, rule, limit, now_ns));
+                (Holder::Shared(rule), bucket)
+            }
+        };
+        let taken = bucket.take(reset, now_ns);
+        if matches!(taken, Taken::Held) {
+            self.held.push_back((now_ns, holder));
+        }
+        taken
+    }
+
+    /// Gives the bucket a slot: a new one, or that of a bucket that can be forgotten.
+    fn add(&mut self, bucket: Bucket, now_ns: u64) -> Option<usize> {
+        let slot = if self.slots.len() < self.max_keys {
+            self.slots.len()
+        } else {
+            let slots = self.slots.len();
+            let candidates = (0..LOOKED_AT.min(slots)).map(|step| (self.hand + step) % slots);
+            let found = candidates.into_iter().find(|slot| self.slots[*slot].is_forgettable(now_ns));
+            self.hand = found.map_or(self.hand + LOOKED_AT, |slot| slot + 1) % slots.max(1);
+            found?
+        };
+        let key = bucket.key;
+        match self.slots.get_mut(slot) {
+            Some(place) => {
+                self.by_key.remove(&place.key);
+                *place = bucket;
+            }
+            None => self.slots.push(bucket),
+        }
+        self.by_key.insert(key, slot);
+        Some(slot)
+    }
+
+    /// Takes what is held for as long as the time when it was held is `due`.
+    pub(super) fn summaries(&mut self, due: impl Fn(u64) -> bool) -> Vec<Summary> {
+        let mut summaries = Vec::new();
+        while let Some((_, holder)) = self.held.pop_front_if(|(held_since_ns, _)| due(*held_since_ns)) {
+            let bucket = match holder {
+                Holder::Slot(slot) => self.slots.get_mut(slot),
+                Holder::Shared(rule) => self.shared.get_mut(&rule),
+            };
+            summaries.extend(bucket.and_then(Bucket::summary));
+        }
+        summaries
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    pub(super) fn overflowed(&self) -> u64 {
+        self.overflowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filter::tests::plain_reset;
+
+    fn limit(per_second: f64, burst: f64) -> Limit {
+        Limit { per_second, burst, per: Vec::new() }
+    }
+
+    #[test]
+    fn keys_are_bounded_and_overflow_shares_a_bucket() {
+        let mut buckets = Buckets::new(4);
+        let limit = limit(1.0, 2.0);
+        let taken = (0..100).filter(|key| matches!(buckets.take(*key, None, &limit, &plain_reset(), 0), Taken::Yes));
+        // Four keys of their own, and two tokens of the shared bucket.
+        assert_eq!(taken.count(), 6);
+        assert_eq!((buckets.slots.len(), buckets.by_key.len(), buckets.overflowed()), (4, 4, 96));
+    }
+
+    #[test]
+    fn a_bucket_that_is_full_again_makes_room() {
+        let mut buckets = Buckets::new(1);
+        let limit = limit(1.0, 1.0);
+        assert!(matches!(buckets.take(1, None, &limit, &plain_reset(), 0), Taken::Yes));
+        buckets.take(2, None, &limit, &plain_reset(), 500_000_000);
+        assert_eq!(buckets.overflowed(), 1);
+        buckets.take(3, None, &limit, &plain_reset(), 1_000_000_000);
+        assert_eq!((buckets.overflowed(), buckets.by_key.contains_key(&3), buckets.by_key.len()), (1, true, 1));
+    }
+
+    #[test]
+    fn a_bucket_that_holds_a_reset_is_not_forgotten() {
+        let mut buckets = Buckets::new(1);
+        let limit = limit(1.0, 1.0);
+        buckets.take(1, None, &limit, &plain_reset(), 0);
+        assert!(matches!(buckets.take(1, None, &limit, &plain_reset(), 0), Taken::Held));
+        buckets.take(2, None, &limit, &plain_reset(), 60_000_000_000);
+        assert_eq!(buckets.overflowed(), 1);
+        assert_eq!(buckets.summaries(|_| true).len(), 1);
+        buckets.take(2, None, &limit, &plain_reset(), 60_000_000_000);
+        assert_eq!(buckets.overflowed(), 1);
+    }
+}

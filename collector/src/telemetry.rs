@@ -1,0 +1,277 @@
+//! The collector's metrics by OTLP: `tcp.resets`, the conservation law's terms, its own health.
+//!
+//! opentelemetry-otlp encodes them; [`Client`] carries them, so that TLS, proxies, headers, protocol and compression
+//! are those of the destination, and an answer is judged by the same table. A failed export is not tried again: the
+//! counters are cumulative, the next period carries everything.
+
+use std::{
+    io::Read,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use opentelemetry::{KeyValue, metrics::MeterProvider};
+use opentelemetry_http::{HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{Compression, MetricExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::{
+    Resource,
+    metrics::{PeriodicReader, SdkMeterProvider},
+};
+use tokio::runtime::Handle;
+
+use crate::{
+    account::{Account, DropReason, LaneSnapshot, Snapshot},
+    admin::resident_bytes,
+    client::{Client, ClientError},
+    notice::Notice,
+    retry::{self, Verdict},
+    settings::Destination,
+    signal::Signal,
+};
+
+/// Between two exports, as OTEL_METRIC_EXPORT_INTERVAL's default.
+pub const INTERVAL: Duration = Duration::from_secs(60);
+
+/// One snapshot serves all instruments of a period.
+const SNAPSHOT_AGE: Duration = Duration::from_millis(500);
+
+/// Metrics that cannot be exported.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The destination.
+    #[error("metrics to {destination}: {error}")]
+    Client {
+        /// Its endpoint.
+        destination: String,
+        /// What is wrong.
+        error: ClientError,
+    },
+    /// The SDK.
+    #[error("metrics to {destination}: {why}")]
+    Sdk {
+        /// Its endpoint.
+        destination: String,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// The metrics' way to one destination.
+pub struct Telemetry {
+    provider: SdkMeterProvider,
+}
+
+impl Telemetry {
+    /// Starts a reader that exports the account at this interval, sending on this runtime.
+    pub fn start(
+        destination: &Destination,
+        account: Arc<Account>,
+        interval: Duration,
+        runtime: &Handle,
+    ) -> Result<Self, TelemetryError> {
+        let _inside = runtime.enter();
+        let name = destination.endpoint.clone();
+        let client =
+            Client::new(destination).map_err(|error| TelemetryError::Client { destination: name.clone(), error })?;
+        let carrier = Carrier(Arc::new(Metrics {
+            destination: name.clone(),
+            client,
+            runtime: runtime.clone(),
+            off: AtomicBool::new(false),
+            troubles: Notice::default(),
+        }));
+        // Endpoint and compression are named so that the SDK does not take them from the environment; neither reaches
+        // the wire.
+        let exporter = MetricExporter::builder()
+            .with_http()
+            .with_http_client(carrier)
+            .with_endpoint("http://localhost/v1/metrics")
+            .with_compression(Compression::Gzip)
+            .build()
+            .map_err(|error| TelemetryError::Sdk { destination: name, why: error.to_string() })?;
+        let reader = PeriodicReader::builder(exporter).with_interval(interval).build();
+        let resource = Resource::builder()
+            .with_service_name("reset-collector")
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .build();
+        let provider = SdkMeterProvider::builder().with_reader(reader).with_resource(resource).build();
+        instruments(&provider, account);
+        Ok(Self { provider })
+    }
+
+    /// Exports a last time, for at most this long.
+    pub async fn shutdown(self, longest: Duration) {
+        let ended = tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(longest)).await;
+        if let Ok(Err(error)) = ended {
+            tracing::debug!("metrics: {error}");
+        }
+    }
+}
+
+fn instruments(provider: &SdkMeterProvider, account: Arc<Account>) {
+    let meter = provider.meter("reset-collector");
+    let view = Arc::new(View { account, latest: Mutex::new(None) });
+    // An observable instrument lives as long as its provider; the handle that is returned is of no use.
+    let counter = |name: &'static str, meaning: &'static str, observe: fn(&Snapshot, &mut Observed<u64>)| {
+        let view = view.clone();
+        let builder = meter.u64_observable_counter(name).with_unit("{reset}").with_description(meaning);
+        builder.with_callback(move |observer| view.each(observe, |v, l| observer.observe(v, l))).build();
+    };
+    counter("tcp.resets", "TCP resets that the kernel counted, before filters and sampling", |snapshot, out| {
+        for (direction, origin, cause, count) in &snapshot.resets {
+            out.push((
+                *count,
+                vec![
+                    KeyValue::new("network.io.direction", direction.word()),
+                    KeyValue::new("tcp.reset.origin", origin.word()),
+                    KeyValue::new("tcp.reset.cause", cause.word()),
+                ],
+            ));
+        }
+    });
+    counter("reset_collector.captured_resets", "Resets that the kernel counted", |snapshot, out| {
+        out.push((snapshot.captured, vec![]));
+    });
+    counter("reset_collector.filtered_resets", "Resets that the filters dropped", |snapshot, out| {
+        out.push((snapshot.filtered, vec![]));
+    });
+    counter("reset_collector.sampled_out_resets", "Resets that sampling did not choose", |snapshot, out| {
+        out.push((snapshot.sampled_out, vec![]));
+    });
+    counter("reset_collector.exported_resets", "Resets that the backend accepted", |snapshot, out| {
+        out.extend(snapshot.lanes.iter().map(|lane| (lane.exported, labels(lane))));
+    });
+    counter("reset_collector.recovered_resets", "Resets of an earlier run that storage held", |snapshot, out| {
+        out.extend(snapshot.lanes.iter().map(|lane| (lane.recovered, labels(lane))));
+    });
+    counter("reset_collector.dropped_resets", "Resets that were lost, by reason", dropped);
+    counter("reset_collector.retries", "Requests sent again", |snapshot, out| {
+        out.extend(snapshot.lanes.iter().map(|lane| (lane.health.retries, labels(lane))));
+    });
+    counter("reset_collector.failed_requests", "Requests that the backend did not accept", |snapshot, out| {
+        out.extend(snapshot.lanes.iter().map(|lane| (lane.health.failed_requests, labels(lane))));
+    });
+    let gauge = |name: &'static str, unit, meaning: &'static str, observe: fn(&Snapshot, &mut Observed<u64>)| {
+        let view = view.clone();
+        let builder = meter.u64_observable_gauge(name).with_unit(unit).with_description(meaning);
+        builder.with_callback(move |observer| view.each(observe, |v, l| observer.observe(v, l))).build();
+    };
+    gauge("reset_collector.queued_resets", "{reset}", "Resets without a fate", |snapshot, out| {
+        out.extend(snapshot.lanes.iter().map(|lane| (lane.queued, labels(lane))));
+    });
+    gauge("reset_collector.hook_active", "1", "1 where the hook is attached", |snapshot, out| {
+        let hooks = snapshot.hooks.iter();
+        out.extend(hooks.map(|hook| (u64::from(hook.active), vec![KeyValue::new("hook", hook.hook)])));
+    });
+    gauge("process.memory.usage", "By", "Resident memory of the collector", |_, out| {
+        out.extend(resident_bytes().map(|bytes| (bytes, vec![])));
+    });
+}
+
+fn dropped(snapshot: &Snapshot, out: &mut Observed<u64>) {
+    for lane in &snapshot.lanes {
+        for reason in DropReason::ALL {
+            let count = lane.dropped[*reason as usize];
+            if count > 0 {
+                let mut labels = labels(lane);
+                labels.push(KeyValue::new("reason", reason.word()));
+                out.push((count, labels));
+            }
+        }
+    }
+}
+
+fn labels(lane: &LaneSnapshot) -> Vec<KeyValue> {
+    vec![KeyValue::new("destination", lane.destination.to_string()), KeyValue::new("signal", lane.signal.word())]
+}
+
+type Observed<V> = Vec<(V, Vec<KeyValue>)>;
+
+/// The account at one instant for all instruments of a period, so that the law holds among the points as well.
+struct View {
+    account: Arc<Account>,
+    latest: Mutex<Option<(Instant, Arc<Snapshot>)>>,
+}
+
+impl View {
+    fn each(&self, observe: fn(&Snapshot, &mut Observed<u64>), mut emit: impl FnMut(u64, &[KeyValue])) {
+        let mut out = Vec::new();
+        observe(&self.snapshot(), &mut out);
+        out.iter().for_each(|(value, labels)| emit(*value, labels));
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*latest {
+            Some((taken, snapshot)) if taken.elapsed() < SNAPSHOT_AGE => snapshot.clone(),
+            _ => {
+                let snapshot = Arc::new(self.account.snapshot());
+                *latest = Some((Instant::now(), snapshot.clone()));
+                snapshot
+            }
+        }
+    }
+}
+
+/// Stands where the SDK wants an HTTP client. Always says that all went well: what did not is said here, once.
+#[derive(Clone)]
+struct Carrier(Arc<Metrics>);
+
+struct Metrics {
+    destination: String,
+    client: Client,
+    runtime: Handle,
+    off: AtomicBool,
+    troubles: Notice,
+}
+
+impl std::fmt::Debug for Carrier {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_tuple("Carrier").field(&self.0.destination).finish()
+    }
+}
+
+#[async_trait]
+impl HttpClient for Carrier {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let mut message = Vec::new();
+        flate2::read::GzDecoder::new(&request.into_body()[..]).read_to_end(&mut message)?;
+        let metrics = self.0.clone();
+        // The SDK's reader runs on a thread of its own, without the runtime that the connections need.
+        self.0.runtime.spawn(async move { metrics.send(message.into()).await }).await?;
+        Ok(Response::new(Bytes::new()))
+    }
+}
+
+impl Metrics {
+    async fn send(&self, message: Bytes) {
+        if self.off.load(Ordering::Relaxed) {
+            return;
+        }
+        let verdict = match self.client.send(Signal::Metrics, message).await {
+            Ok(answer) => retry::classify(&answer, SystemTime::now()),
+            Err(error) => Verdict::Retry { after: None, reason: error.to_string() },
+        };
+        let destination = &self.destination;
+        match verdict {
+            Verdict::Accepted { .. } => {}
+            Verdict::Unsupported { reason } => {
+                self.off.store(true, Ordering::Relaxed);
+                tracing::warn!(
+                    "{destination}: does not take metrics ({reason}); metrics stop here, the other signals go on; \
+                     take metrics out of export.signals to be rid of this line"
+                );
+            }
+            Verdict::Retry { reason, .. } | Verdict::Permanent { reason, .. } => {
+                if self.troubles.due(Instant::now()).is_some() {
+                    tracing::warn!("{destination}: metrics do not go out: {reason}; the next ones carry the counts");
+                }
+            }
+        }
+    }
+}

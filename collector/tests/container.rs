@@ -1,0 +1,312 @@
+//! Enrichment of processes that stand apart: in a real container, behind a procfs that hides them, in a pid namespace,
+//! and one that makes its reader hang. Each test says why it was skipped where it cannot run.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+mod reset_of;
+
+use reset_collector::{
+    enrich::{Enricher, ResourceValue},
+    process, settings,
+};
+use reset_of::{owner, owner_in, reset};
+
+const CONTAINER_ID: &str = "3dcad4c4f7e0f0d0b6d1a7a6a0e0f3f57ce9ae0a23b1b3c9a9a3f2e4d5c6b7a8";
+const POD_UID: &str = "b0f1a9e6-7c1d-4a53-9a1c-1f5a0c3d2e4b";
+
+/// Whether the test may not run: then it has said why.
+fn skipped(programs: &[&str]) -> bool {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: this test needs root");
+        return true;
+    }
+    let missing = programs.iter().find(|program| Command::new(program).arg("--version").output().is_err());
+    if let Some(program) = missing {
+        eprintln!("skipped: {program} is not installed");
+    }
+    missing.is_some()
+}
+
+/// A directory of the test's own, removed at its end.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("reset-collector-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).expect("a temporary directory");
+        Self(path)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// A program that ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+fn first_line(child: &mut Child) -> String {
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+    line.trim().to_owned()
+}
+
+fn enricher(proc: &Path) -> Enricher {
+    Enricher::new(&settings::Enrichment::default(), proc.to_owned(), None, Instant::now())
+}
+
+fn text(workload: &reset_collector::enrich::Workload, name: &str) -> String {
+    match workload.get(name) {
+        Some(ResourceValue::Text(text)) => text.clone(),
+        other => panic!("{name} is {other:?}"),
+    }
+}
+
+fn counter(enricher: &Enricher, name: &str) -> u64 {
+    enricher.counters().each().find(|(known, _, _)| *known == name).expect("a counter").2
+}
+
+/// A container's runtime and how it is called: on the host's own hierarchies, and in a mount namespace with cgroup v2
+/// alone (crun refuses a host with v1 and v2 side by side).
+struct Runtime {
+    name: &'static str,
+    prelude: &'static str,
+}
+
+const V2_ALONE: &str = "mount -t cgroup2 cgroup2 /sys/fs/cgroup &&";
+const RUNTIMES: [Runtime; 3] = [
+    Runtime { name: "crun", prelude: V2_ALONE },
+    Runtime { name: "runc", prelude: V2_ALONE },
+    Runtime { name: "runc", prelude: "" },
+];
+
+impl Runtime {
+    fn command(&self, directory: &Path, arguments: &str) -> Command {
+        let script = format!("{} exec {} --root state {arguments}", self.prelude, self.name);
+        let mut command = Command::new("unshare");
+        command.args(["-m", "/bin/sh", "-c", &script]).current_dir(directory);
+        command
+    }
+}
+
+/// Stops and removes the container however the test ends.
+struct Container<'a> {
+    runtime: &'a Runtime,
+    directory: &'a Path,
+    run: Running,
+}
+
+impl Drop for Container<'_> {
+    fn drop(&mut self) {
+        self.runtime.command(self.directory, &format!("delete --force {CONTAINER_ID}")).output().ok();
+        self.run.0.wait().ok();
+        // The runtime removes the container's own group and leaves those above it.
+        let below = container_cgroup();
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+        for hierarchy in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]) {
+            for group in Path::new(&below).ancestors().take(5) {
+                fs::remove_dir(hierarchy.join(group)).ok();
+            }
+        }
+    }
+}
+
+/// The container's control group, relative to a hierarchy.
+fn container_cgroup() -> String {
+    format!("reset-collector-container/kubepods/burstable/pod{POD_UID}/{CONTAINER_ID}")
+}
+
+/// A root file system of busybox, and a configuration whose shell starts another that says its pid and becomes `sleep`:
+/// so that the pid inside is not the usual 1.
+fn make_bundle(bundle: &Path, runtime: &Runtime) {
+    let bin = bundle.join("rootfs/bin");
+    fs::create_dir_all(&bin).expect("mkdir");
+    fs::copy("/usr/bin/busybox", bin.join("busybox")).expect("busybox");
+    assert!(Command::new(runtime.name).arg("spec").current_dir(bundle).status().expect("the runtime").success());
+    let path = bundle.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).expect("read")).expect("json");
+    let shell = "/bin/busybox sh -c 'echo $$; exec /bin/busybox sleep 1000'; true";
+    config["process"]["args"] = serde_json::json!(["/bin/busybox", "sh", "-c", shell]);
+    config["process"]["terminal"] = false.into();
+    config["process"]["env"] = serde_json::json!(["PATH=/bin", "OTEL_SERVICE_NAME=inside"]);
+    config["linux"]["cgroupsPath"] = format!("/{}", container_cgroup()).into();
+    fs::write(&path, config.to_string()).expect("write");
+}
+
+/// The pid of the container's `sleep` on the host.
+fn sleeping_pid(container: &Container<'_>) -> u32 {
+    let start = Instant::now();
+    loop {
+        let output =
+            container.runtime.command(container.directory, &format!("ps --format json {CONTAINER_ID}")).output();
+        let pids: Vec<u32> = serde_json::from_slice(&output.expect("ps").stdout).expect("a list of pids");
+        let is_sleep = |pid: &u32| {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"/bin/busybox\0sleep\x001000\0")
+        };
+        if let Some(pid) = pids.iter().copied().find(is_sleep) {
+            return pid;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "no sleep among {pids:?}");
+    }
+}
+
+#[test]
+fn a_process_in_a_real_container() {
+    for runtime in &RUNTIMES {
+        if skipped(&["unshare", "busybox", runtime.name]) {
+            continue;
+        }
+        let directory = Directory::new(runtime.name);
+        make_bundle(&directory.0, runtime);
+        let mut run = runtime.command(&directory.0, &format!("run {CONTAINER_ID}"));
+        run.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let running = Running(run.spawn().expect("unshare"));
+        let mut container = Container { runtime, directory: &directory.0, run: running };
+        let inner = first_line(&mut container.run.0);
+        let Ok(inner) = inner.parse::<u32>() else {
+            let mut error = inner;
+            container.run.0.stderr.take().expect("piped").read_to_string(&mut error).ok();
+            eprintln!("skipped: {} cannot make a container here: {}", runtime.name, error.trim());
+            continue;
+        };
+        let outer = sleeping_pid(&container);
+
+        let mut enricher = enricher(Path::new("/proc"));
+        let mut reset = reset(Some(owner(outer)), None);
+        enricher.enrich(&mut reset, Instant::now());
+        let workload = &reset.workload;
+        assert_eq!(workload.get("process.pid"), Some(&ResourceValue::Integer(outer.into())));
+        assert_eq!(workload.inner_pid, Some(inner));
+        assert_ne!(inner, outer);
+        assert_eq!(text(workload, "container.id"), CONTAINER_ID);
+        assert_eq!(text(workload, "k8s.pod.uid"), POD_UID);
+        assert_eq!(text(workload, "process.executable.path"), "/bin/busybox");
+        assert_eq!(text(workload, "service.name"), "inside");
+        eprintln!("{}: pid {outer} outside, {inner} inside", runtime.name);
+    }
+}
+
+#[test]
+fn a_procfs_that_hides_processes_is_counted_and_the_record_names_them() {
+    if skipped(&["unshare", "setpriv"]) {
+        return;
+    }
+    let directory = Directory::new("hidepid");
+    fs::set_permissions(&directory.0, fs::Permissions::from_mode(0o755)).expect("chmod");
+    let proc = directory.0.join("proc");
+    fs::create_dir(&proc).expect("mkdir");
+    // Where nobody may run it.
+    let program = directory.0.join("test");
+    fs::copy(std::env::current_exe().expect("this test"), &program).expect("copy");
+    let hidden =
+        Running(Command::new("/bin/sleep").arg("1000").env("OTEL_SERVICE_NAME", "hidden").spawn().expect("sleep"));
+    for hidepid in ["1", "2"] {
+        let script = "mount -t proc -o hidepid=$HIDE proc \"$P\" && exec setpriv --reuid=65534 --regid=65534 --clear-groups \
+            --inh-caps=-all --bounding-set=-all \"$T\" --exact read_by_nobody --nocapture --ignored";
+        let output = Command::new("unshare")
+            .args(["-m", "/bin/sh", "-c", script])
+            .envs([("P", &proc), ("T", &program)])
+            .envs([("HIDE", hidepid), ("HIDDEN", &hidden.0.id().to_string())])
+            .output()
+            .expect("unshare");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        if said.contains("mount: ") {
+            eprintln!("skipped: no procfs can be mounted here: {said}");
+            return;
+        }
+        assert!(output.status.success() && said.contains("read by nobody"), "hidepid={hidepid}: {said}");
+    }
+}
+
+/// The other half of the test above, run by it without any privilege.
+#[test]
+#[ignore = "run by a_procfs_that_hides_processes_is_counted_and_the_record_names_them"]
+fn read_by_nobody() {
+    let variable = |name: &str| std::env::var(name).expect("set by the test above");
+    let pid: u32 = variable("HIDDEN").parse().expect("a pid");
+    assert!(!rustix::process::geteuid().is_root());
+    let mut enricher = enricher(Path::new(&variable("P")));
+    let mut reset = reset(Some(owner_in(Path::new("/proc"), pid)), None);
+    enricher.enrich(&mut reset, Instant::now());
+    assert_eq!(reset.workload.get("process.pid"), Some(&ResourceValue::Integer(pid.into())));
+    assert_eq!(text(&reset.workload, "service.name"), "unknown_service:sleep");
+    assert!(counter(&enricher, "denied") >= 1 && counter(&enricher, "gone") == 0, "{:?}", enricher.counters());
+    eprintln!("read by nobody");
+}
+
+#[test]
+fn a_process_is_found_by_its_start_where_pids_are_foreign() {
+    let name = format!("find-{}", std::process::id());
+    let directory = Directory::new("find");
+    let program = directory.0.join(&name);
+    fs::copy("/bin/sleep", &program).expect("copy");
+    let running = Running(Command::new(&program).arg("1000").spawn().expect("sleep"));
+    let owner = owner(running.0.id());
+    let ticks = owner.start_boot_ns / 10_000_000;
+    let proc = Path::new("/proc");
+    assert_eq!(process::find(proc, ticks, name.as_bytes()), Some(running.0.id()));
+    assert_eq!(process::find(proc, ticks, b"another"), None);
+    assert_eq!(process::find(proc, ticks + 100, name.as_bytes()), None);
+    // Two that cannot be told apart are neither.
+    let pair: Vec<Running> =
+        (0..2).map(|_| Running(Command::new(&program).arg("1000").spawn().expect("sleep"))).collect();
+    let started = owner_in(proc, pair[0].0.id()).start_boot_ns / 10_000_000;
+    assert_eq!(process::find(proc, started, name.as_bytes()), None);
+}
+
+/// A procfs in which opening `environ` waits for ever, as it does on a process whose memory map is locked.
+#[test]
+fn a_process_that_makes_its_reader_hang_is_left_behind() {
+    let directory = Directory::new("hang");
+    let process = |pid: u32, service: Option<&str>| {
+        let path = directory.0.join(pid.to_string());
+        fs::create_dir(&path).expect("mkdir");
+        std::os::unix::fs::symlink("/bin/trap", path.join("exe")).expect("symlink");
+        let stat = format!("{pid} (trap) S 1 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 0 20 0 1 0 100 1000 5\n");
+        fs::write(path.join("stat"), stat).expect("write");
+        match service {
+            Some(service) => fs::write(path.join("environ"), format!("OTEL_SERVICE_NAME={service}\0")).expect("write"),
+            None => assert!(Command::new("mkfifo").arg(path.join("environ")).status().expect("mkfifo").success()),
+        }
+    };
+    process(7, None);
+    process(8, Some("other"));
+    let (mut enricher, now) = (enricher(&directory.0), Instant::now());
+    let mut hanging = reset(Some(owner_in(&directory.0, 7)), None);
+    enricher.enrich(&mut hanging, now);
+    assert!(now.elapsed() < Duration::from_secs(2), "{:?}", now.elapsed());
+    assert_eq!(counter(&enricher, "timed_out"), 1);
+    assert_eq!(text(&hanging.workload, "service.name"), "unknown_service:trap");
+    // Others are read as ever.
+    let mut other = reset(Some(owner_in(&directory.0, 8)), None);
+    enricher.enrich(&mut other, now);
+    assert_eq!(text(&other.workload, "service.name"), "other");
+    // And the hanging one is not tried at every reset.
+    let start = Instant::now();
+    for _ in 0..100 {
+        enricher.enrich(&mut hanging, now);
+    }
+    assert!(start.elapsed() < Duration::from_millis(200) && counter(&enricher, "timed_out") == 1);
+    // Once it answers, it is named.
+    fs::write(directory.0.join("7/environ"), "OTEL_SERVICE_NAME=late\0").expect("the thread left behind reads this");
+    fs::remove_file(directory.0.join("7/environ")).expect("unlink");
+    fs::write(directory.0.join("7/environ"), "OTEL_SERVICE_NAME=late\0").expect("write");
+    enricher.enrich(&mut hanging, now + Duration::from_secs(61));
+    assert_eq!(text(&hanging.workload, "service.name"), "late");
+}

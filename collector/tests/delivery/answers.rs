@@ -1,0 +1,188 @@
+//! What becomes of a batch, for every gRPC code and HTTP status.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsPartialSuccess, ExportLogsServiceResponse};
+use prost::Message;
+use reset_collector::{
+    account::DropReason,
+    client::Client,
+    settings::{Compression, Destination, Protocol, Secret, SignalEndpoints},
+    signal::Signal,
+};
+
+use crate::{
+    backend::{Backend, Reply, logs, numbers},
+    sending::{destination, dropped, fate_of_one},
+};
+
+#[tokio::test]
+async fn every_grpc_code_has_its_fate() {
+    for code in 0..=17 {
+        let backend = Backend::answering(vec![Reply::grpc(code)]).await;
+        let lane = fate_of_one(&destination(&backend, Protocol::Grpc)).await;
+        let tries = backend.requests().len();
+        match code {
+            0 => assert_eq!((lane.exported, dropped(&lane), tries), (10, None, 1)),
+            1 | 4 | 10 | 11 | 14 | 15 => {
+                assert_eq!(dropped(&lane), Some(DropReason::RetriesExhausted), "code {code}");
+                assert!(tries > 1, "code {code} was tried {tries} times");
+            }
+            8 => assert_eq!((dropped(&lane), tries), (Some(DropReason::TooLarge), 1)),
+            12 => assert_eq!((dropped(&lane), tries), (Some(DropReason::UnsupportedSignal), 1)),
+            _ => assert_eq!((dropped(&lane), tries), (Some(DropReason::PermanentError), 1), "code {code}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_http_status_has_its_fate() {
+    for status in 200..=599 {
+        let backend = Backend::answering(vec![Reply::http(status)]).await;
+        let lane = fate_of_one(&destination(&backend, Protocol::HttpProtobuf)).await;
+        let tries = backend.requests().len();
+        match status {
+            200..300 => assert_eq!((lane.exported, dropped(&lane), tries), (10, None, 1), "status {status}"),
+            429 | 502 | 503 | 504 => {
+                assert_eq!(dropped(&lane), Some(DropReason::RetriesExhausted), "status {status}");
+                assert!(tries > 1, "status {status} was tried {tries} times");
+            }
+            404 | 405 | 501 => assert_eq!((dropped(&lane), tries), (Some(DropReason::UnsupportedSignal), 1)),
+            413 => assert_eq!((dropped(&lane), tries), (Some(DropReason::TooLarge), 1)),
+            _ => assert_eq!((dropped(&lane), tries), (Some(DropReason::PermanentError), 1), "status {status}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_arrive_whole_in_every_shape() {
+    let protocols = [
+        (Protocol::Grpc, Reply::grpc(0), "/opentelemetry.proto.collector.logs.v1.LogsService/Export"),
+        (Protocol::HttpProtobuf, Reply::http(200), "/v1/logs"),
+    ];
+    for (protocol, reply, path) in protocols {
+        for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+            let backend = Backend::answering(vec![reply.clone()]).await;
+            let lane = fate_of_one(&Destination { compression, ..destination(&backend, protocol) }).await;
+            assert_eq!(lane.exported, 10);
+            let request = &backend.requests()[0];
+            assert_eq!(request.path, path);
+            assert_eq!(numbers(&request.message), Vec::from_iter(0..10));
+            let agent = request.headers["user-agent"].to_str().unwrap();
+            assert!(agent.starts_with("reset-collector/"), "{agent}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_backend_rejects_is_counted_and_not_sent_again() {
+    let partial = ExportLogsPartialSuccess { rejected_log_records: 3, error_message: "no room".into() };
+    let body: Bytes = ExportLogsServiceResponse { partial_success: Some(partial) }.encode_to_vec().into();
+    let replies = [
+        (Protocol::Grpc, Reply::Grpc { code: 0, headers: Vec::new(), body: body.clone() }),
+        (Protocol::HttpProtobuf, Reply::Http { status: 200, headers: Vec::new(), body }),
+    ];
+    for (protocol, reply) in replies {
+        let backend = Backend::answering(vec![reply]).await;
+        let lane = fate_of_one(&destination(&backend, protocol)).await;
+        assert_eq!((lane.exported, lane.dropped[DropReason::RejectedByBackend as usize]), (7, 3));
+        assert_eq!(backend.requests().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn retries_go_through_and_wait_as_long_as_the_server_asks() {
+    let busy = Reply::Http { status: 429, headers: vec![("retry-after", "1".into())], body: Bytes::new() };
+    let backend = Backend::answering(vec![Reply::http(503), busy, Reply::http(200)]).await;
+    let mut destination = destination(&backend, Protocol::HttpProtobuf);
+    destination.retry.max_elapsed_time = Duration::from_secs(30);
+    destination.retry.max_interval = Duration::from_secs(30);
+    let started = Instant::now();
+    // The end of the program cuts one wait short: the one before the second try.
+    let lane = fate_of_one(&destination).await;
+    assert_eq!((lane.exported, lane.health.retries, backend.requests().len()), (10, 2, 3));
+    assert!(started.elapsed() >= Duration::from_millis(900), "{:?}", started.elapsed());
+    assert_eq!(lane.health.possibly_duplicated, 0, "each fate was known");
+}
+
+#[tokio::test]
+async fn an_answer_that_was_lost_counts_as_a_possible_duplicate() {
+    for (protocol, taken) in [(Protocol::Grpc, Reply::grpc(0)), (Protocol::HttpProtobuf, Reply::http(200))] {
+        let backend = Backend::answering(vec![Reply::Hang, taken]).await;
+        let mut destination = Destination { timeout: Duration::from_millis(150), ..destination(&backend, protocol) };
+        destination.retry.max_elapsed_time = Duration::from_secs(30);
+        let lane = fate_of_one(&destination).await;
+        assert_eq!((lane.exported, lane.health.possibly_duplicated), (10, 10));
+        assert_eq!(backend.requests().len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn headers_and_single_endpoints_are_as_configured() {
+    let backend = Backend::answering(vec![Reply::http(200)]).await;
+    let own = SignalEndpoints { logs: Some(format!("{}/my/logs", backend.endpoint())), ..SignalEndpoints::default() };
+    let destination = Destination {
+        endpoint: format!("{}/base/", backend.endpoint()),
+        signal_endpoints: own,
+        headers: vec![("Authorization".into(), Secret("Bearer x".into()))],
+        ..destination(&backend, Protocol::HttpProtobuf)
+    };
+    let client = Client::new(&destination).unwrap();
+    for signal in Signal::ALL {
+        assert!(client.send(*signal, logs(0, 1)).await.unwrap().is_acceptance());
+    }
+    let requests = backend.requests();
+    let paths: Vec<_> = requests.iter().map(|request| request.path.as_str()).collect();
+    assert_eq!(paths, ["/my/logs", "/base/v1/traces", "/base/v1/metrics"]);
+    assert!(requests.iter().all(|request| request.headers["authorization"] == "Bearer x"));
+}
+
+#[tokio::test]
+async fn the_raw_answer_is_the_backends_own() {
+    let details = "CAgSBXF1b3Rh";
+    let headers = vec![("grpc-message", "quota%20gone".to_owned()), ("grpc-status-details-bin", details.to_owned())];
+    let backend = Backend::answering(vec![Reply::Grpc { code: 8, headers, body: Bytes::new() }]).await;
+    let client = Client::new(&destination(&backend, Protocol::Grpc)).unwrap();
+    let status = client.send(Signal::Traces, logs(0, 1)).await.unwrap().grpc.unwrap();
+    assert_eq!((status.code, status.message.as_str()), (8, "quota gone"));
+    assert_eq!(status.details, b"\x08\x08\x12\x05quota"[..]);
+
+    let headers = vec![("retry-after", "30".to_owned()), ("content-type", "text/plain".to_owned())];
+    let reply = Reply::Http { status: 503, headers, body: Bytes::from_static(b"come back later") };
+    let backend = Backend::answering(vec![reply]).await;
+    let client = Client::new(&destination(&backend, Protocol::HttpProtobuf)).unwrap();
+    let answer = client.send(Signal::Traces, logs(0, 1)).await.unwrap();
+    assert_eq!((answer.http_status, answer.retry_after.as_deref()), (503, Some("30")));
+    assert_eq!((answer.body, answer.truncated), (Bytes::from_static(b"come back later"), false));
+}
+
+#[tokio::test]
+async fn a_signal_that_is_not_taken_is_asked_once_and_the_other_goes_on() {
+    use std::sync::Arc;
+
+    use reset_collector::{account::Account, batch::Batch, export::Exporter, settings::Signals};
+    let backend =
+        Backend::with(|_, request| Reply::grpc(if request.path.contains("LogsService") { 12 } else { 0 })).await;
+    let account = Arc::new(Account::new());
+    let signals = Signals { logs: true, traces: true, metrics: false };
+    let destination = destination(&backend, Protocol::Grpc);
+    let exporter = Exporter::start(&destination, signals, account.clone(), &tokio::runtime::Handle::current()).unwrap();
+    for _ in 0..20 {
+        account.read(10);
+        exporter.push(&Batch { resets: 10, logs: Some(logs(0, 10)), traces: Some(logs(0, 10)) });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Nothing of ours to send: the event stands on the application's own span.
+    account.read(5);
+    exporter.push(&Batch { resets: 5, logs: Some(logs(0, 5)), traces: None });
+    exporter.shutdown(Instant::now() + Duration::from_secs(5)).await;
+    let snapshot = account.snapshot();
+    let [logs, traces] = snapshot.lanes.as_slice() else { panic!("{snapshot:?}") };
+    assert_eq!((logs.exported, logs.dropped[DropReason::UnsupportedSignal as usize]), (0, 205));
+    assert!(logs.health.switched_off && !traces.health.switched_off);
+    assert_eq!(traces.exported, 205);
+    assert!(snapshot.lanes.iter().all(|lane| snapshot.imbalance(lane) == 0));
+    let asked = backend.requests().iter().filter(|request| request.path.contains("LogsService")).count();
+    assert_eq!(asked, 1);
+}

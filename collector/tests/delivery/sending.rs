@@ -1,0 +1,72 @@
+//! Sends through an exporter and looks at what became of it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use reset_collector::{
+    account::{Account, DropReason, LaneSnapshot},
+    batch::Batch,
+    client::Client,
+    export::Exporter,
+    retry::{Verdict, classify},
+    settings::{Destination, Protocol, Retry, Signals},
+    signal::Signal,
+};
+use tokio::runtime::Handle;
+
+use crate::backend::{Backend, logs};
+
+pub(crate) const LOGS: Signals = Signals { logs: true, traces: false, metrics: false };
+
+pub(crate) fn destination(backend: &Backend, protocol: Protocol) -> Destination {
+    to(&backend.endpoint(), protocol)
+}
+
+/// A destination that gives up soon.
+pub(crate) fn to(endpoint: &str, protocol: Protocol) -> Destination {
+    let retry = Retry {
+        initial_interval: Duration::from_millis(10),
+        max_interval: Duration::from_millis(20),
+        max_elapsed_time: Duration::from_millis(60),
+        ..Retry::default()
+    };
+    let timeout = Duration::from_secs(2);
+    Destination { endpoint: endpoint.into(), protocol, retry, timeout, ..Destination::default() }
+}
+
+/// Sends one batch of ten records and waits for its fate.
+pub(crate) async fn fate_of_one(destination: &Destination) -> LaneSnapshot {
+    let account = Arc::new(Account::new());
+    let exporter = Exporter::start(destination, LOGS, account.clone(), &Handle::current()).unwrap();
+    account.read(10);
+    exporter.push(&Batch { resets: 10, logs: Some(logs(0, 10)), traces: None });
+    exporter.shutdown(Instant::now() + Duration::from_secs(10)).await;
+    let snapshot = account.snapshot();
+    let lane = snapshot.lanes[0].clone();
+    assert_eq!(snapshot.imbalance(&lane), 0);
+    assert_eq!(lane.queued, 0);
+    lane
+}
+
+pub(crate) fn dropped(lane: &LaneSnapshot) -> Option<DropReason> {
+    DropReason::ALL.iter().copied().find(|reason| lane.dropped[*reason as usize] > 0)
+}
+
+/// What one try says, in words: of the verdict, or of the request that has no answer.
+pub(crate) async fn words_of_one_try(destination: &Destination) -> String {
+    let client = match Client::new(destination) {
+        Ok(client) => client,
+        Err(error) => return error.to_string(),
+    };
+    match client.send(Signal::Logs, logs(0, 10)).await {
+        Err(error) => error.to_string(),
+        Ok(answer) => match classify(&answer, SystemTime::now()) {
+            Verdict::Accepted { rejected, message } => format!("accepted, {rejected} rejected, {message}"),
+            Verdict::Retry { reason, .. } | Verdict::Permanent { reason, .. } | Verdict::Unsupported { reason } => {
+                reason
+            }
+        },
+    }
+}

@@ -1,0 +1,236 @@
+//! The eBPF programs: each hook reads what it needs, decides the cause, and writes one record.
+//!
+//! A program here owns no reading and no deciding: members are read in `read`, packets in `segment`, sockets in
+//! `connection`, owners in `owner`; causes are decided in the library; records go out in `emit`.
+
+#![no_std]
+#![no_main]
+
+mod connection;
+mod emit;
+mod map;
+mod owner;
+mod read;
+mod segment;
+
+use aya_ebpf::{EbpfContext, macros::btf_tracepoint, programs::BtfTracePointContext};
+use reset_collector_probes::{
+    Direction, Hook, Origin, State, UNKNOWN_REASON,
+    cause::{self, Holder, ReasonClass},
+    flag,
+};
+
+use crate::{
+    connection::Socket,
+    emit::Draft,
+    read::{argument, drop_class, reset_class},
+    segment::Segment,
+};
+
+/// `TCP_NEW_SYN_RECV`: a request socket (include/net/tcp_states.h).
+const NEW_SYN_RECV: u8 = 12;
+
+/// `tcp_send_reset(sk, skb, reason)` from 6.10 on: every reset that TCP sends.
+#[btf_tracepoint(function = "tcp_send_reset")]
+fn tcp_send_reset(context: BtfTracePointContext) -> i32 {
+    let context = context.as_ptr();
+    let reason = argument(context, 2) as u32;
+    sent(Socket::from_argument(context, 0), argument(context, 1) as *const u8, reason as u16);
+    0
+}
+
+/// `tcp_send_reset(sk, skb)` up to 6.9: without the reason, and with full sockets only.
+#[btf_tracepoint(function = "tcp_send_reset")]
+fn tcp_send_reset_without_reason(context: BtfTracePointContext) -> i32 {
+    let context = context.as_ptr();
+    sent(Socket::from_argument(context, 0), argument(context, 1) as *const u8, UNKNOWN_REASON);
+    0
+}
+
+/// `tcp_receive_reset(sk)`: a socket accepted a reset.
+#[btf_tracepoint(function = "tcp_receive_reset")]
+fn tcp_receive_reset(context: BtfTracePointContext) -> i32 {
+    let Some(socket) = Socket::from_argument(context.as_ptr(), 0) else { return 0 };
+    let state = State::from_number(socket.state());
+    let mut draft = Draft::new(Hook::ReceiveReset, Direction::Receive, Origin::Peer, cause::of_received(state));
+    draft.state = state;
+    // tcp_rcv_state_process calls tcp_reset() for data after close as well: the send that follows at once says so.
+    if matches!(state, Some(State::FinWait1 | State::FinWait2)) && socket.receive_is_shut() {
+        draft.flags |= flag::RECEIVE_IN_DOUBT;
+    }
+    draft.reset_from_peer(socket);
+    0
+}
+
+/// `kfree_skb(skb, location, reason, rx_sk)` from 6.12 on: resets that came and that no connection accepted.
+#[btf_tracepoint(function = "kfree_skb")]
+fn kfree_skb(context: BtfTracePointContext) -> i32 {
+    let context = context.as_ptr();
+    dropped(argument(context, 0) as *const u8, argument(context, 2) as u32, Socket::from_argument(context, 3));
+    0
+}
+
+/// `kfree_skb(skb, location, reason)` from 5.17 to 6.11.
+#[btf_tracepoint(function = "kfree_skb")]
+fn kfree_skb_without_socket(context: BtfTracePointContext) -> i32 {
+    let context = context.as_ptr();
+    dropped(argument(context, 0) as *const u8, argument(context, 2) as u32, None);
+    0
+}
+
+/// `net_dev_queue(skb)`: netfilter's own resets, which pass no function of TCP. Per packet, so the common packet leaves
+/// at the first load: it has a socket.
+#[btf_tracepoint(function = "net_dev_queue")]
+fn net_dev_queue(context: BtfTracePointContext) -> i32 {
+    let skb = argument(context.as_ptr(), 0) as *const u8;
+    let Some(segment) = segment::of_firewall(skb) else { return 0 };
+    if map::is_repeated(skb, &segment) {
+        return 0;
+    }
+    let draft = Draft::new(
+        Hook::DeviceQueue,
+        Direction::Transmit,
+        Origin::Firewall,
+        reset_collector_probes::Cause::FirewallReject,
+    );
+    draft.sent_by_firewall(skb, &segment);
+    0
+}
+
+/// `inet_sock_set_state(sk, oldstate, newstate)`: keeps what is gone by the time of the reset.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+fn inet_sock_set_state(context: BtfTracePointContext) -> i32 {
+    let context = context.as_ptr();
+    if let Some(socket) = Socket::from_argument(context, 0) {
+        connection::state_changes(socket, argument(context, 1) as u8, argument(context, 2) as u8);
+    }
+    0
+}
+
+/// `sched_process_fork(parent, child)`: new credentials, so that the process behind a socket's file is known.
+#[btf_tracepoint(function = "sched_process_fork")]
+fn sched_process_fork(context: BtfTracePointContext) -> i32 {
+    owner::process_starts(argument(context.as_ptr(), 1) as *const u8);
+    0
+}
+
+/// `sched_process_exec(p, old_pid, bprm)`: new credentials and a new name.
+#[btf_tracepoint(function = "sched_process_exec")]
+fn sched_process_exec(context: BtfTracePointContext) -> i32 {
+    owner::process_starts(argument(context.as_ptr(), 0) as *const u8);
+    0
+}
+
+/// `sched_process_exit(p)`: its credentials name nobody any more.
+#[btf_tracepoint(function = "sched_process_exit")]
+fn sched_process_exit(context: BtfTracePointContext) -> i32 {
+    owner::process_exits(argument(context.as_ptr(), 0) as *const u8);
+    0
+}
+
+/// A reset that TCP sends: with a segment that it answers, or by the socket's own will.
+#[inline(always)]
+fn sent(socket: Option<Socket>, skb: *const u8, reason: u16) {
+    let class = reset_class(reason);
+    if skb.is_null() {
+        if let Some(socket) = socket {
+            sent_active(socket, class, reason);
+        }
+        return;
+    }
+    let Some(segment) = Segment::received(skb) else { return };
+    let (holder, retracts) = answering(socket);
+    let queue_full = matches!(holder, Holder::Listener) && socket.is_some_and(Socket::accept_queue_is_full);
+    let cause = cause::of_passive(class, holder, segment.flags, queue_full);
+    let mut draft = Draft::new(Hook::SendReset, Direction::Transmit, Origin::Passive, cause);
+    draft.reason = reason;
+    draft.state = state_of(holder);
+    if retracts {
+        draft.flags |= flag::RETRACTS_RECEIVE;
+    }
+    draft.answers(skb, &segment, socket, holder);
+}
+
+/// The holder that a passive reset answers for, and whether tcp_reset() has just been called for it without an RST.
+#[inline(always)]
+fn answering(socket: Option<Socket>) -> (Holder, bool) {
+    let Some(socket) = socket else { return (Holder::None, false) };
+    match socket.state() {
+        NEW_SYN_RECV => (Holder::Request, false),
+        number => match State::from_number(number) {
+            Some(State::Listen) => (Holder::Listener, false),
+            Some(State::TimeWait) => (Holder::TimeWait, false),
+            Some(State::Closed) => {
+                let (before, in_doubt) = socket.before_close();
+                (Holder::Connection(before.or(Some(State::Closed))), in_doubt)
+            }
+            state => (Holder::Connection(state), false),
+        },
+    }
+}
+
+/// The state that a record of this holder gives.
+#[inline(always)]
+fn state_of(holder: Holder) -> Option<State> {
+    match holder {
+        Holder::None => None,
+        Holder::Listener => Some(State::Listen),
+        Holder::Request => Some(State::SynReceived),
+        Holder::TimeWait => Some(State::TimeWait),
+        Holder::Connection(state) => state,
+    }
+}
+
+#[inline(always)]
+fn sent_active(socket: Socket, class: ReasonClass, reason: u16) {
+    let number = socket.state();
+    let before = if number == State::Closed as u8 { socket.before_close().0 } else { State::from_number(number) };
+    let task = owner::Task::acting(socket);
+    let aborting = socket.aborting(number, before, task.as_ref().is_some_and(|task| task.exiting()));
+    let cause = cause::of_active(class, &aborting);
+    let mut draft = Draft::new(Hook::SendReset, Direction::Transmit, Origin::Active, cause);
+    draft.reason = reason;
+    draft.state = before;
+    draft.aborts(socket, task);
+}
+
+/// A segment freed: a reset that came, if it is one.
+#[inline(always)]
+fn dropped(skb: *const u8, reason: u32, receiver: Option<Socket>) {
+    let class = drop_class(reason);
+    if matches!(class, ReasonClass::NotTcp) {
+        return;
+    }
+    let Some(segment) = segment::of_dropped(skb, class) else { return };
+    // Early demultiplexing's socket shows its state, but the verifier does not trust it further.
+    let holder = match receiver.map(Socket::state).or_else(|| segment::socket_state(skb)) {
+        None => Holder::None,
+        // A request socket's segment is freed on its listener, and its reason is its own.
+        Some(state) => match (state, class) {
+            (10, ReasonClass::BadSegment) => Holder::Request,
+            (NEW_SYN_RECV, _) => Holder::Request,
+            (10, _) => Holder::Listener,
+            (6, _) => Holder::TimeWait,
+            (number, _) => Holder::Connection(State::from_number(number)),
+        },
+    };
+    let (cause, refused) = cause::of_dropped(class, holder);
+    let mut draft = Draft::new(Hook::FreeSkb, Direction::Receive, Origin::Peer, cause);
+    draft.reason = if reason < UNKNOWN_REASON as u32 { reason as u16 } else { UNKNOWN_REASON };
+    draft.flags |= flag::REASON_IS_DROP | if refused { flag::NOT_ACCEPTED } else { 0 };
+    draft.state = match (holder, class) {
+        (Holder::Listener, ReasonClass::NotSpecified) => Some(State::SynReceived),
+        _ => state_of(holder),
+    };
+    draft.not_accepted(skb, &segment, receiver, holder);
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// `bpf_skc_to_tcp_sock` and the ring buffer's helpers want a licence that the kernel knows.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,0 +1,205 @@
+//! The maps: what the programs share with each other and with user space.
+
+use core::{ffi::c_void, ptr::null};
+
+use aya_ebpf::{
+    bindings::{
+        BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE,
+        bpf_map_type::{
+            BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_RINGBUF,
+            BPF_MAP_TYPE_SK_STORAGE,
+        },
+    },
+    helpers::generated::{bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_storage_get},
+};
+use reset_collector_probes::{COUNTERS, Cause, Direction, Origin, counter_index, field::Field};
+
+use crate::{owner::Process, read::load, segment::Segment};
+
+/// The definition of a map as the loader reads it from BTF: lengths of array types, never dereferenced.
+#[repr(C)]
+pub(crate) struct Map<K, V, const TYPE: usize, const ENTRIES: usize, const FLAGS: usize> {
+    r#type: *const [i32; TYPE],
+    key: *const K,
+    value: *const V,
+    max_entries: *const [i32; ENTRIES],
+    map_flags: *const [i32; FLAGS],
+}
+
+// SAFETY: the pointers are types for the loader and are never followed.
+unsafe impl<K, V, const T: usize, const E: usize, const F: usize> Sync for Map<K, V, T, E, F> {}
+
+impl<K, V, const T: usize, const E: usize, const F: usize> Map<K, V, T, E, F> {
+    const fn new() -> Self {
+        Self { r#type: null(), key: null(), value: null(), max_entries: null(), map_flags: null() }
+    }
+
+    #[inline(always)]
+    pub(crate) fn pointer(&self) -> *mut c_void {
+        (&raw const *self).cast_mut().cast()
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(&self, key: &K) -> Option<*mut V> {
+        // SAFETY: the loader has put the map here; the verifier checks key and value sizes.
+        let value = unsafe { bpf_map_lookup_elem(self.pointer(), (&raw const *key).cast()) };
+        (!value.is_null()).then_some(value.cast())
+    }
+
+    #[inline(always)]
+    pub(crate) fn set(&self, key: &K, value: &V) {
+        // SAFETY: as in `get`. A full LRU map makes room; there is nothing to do about another failure.
+        unsafe { bpf_map_update_elem(self.pointer(), (&raw const *key).cast(), (&raw const *value).cast(), 0) };
+    }
+
+    #[inline(always)]
+    pub(crate) fn remove(&self, key: &K) {
+        // SAFETY: as in `get`; a key that is not there is no fault.
+        unsafe { bpf_map_delete_elem(self.pointer(), (&raw const *key).cast()) };
+    }
+}
+
+/// The definition of the ring buffer.
+#[repr(C)]
+pub(crate) struct Ring<const BYTES: usize> {
+    r#type: *const [i32; BPF_MAP_TYPE_RINGBUF as usize],
+    max_entries: *const [i32; BYTES],
+}
+
+// SAFETY: as for `Map`.
+unsafe impl<const BYTES: usize> Sync for Ring<BYTES> {}
+
+/// Records on their way to user space; user space may ask for another size.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static RESETS: Ring<{ 16 << 20 }> = Ring { r#type: null(), max_entries: null() };
+
+/// The definition of a plain array or hash.
+type Array<V, const ENTRIES: usize> = Map<u32, V, { BPF_MAP_TYPE_ARRAY as usize }, ENTRIES, 0>;
+type PerCpu<V, const ENTRIES: usize> = Map<u32, V, { BPF_MAP_TYPE_PERCPU_ARRAY as usize }, ENTRIES, 0>;
+
+/// Resets before any rule, by `counter_index`.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static CAPTURED: PerCpu<u64, { COUNTERS as usize }> = Map::new();
+
+/// Resets that the ring buffer could not take, by `counter_index`.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static LOST: PerCpu<u64, { COUNTERS as usize }> = Map::new();
+
+/// One word: the reader sleeps, so the next record must wake it.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static READER_SLEEPS: Array<u32, 1> = Map::new();
+
+/// The last reset of netfilter's on this CPU: a segment passes net_dev_queue once for each device that it is stacked on.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Queued {
+    skb: u64,
+    ports: u64,
+    numbers: u64,
+    first_device: u64,
+}
+
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+static LAST_QUEUED: PerCpu<Queued, 1> = Map::new();
+
+/// What is kept with a socket.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Kept {
+    /// The socket itself: a child begins with a copy of its listener's.
+    pub(crate) socket: u64,
+    /// CLOCK_MONOTONIC at establishment, 0 before.
+    pub(crate) established_ns: u64,
+    /// Who connected, listened, or was found holding it; the listener's in a child.
+    pub(crate) owner: Process,
+    /// The state before CLOSE, 0 before that.
+    pub(crate) state_before: u8,
+    /// tcp_reset() was called in FIN_WAIT1 or FIN_WAIT2: 1 its record went out, 2 it was lost.
+    pub(crate) receive_in_doubt: u8,
+    pub(crate) _padding: [u8; 6],
+}
+
+/// What is kept with each socket; the kernel copies it to the children of a listener.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+static SOCKETS: Map<
+    i32,
+    Kept,
+    { BPF_MAP_TYPE_SK_STORAGE as usize },
+    0,
+    { (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize },
+> = Map::new();
+
+/// Processes by the address of their credentials.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static PROCESSES: Map<u64, Process, { BPF_MAP_TYPE_LRU_HASH as usize }, 32_768, 0> = Map::new();
+
+/// What is kept with a full socket, if anything.
+#[inline(always)]
+pub(crate) fn kept(socket: *const u8) -> Option<&'static mut Kept> {
+    // SAFETY: the verifier knows `socket` as a trusted `struct sock`; the value lives as long as the socket.
+    unsafe {
+        bpf_sk_storage_get(SOCKETS.pointer(), socket.cast_mut().cast(), core::ptr::null_mut(), 0)
+            .cast::<Kept>()
+            .as_mut()
+    }
+}
+
+/// What is kept with a full socket, begun now if need be.
+#[inline(always)]
+pub(crate) fn kept_or_new(socket: *const u8) -> Option<&'static mut Kept> {
+    // SAFETY: as in `kept`.
+    let kept = unsafe {
+        bpf_sk_storage_get(
+            SOCKETS.pointer(),
+            socket.cast_mut().cast(),
+            core::ptr::null_mut(),
+            BPF_SK_STORAGE_GET_F_CREATE as u64,
+        )
+        .cast::<Kept>()
+        .as_mut()
+    }?;
+    Some(kept)
+}
+
+#[inline(always)]
+fn add(map: &PerCpu<u64, { COUNTERS as usize }>, cause: Cause, origin: Origin, direction: Direction, by: i64) {
+    if let Some(counter) = map.get(&counter_index(cause, origin, direction)) {
+        // SAFETY: the slot is this CPU's own, and lives as long as the map.
+        unsafe { *counter = (*counter).wrapping_add_signed(by) };
+    }
+}
+
+/// Counts a reset, before any rule.
+#[inline(always)]
+pub(crate) fn count_captured(cause: Cause, origin: Origin, direction: Direction, by: i64) {
+    add(&CAPTURED, cause, origin, direction, by);
+}
+
+/// Counts a reset whose record the ring buffer could not take.
+#[inline(always)]
+pub(crate) fn count_lost(cause: Cause, origin: Origin, direction: Direction, by: i64) {
+    add(&LOST, cause, origin, direction, by);
+}
+
+/// Whether this very segment was the last that was queued on this CPU, on another device; remembers it.
+#[inline(always)]
+pub(crate) fn is_repeated(skb: *const u8, segment: &Segment) -> bool {
+    let Some(last) = LAST_QUEUED.get(&0) else { return false };
+    // SAFETY: the slot is this CPU's own, and lives as long as the map.
+    let last = unsafe { &mut *last };
+    let device: u64 = load(skb, Field::SkbDev);
+    let ports = u64::from(segment.source_port) << 16 | u64::from(segment.destination_port);
+    let numbers = u64::from(segment.sequence) << 32 | u64::from(segment.acknowledgement);
+    if last.skb == skb as u64 && last.ports == ports && last.numbers == numbers && last.first_device != device {
+        return true;
+    }
+    *last = Queued { skb: skb as u64, ports, numbers, first_device: device };
+    false
+}

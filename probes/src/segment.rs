@@ -1,0 +1,221 @@
+//! A TCP segment in an `sk_buff`: its addresses, ports and flags.
+
+use reset_collector_probes::{
+    cause::{ReasonClass, segment::RST},
+    field::Field,
+};
+
+use crate::read::{copy, copy_at, has, load, load_bits};
+
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+const IPPROTO_TCP: u8 = 6;
+/// `RTN_LOCAL` (include/uapi/linux/rtnetlink.h)
+const RTN_LOCAL: u16 = 2;
+/// `RTF_LOCAL` (include/uapi/linux/ipv6_route.h)
+const RTF_LOCAL: u32 = 0x8000_0000;
+/// `SKB_DST_PTRMASK` (include/linux/skbuff.h)
+const DST_POINTER: u64 = !7;
+/// Extension headers that are followed; RFC 8200 asks that each appear at most once, so four is plenty for a reset.
+const EXTENSION_HEADERS: usize = 4;
+
+/// Addresses, ports and flags of a segment, the ports in the host's byte order.
+#[derive(Clone, Copy)]
+pub(crate) struct Segment {
+    pub(crate) source: [u32; 4],
+    pub(crate) destination: [u32; 4],
+    pub(crate) source_port: u16,
+    pub(crate) destination_port: u16,
+    pub(crate) sequence: u32,
+    pub(crate) acknowledgement: u32,
+    pub(crate) flags: u8,
+    pub(crate) version: u8,
+}
+
+/// The first 16 bytes of a TCP header, as words.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct TcpHeader {
+    ports: [u16; 2],
+    sequence: u32,
+    acknowledgement: u32,
+    offset_and_flags: [u8; 4],
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Ipv4Header {
+    version_and_length: u8,
+    _tos: [u8; 8],
+    protocol: u8,
+    _checksum: u16,
+    source: u32,
+    destination: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Ipv6Header {
+    version: u8,
+    _flow: [u8; 5],
+    next: u8,
+    _hops: u8,
+    source: [u32; 4],
+    destination: [u32; 4],
+}
+
+impl Segment {
+    /// The segment that came in and that TCP answers.
+    #[inline(always)]
+    pub(crate) fn received(skb: *const u8) -> Option<Self> {
+        let head: *const u8 = load(skb, Field::SkbHead);
+        let transport: u16 = load(skb, Field::SkbTransportHeader);
+        Self::read(head, load(skb, Field::SkbNetworkHeader), Some(transport))
+    }
+
+    /// Reads the headers. Without `transport`, the TCP header is found from the IP header: netfilter leaves
+    /// `transport_header` wrong on its own resets.
+    #[inline(always)]
+    fn read(head: *const u8, network: u16, transport: Option<u16>) -> Option<Self> {
+        let ip = head.wrapping_add(network as usize);
+        let first: Ipv4Header = copy_at(ip);
+        let (version, source, destination, tcp) = match first.version_and_length >> 4 {
+            4 => {
+                if first.protocol != IPPROTO_TCP {
+                    return None;
+                }
+                let length = ((first.version_and_length & 15) as usize) * 4;
+                (4, mapped(first.source), mapped(first.destination), ip.wrapping_add(length))
+            }
+            6 => {
+                let header: Ipv6Header = copy_at(ip);
+                let after = match transport {
+                    Some(transport) => head.wrapping_add(transport as usize),
+                    None => skip_extensions(ip, header.next)?,
+                };
+                (6, header.source, header.destination, after)
+            }
+            _ => return None,
+        };
+        let tcp: TcpHeader = copy_at(tcp);
+        // A header shorter than 20 bytes is none.
+        if tcp.offset_and_flags[0] >> 4 < 5 {
+            return None;
+        }
+        Some(Self {
+            source,
+            destination,
+            source_port: u16::from_be(tcp.ports[0]),
+            destination_port: u16::from_be(tcp.ports[1]),
+            sequence: u32::from_be(tcp.sequence),
+            acknowledgement: u32::from_be(tcp.acknowledgement),
+            flags: tcp.offset_and_flags[1],
+            version,
+        })
+    }
+}
+
+/// An IPv4 address as `::ffff:a.b.c.d`.
+#[inline(always)]
+pub(crate) fn mapped(address: u32) -> [u32; 4] {
+    [0, 0, 0xffff_u32.to_be(), address]
+}
+
+/// Where the TCP header starts after the extension headers (RFC 8200, section 4), if it is TCP.
+#[inline(always)]
+fn skip_extensions(ip: *const u8, first: u8) -> Option<*const u8> {
+    let mut next = first;
+    let mut offset = size_of::<Ipv6Header>();
+    for _ in 0..EXTENSION_HEADERS {
+        match next {
+            IPPROTO_TCP => return Some(ip.wrapping_add(offset)),
+            // Hop-by-hop, routing, destination options.
+            0 | 43 | 60 => {
+                let header: [u8; 2] = copy_at(ip.wrapping_add(offset));
+                next = header[0];
+                offset += (header[1] as usize + 1) * 8;
+            }
+            _ => return None,
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn is_ip(skb: *const u8) -> bool {
+    let protocol = u16::from_be(load::<u16>(skb, Field::SkbProtocol));
+    protocol == ETH_P_IP || protocol == ETH_P_IPV6
+}
+
+/// A reset that netfilter made: it has no socket, came in by no interface, and is not TCP's own.
+#[inline(always)]
+pub(crate) fn of_firewall(skb: *const u8) -> Option<Segment> {
+    let socket: u64 = load(skb, Field::SkbSk);
+    if socket != 0 || load::<u32>(skb, Field::SkbIif) != 0 || !is_ip(skb) {
+        return None;
+    }
+    // tcp_v6_send_response leaves the checksum to the device (CHECKSUM_PARTIAL) and has no socket without one;
+    // nf_reject_ip6_tcphdr_put computes it (CHECKSUM_NONE). Over IPv4, TCP's own carry the control socket.
+    let version6 = u16::from_be(load::<u16>(skb, Field::SkbProtocol)) == ETH_P_IPV6;
+    if version6 && load_bits(skb, Field::SkbIpSummed) != 0 {
+        return None;
+    }
+    let segment = Segment::read(load(skb, Field::SkbHead), load(skb, Field::SkbNetworkHeader), None)?;
+    (segment.flags & RST != 0).then_some(segment)
+}
+
+/// A reset that came for this host and was freed without a connection accepting it.
+#[inline(always)]
+pub(crate) fn of_dropped(skb: *const u8, class: ReasonClass) -> Option<Segment> {
+    // PACKET_HOST, come in by an interface, IP.
+    if load_bits(skb, Field::SkbPktType) != 0 || load::<u32>(skb, Field::SkbIif) == 0 || !is_ip(skb) {
+        return None;
+    }
+    let head: *const u8 = load(skb, Field::SkbHead);
+    let data: *const u8 = load(skb, Field::SkbData);
+    let transport: u16 = load(skb, Field::SkbTransportHeader);
+    let reached_tcp = data as u64 == (head as u64).wrapping_add(transport as u64);
+    // Copies for packet sockets, bridges and the like are freed with their data elsewhere; netfilter's drops are ours
+    // when the route says that the segment was for this host.
+    if !reached_tcp && !(matches!(class, ReasonClass::NetfilterDrop) && is_for_this_host(skb)) {
+        return None;
+    }
+    let segment = Segment::read(head, load(skb, Field::SkbNetworkHeader), Some(transport))?;
+    (segment.flags & RST != 0).then_some(segment)
+}
+
+/// State of the socket that early demultiplexing gave to a segment, if it did.
+#[inline(always)]
+pub(crate) fn socket_state(skb: *const u8) -> Option<u8> {
+    let socket: *const u8 = load(skb, Field::SkbSk);
+    (!socket.is_null()).then(|| load(socket, Field::SkState))
+}
+
+/// Whether the route that the segment took ends here.
+#[inline(always)]
+fn is_for_this_host(skb: *const u8) -> bool {
+    let route = (load::<u64>(skb, Field::SkbRefdst) & DST_POINTER) as *const u8;
+    if route.is_null() {
+        return false;
+    }
+    if u16::from_be(load::<u16>(skb, Field::SkbProtocol)) == ETH_P_IP {
+        copy::<u16>(route, Field::RtableType) == RTN_LOCAL
+    } else {
+        has(Field::Rt6Flags) && copy::<u32>(route, Field::Rt6Flags) & RTF_LOCAL != 0
+    }
+}
+
+/// The network namespace of a segment: its device's, else its route's device's.
+#[inline(always)]
+pub(crate) fn network_namespace(skb: *const u8) -> u32 {
+    let mut device: *const u8 = load(skb, Field::SkbDev);
+    if device.is_null() {
+        let route = (load::<u64>(skb, Field::SkbRefdst) & DST_POINTER) as *const u8;
+        if route.is_null() {
+            return 0;
+        }
+        device = copy(route, Field::DstDev);
+    }
+    let namespace: *const u8 = copy(device, Field::DevNet);
+    copy(namespace, Field::NetInum)
+}

@@ -1,0 +1,85 @@
+"""Resets that netfilter sends."""
+
+import shutil
+
+from hosts import CLOSE, DEVICE, Skip, port, wait_state
+from refused import REFUSED, _refused
+from scenario import EVERYWHERE, THREE, received, scenario, sent
+
+LOST = received("client", "reset_by_peer", "established")
+REJECT = "reject with tcp reset"
+
+
+def _rejected(host):
+    return sent(host, "firewall_reject", "firewall")
+
+
+@scenario(_rejected("server"), REFUSED, on=EVERYWHERE)
+def rejected_input(net):
+    """nft rejects a connection where it arrives"""
+    net.server.nft(f"tcp dport 8080 {REJECT}")
+    with net.listen(port=8080):
+        _refused(net, 8080)
+
+
+@scenario(_rejected("server"), LOST, on=THREE)
+def rejected_in_connection(net):
+    """nft rejects data of a connection that stands"""
+    client, server = net.pair()
+    net.server.nft(f"tcp dport {port(server)} {REJECT}")
+    client.send(b"hello")
+    wait_state(client, CLOSE)
+    net.server.mute()
+
+
+@scenario(_rejected("client"), REFUSED)
+def rejected_output(net):
+    """nft rejects a connection where it leaves"""
+    net.client.nft(f"tcp dport 8080 {REJECT}", hook="output")
+    with net.listen(port=8080):
+        _refused(net, 8080)
+
+
+@scenario(_rejected("router"), REFUSED, routed=True)
+def rejected_forward(net):
+    """nft on a router rejects a connection"""
+    net.router.nft(f"tcp dport 8080 {REJECT}", hook="forward")
+    with net.listen(port=8080):
+        _refused(net, 8080)
+
+
+@scenario(_rejected("router"), LOST, routed=True)
+def rejected_forward_in_connection(net):
+    """nft on a router rejects data of a connection that stands"""
+    client, server = net.pair()
+    net.router.nft(f"tcp dport {port(server)} {REJECT}", hook="forward")
+    client.send(b"hello")
+    wait_state(client, CLOSE)
+    net.server.mute()
+
+
+@scenario(_rejected("server"), REFUSED)
+def rejected_by_iptables(net):
+    """iptables rejects a connection where it arrives"""
+    command = "iptables" if net.version == 4 else "ip6tables"
+    if not shutil.which(command):
+        raise Skip(f"{command} is not installed")
+    try:
+        net.server.run(command, *"-A INPUT -p tcp --dport 8080 -j REJECT --reject-with tcp-reset".split())
+    except RuntimeError as error:
+        raise Skip(str(error)) from error
+    with net.listen(port=8080):
+        _refused(net, 8080)
+
+
+@scenario(_rejected("server"), REFUSED)
+def rejected_at_device(net):
+    """nft rejects a connection at the device's ingress hook"""
+    family = "ip" if net.version == 4 else "ip6"
+    chain = f"table netdev t {{\n chain c {{\n type filter hook ingress device {DEVICE} priority 0\n meta protocol {family} tcp dport 8080 {REJECT}\n }}\n}}\n"
+    try:
+        net.server.run("nft", "-f", "-", text=chain)
+    except RuntimeError as error:
+        raise Skip(str(error)) from error
+    with net.listen(port=8080):
+        _refused(net, 8080)

@@ -1,0 +1,175 @@
+//! A real OpenTelemetry Collector that writes what it gets into a file.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Map, Value};
+
+const START_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running Collector with an OTLP receiver and a file exporter.
+#[derive(Debug)]
+pub struct Backend {
+    child: Child,
+    directory: PathBuf,
+    /// Where it takes OTLP over gRPC.
+    pub grpc: SocketAddr,
+    /// Where it takes OTLP over HTTP.
+    pub http: SocketAddr,
+}
+
+/// A log record as the Collector wrote it.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// `timeUnixNano`.
+    pub time_ns: u64,
+    /// `eventName`.
+    pub event_name: String,
+    /// `body`, text.
+    pub body: String,
+    /// The attributes, with plain values.
+    pub attributes: Map<String, Value>,
+    /// The attributes of its resource, with plain values.
+    pub resource: Map<String, Value>,
+    /// The record itself.
+    pub record: Value,
+}
+
+impl Backend {
+    /// Starts it and waits until it listens.
+    ///
+    /// # Errors
+    /// It is not built (`tests/setup otelcol`), or does not start; its own text.
+    pub fn start() -> Result<Self> {
+        let [grpc, http] = [free_address()?, free_address()?];
+        let directory =
+            std::env::temp_dir().join(format!("reset-collector-backend-{}-{}", std::process::id(), grpc.port()));
+        std::fs::create_dir_all(&directory)?;
+        let logs = directory.join("logs.json");
+        let configuration = format!(
+            "receivers: {{ otlp: {{ protocols: {{ grpc: {{ endpoint: \"{grpc}\" }}, http: {{ endpoint: \"{http}\" }} }} }} }}\n\
+             exporters: {{ file: {{ path: \"{}\", flush_interval: 50ms }} }}\n\
+             service:\n  telemetry: {{ metrics: {{ level: none }} }}\n\
+             \x20 pipelines: {{ logs: {{ receivers: [otlp], exporters: [file] }}, traces: {{ receivers: [otlp], exporters: [file] }}, \
+             metrics: {{ receivers: [otlp], exporters: [file] }} }}\n",
+            logs.display()
+        );
+        let file = directory.join("otelcol.yaml");
+        std::fs::write(&file, configuration)?;
+        let program = tool("otelcol")?;
+        let said = std::fs::File::create(directory.join("said.log"))?;
+        let child = Command::new(&program)
+            .arg("--config")
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(said)
+            .spawn()
+            .with_context(|| format!("{} is missing: run tests/setup", program.display()))?;
+        let mut backend = Self { child, directory, grpc, http };
+        backend.wait_ready()?;
+        Ok(backend)
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + START_PATIENCE;
+        while [self.grpc, self.http].iter().any(|address| TcpStream::connect(address).is_err()) {
+            let ended = self.child.try_wait()?;
+            ensure!(ended.is_none() && Instant::now() < deadline, "the backend does not listen: {}", self.said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// What it has said.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.directory.join("said.log")).unwrap_or_default()
+    }
+
+    /// The log records that have arrived.
+    ///
+    /// # Errors
+    /// A line of the file is not OTLP's JSON.
+    pub fn logs(&self) -> Result<Vec<Log>> {
+        let text = std::fs::read_to_string(self.directory.join("logs.json")).unwrap_or_default();
+        let mut logs = Vec::new();
+        // The last line may be half written.
+        for line in text.lines().take(text.matches('\n').count()) {
+            let request: Value = serde_json::from_str(line).context("the backend's file")?;
+            for of_resource in list(&request["resourceLogs"]) {
+                let resource = plain(&of_resource["resource"]["attributes"]);
+                let records = list(&of_resource["scopeLogs"]).flat_map(|scope| list(&scope["logRecords"]));
+                for record in records {
+                    logs.push(Log::read(record, resource.clone())?);
+                }
+            }
+        }
+        Ok(logs)
+    }
+}
+
+impl Log {
+    fn read(record: &Value, resource: Map<String, Value>) -> Result<Self> {
+        let text = |name: &str| record[name].as_str().unwrap_or_default();
+        Ok(Self {
+            time_ns: text("timeUnixNano").parse().context("timeUnixNano")?,
+            event_name: text("eventName").to_owned(),
+            body: record["body"]["stringValue"].as_str().unwrap_or_default().to_owned(),
+            attributes: plain(&record["attributes"]),
+            resource,
+            record: record.clone(),
+        })
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        drop(std::fs::remove_dir_all(&self.directory));
+    }
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+/// OTLP's list of keys and typed values as a map of plain ones.
+fn plain(attributes: &Value) -> Map<String, Value> {
+    let pairs =
+        list(attributes).filter_map(|pair| Some((pair["key"].as_str()?.to_owned(), plain_value(&pair["value"])?)));
+    pairs.collect()
+}
+
+fn plain_value(value: &Value) -> Option<Value> {
+    let (kind, inner) = value.as_object()?.iter().next()?;
+    Some(match kind.as_str() {
+        // 64-bit numbers are texts in OTLP's JSON.
+        "intValue" => Value::from(inner.as_str().map_or_else(|| inner.as_i64(), |text| text.parse().ok())?),
+        "arrayValue" => Value::Array(list(&inner["values"]).filter_map(plain_value).collect()),
+        _ => inner.clone(),
+    })
+}
+
+/// A program that `tests/setup` built.
+///
+/// # Errors
+/// The set-up cannot be asked.
+pub fn tool(name: &str) -> Result<PathBuf> {
+    let output = Command::new(crate::crate_directory().join("setup")).arg("--path").output()?;
+    ensure!(output.status.success(), "tests/setup: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()).join(name))
+}
+
+/// An address of loopback with a port that was free a moment ago.
+///
+/// # Errors
+/// There is none.
+pub fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}

@@ -1,0 +1,30 @@
+//! Acts the scenarios outside of cargo's tests: to judge the wire alone, or in a virtual machine.
+//!
+//! `scenarios [--judge-only] [FILTER]`
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "the table is what it is run for")]
+
+use std::process::ExitCode;
+
+use reset_collector_tests::{collector::Collector, suite};
+
+fn main() -> anyhow::Result<ExitCode> {
+    let (options, filters): (Vec<_>, Vec<_>) =
+        std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
+    let judge_only = match options.as_slice() {
+        [] => false,
+        [option] if option == "--judge-only" => true,
+        _ => anyhow::bail!("scenarios [--judge-only] [FILTER]"),
+    };
+    let collector = if judge_only { None } else { Some(Collector::start(&[], &[])?) };
+    let outcomes = suite::run(filters.first().map_or("", String::as_str), collector.as_ref())?;
+    println!("{}", suite::table(&outcomes));
+    if let Some(collector) = collector {
+        let (median, farthest) = suite::check_times(&outcomes)?;
+        println!("records lie {median:?} from their packets in the median, {farthest:?} at most");
+        println!("{}", collector.stop()?.1);
+    }
+    let right = outcomes.iter().all(|outcome| outcome.faults.is_empty());
+    Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,170 @@
+//! The collector under test: started, awaited, its records gathered.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::record::Record;
+
+const START_PATIENCE: Duration = Duration::from_secs(20);
+const END_PATIENCE: Duration = Duration::from_secs(20);
+/// What the collector's standard error says once it captures.
+const READY: &str = "ready";
+
+/// A running `reset-collector run`.
+#[derive(Debug)]
+pub struct Collector {
+    child: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+    said: Arc<Mutex<String>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Collector {
+    /// Starts it with more arguments and variables, and waits until it is ready.
+    ///
+    /// # Errors
+    /// It ended or was not ready in time; what it said.
+    pub fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
+        let mut command = Command::new(program()?);
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OTEL_")) {
+            command.env_remove(name);
+        }
+        let mut child = command
+            .arg("run")
+            .args(arguments)
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let (stdout, stderr) = (child.stdout.take().context("no stdout")?, child.stderr.take().context("no stderr")?);
+        let (lines, said) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(String::new())));
+        let (to_lines, to_said) = (Arc::clone(&lines), Arc::clone(&said));
+        let readers = vec![
+            std::thread::spawn(move || each_line(stdout, |line| lock(&to_lines).push(line))),
+            std::thread::spawn(move || each_line(stderr, |line| *lock(&to_said) += &(line + "\n"))),
+        ];
+        let mut collector = Self { child, lines, said, readers };
+        collector.wait_ready()?;
+        Ok(collector)
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + START_PATIENCE;
+        while !self.said().contains(READY) {
+            let ended = self.child.try_wait()?;
+            ensure!(ended.is_none() && Instant::now() < deadline, "the collector is not ready: {}", self.said());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// What it has said on its standard error so far.
+    pub fn said(&self) -> String {
+        lock(&self.said).clone()
+    }
+
+    /// The records of these network namespaces so far.
+    ///
+    /// # Errors
+    /// A line that is no record.
+    pub fn records(&self, namespaces: &[u32]) -> Result<Vec<Record>> {
+        let named: Vec<String> = namespaces.iter().map(u32::to_string).collect();
+        let lines = lock(&self.lines);
+        // Most lines belong to other scenarios: they are passed over unparsed.
+        let candidates = lines.iter().filter(|line| named.iter().any(|name| line.contains(name)));
+        let records = candidates.map(|line| Record::parse(line)).collect::<Result<Vec<_>>>()?;
+        Ok(records.into_iter().filter(|record| namespaces.contains(&record.namespace)).collect())
+    }
+
+    /// Every record so far.
+    ///
+    /// # Errors
+    /// A line that is no record.
+    pub fn all_records(&self) -> Result<Vec<Record>> {
+        lock(&self.lines).iter().map(|line| Record::parse(line)).collect()
+    }
+
+    /// The lines that hold a text so far, counted.
+    pub fn count_lines(&self, matches: impl Fn(&str) -> bool) -> usize {
+        lock(&self.lines).iter().filter(|line| matches(line)).count()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it by SIGINT, as ^C does, and returns how it ended and what it had said.
+    ///
+    /// # Errors
+    /// It does not end in time.
+    pub fn stop(mut self) -> Result<(ExitStatus, String)> {
+        kill_process(Pid::from_child(&self.child), Signal::INT)?;
+        let deadline = Instant::now() + END_PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            ensure!(Instant::now() < deadline, "the collector does not end: {}", self.said());
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        for reader in self.readers.drain(..) {
+            reader.join().map_err(|_| anyhow::anyhow!("a reader panicked"))?;
+        }
+        Ok((status, self.said()))
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            drop(self.child.kill());
+            drop(self.child.wait());
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn each_line(stream: impl Read, mut take: impl FnMut(String)) {
+    // A line that cannot be read ends the reading: the records after it are then missed, and the test says so.
+    for line in BufReader::with_capacity(1 << 20, stream).lines().map_while(Result::ok) {
+        take(line);
+    }
+}
+
+/// The program under test: `RESET_COLLECTOR`, or the one that cargo builds now.
+///
+/// # Errors
+/// It does not build.
+pub fn program() -> Result<PathBuf> {
+    if let Some(program) = std::env::var_os("RESET_COLLECTOR") {
+        return Ok(program.into());
+    }
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "--package", "reset-collector", "--message-format", "json-render-diagnostics"]);
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    let output = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "the collector does not build");
+    let messages = String::from_utf8(output.stdout)?;
+    let mut executable = messages.lines().filter_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        (message["target"]["name"] == "reset-collector").then_some(())?;
+        message["executable"].as_str().map(PathBuf::from)
+    });
+    executable.next_back().context("cargo names no executable")
+}

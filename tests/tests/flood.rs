@@ -1,0 +1,73 @@
+//! At full speed nothing is lost, and what the kernel counted is what was captured.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "the rate is worth a line")]
+
+use std::{
+    net::{SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use reset_collector_tests::{
+    collector::Collector,
+    network::{Layout, Network},
+    skip_reason,
+};
+
+const CONNECTIONS: u64 = 200_000;
+const THREADS: u64 = 2;
+const PATIENCE: Duration = Duration::from_secs(120);
+/// No ceiling: the default one keeps a flood like this from the backend.
+const CONFIGURATION: &str = "capture: { max_records_per_second: off }\n";
+
+#[test]
+fn refused_connections_at_full_speed() -> Result<()> {
+    if let Some(reason) = skip_reason() {
+        println!("{reason}");
+        return Ok(());
+    }
+    let file = std::env::temp_dir().join(format!("reset-collector-flood-{}.yaml", std::process::id()));
+    std::fs::write(&file, CONFIGURATION)?;
+    let collector = Collector::start(&["--config", &file.to_string_lossy()], &[])?;
+    std::fs::remove_file(&file)?;
+    let network = Network::new(Layout::Loopback)?;
+    let started = Instant::now();
+    network.client.enter(flood)??;
+    let elapsed = started.elapsed();
+
+    let sent = network.client.tcp_counter("OutRsts")?;
+    ensure!(sent >= CONNECTIONS, "the kernel has sent {sent} resets only");
+    let here = format!("\"tcp.network_namespace\":{}", network.client.inode);
+    let printed = |direction: &str| {
+        let direction = format!("\"{direction}\"");
+        collector.count_lines(|line| line.contains(&here) && line.contains(&direction)) as u64
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while (printed("transmit") < sent || printed("receive") < sent) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let (transmitted, received) = (printed("transmit"), printed("receive"));
+    println!("{sent} resets in {elapsed:?}; {transmitted} records transmit, {received} receive");
+    let (status, said) = collector.stop()?;
+    ensure!(status.success(), "the collector ended with {status}: {said}");
+    // On loopback each reset is both sent and received.
+    assert_eq!((transmitted, received), (sent, sent), "{said}");
+    Ok(())
+}
+
+/// Connects to a port that nobody listens on, as fast as it goes.
+fn flood() -> Result<()> {
+    let closed: SocketAddr = "127.0.0.1:1".parse()?;
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(move || {
+                for _ in 0..CONNECTIONS / THREADS {
+                    // Refused, each of them: the kernel's counter is checked afterwards.
+                    drop(TcpStream::connect(closed));
+                }
+            });
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,46 @@
+//! Every reset on the wire has its record, with the right words; and there is no record without a packet.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "the table is what one reads when it fails")]
+
+use reset_collector_tests::{collector::Collector, scenario, skip_reason, suite};
+
+/// There are at least so many ways to make a reset in the list.
+const LEAST_SCENARIOS: usize = 100;
+
+#[test]
+fn every_reset_has_its_record() -> anyhow::Result<()> {
+    if let Some(reason) = skip_reason() {
+        println!("{reason}");
+        return Ok(());
+    }
+    let filter = std::env::var("RESET_TESTS_SCENARIOS").unwrap_or_default();
+    let collector = Collector::start(&[], &[])?;
+    let outcomes = suite::run(&filter, Some(&collector))?;
+    println!("{}", suite::table(&outcomes));
+    let skipped: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.skipped.as_ref()).collect();
+    assert!(skipped.is_empty() || !reset_collector_tests::in_ci(), "skipped in CI: {skipped:?}");
+    // Every line that was printed is a record, also those of the host around the scenarios.
+    collector.all_records()?;
+    let (status, said) = collector.stop()?;
+    assert!(status.success(), "the collector ended with {status}: {said}");
+    let wrong = outcomes.iter().filter(|outcome| !outcome.faults.is_empty()).count();
+    assert_eq!(wrong, 0, "{wrong} acts went wrong: see the table");
+    let (median, farthest) = suite::check_times(&outcomes)?;
+    println!("records lie {median:?} from their packets in the median, {farthest:?} at most");
+    Ok(())
+}
+
+#[test]
+fn every_cause_has_a_scenario() -> anyhow::Result<()> {
+    let scenarios = scenario::list()?;
+    assert!(scenarios.len() >= LEAST_SCENARIOS, "{} scenarios", scenarios.len());
+    let named: Vec<&str> = scenarios.iter().flat_map(|one| &one.due).flat_map(|due| due.cause.split('|')).collect();
+    // `unknown` is what is never due. No kernel sends a reset when retransmissions run out (tcp_write_err, 5.4 to 7.3).
+    let without = ["unknown", "retransmit_timeout"];
+    for cause in probes::Cause::ALL {
+        let word = cause.word();
+        assert_eq!(named.contains(&word), !without.contains(&word), "{word}");
+    }
+    Ok(())
+}
