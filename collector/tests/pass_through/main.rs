@@ -245,7 +245,13 @@ async fn http_speaks_to_a_grpc_backend() {
     let full = tonic::Status::with_error_details(tonic::Code::ResourceExhausted, "full", info);
     let answers = move |number: usize, _: &backend::Got| {
         Some(match number {
-            0 | 1 => Answer::grpc(b"\x0a\x07\x08\x03\x12\x03why", &[("grpc-status", "0")]),
+            0 => Answer::grpc(b"\x0a\x07\x08\x03\x12\x03why", &[("grpc-status", "0")]),
+            // As grpc-go does to a compressed request.
+            1 => {
+                let mut answer = Answer::grpc(b"", &[("grpc-status", "0")]);
+                answer.headers.extend(backend::header_map(&[("grpc-encoding", "gzip")]));
+                Answer { body: frame(1, &gzip(b"\x0a\x07\x08\x03\x12\x03why")), ..answer }
+            }
             2 => Answer::grpc_error(&[("grpc-status", "12"), ("grpc-message", "unknown service")]),
             3 => {
                 let mut answer = Answer::grpc_error(&[]);
