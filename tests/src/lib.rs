@@ -11,6 +11,7 @@ pub mod collector;
 pub mod judge;
 pub mod network;
 pub mod record;
+pub mod reference;
 pub mod scenario;
 pub mod suite;
 
