@@ -54,15 +54,17 @@ pub struct Outcome {
     time_differences: Vec<Duration>,
 }
 
-/// Acts every scenario whose name contains the filter in each of its variants. Without a collector, only the wire is
+/// Acts every scenario whose name contains one of the filters in each of its variants. Without a collector, only the wire is
 /// judged.
 ///
 /// # Errors
 /// The scenarios cannot be listed, or the directory for captures not made.
-pub fn run(filter: &str, collector: Option<&Collector>) -> Result<Vec<Outcome>> {
+pub fn run(filters: &[&str], collector: Option<&Collector>) -> Result<Vec<Outcome>> {
     let scenarios = scenario::list()?;
     let own_machine = std::env::var_os("RESET_TESTS_OWN_MACHINE").is_some();
-    let chosen = scenarios.iter().filter(|one| one.name.contains(filter) && (own_machine || !one.own_machine));
+    let chosen = scenarios
+        .iter()
+        .filter(|one| filters.iter().any(|filter| one.name.contains(filter)) && (own_machine || !one.own_machine));
     let variants: Vec<(&Scenario, Variant)> =
         chosen.flat_map(|one| one.on.iter().map(move |&variant| (one, variant))).collect();
     // What changes the machine must not meet the others.

@@ -19,7 +19,7 @@ const CONNECTIONS: u64 = 200_000;
 const THREADS: u64 = 2;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// No ceiling: the default one keeps a flood like this from the backend.
-const CONFIGURATION: &str = "capture: { max_records_per_second: off }\n";
+const CONFIGURATION: &str = "capture: { max_records_per_second: null }\n";
 
 #[test]
 fn refused_connections_at_full_speed() -> Result<()> {
