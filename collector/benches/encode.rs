@@ -125,10 +125,8 @@ fn bench(criterion: &mut Criterion) {
                 out.clear();
                 each_reset(&decoder, &records, |reset| {
                     let told = teller.tell(reset);
-                    encode::log_record(&told, &mut out);
-                    if let Some(identity) = told.identity.span {
-                        encode::span(&told, &identity, &mut out);
-                    }
+                    let identity = told.identity.span.expect("traces are on");
+                    encode::log_record_and_span(&told, &identity, &mut out);
                 });
                 black_box(&out);
             });

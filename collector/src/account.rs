@@ -9,52 +9,14 @@
 //! Knows nothing of how the figures are shown ([`crate::prometheus`], [`crate::telemetry`]).
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use probes::{COUNTERS, Cause, Direction, Origin, counter_index};
 
+pub use crate::drop_reason::DropReason;
 use crate::signal::Signal;
-
-/// Defines the closed list of drop reasons once: variant, word, what an operator can do about it.
-macro_rules! drop_reasons {
-    ($($item:ident $word:literal $meaning:literal,)+) => {
-        /// Why a reset was lost (`reason` of `reset_collector_dropped_resets_total`).
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        #[repr(u8)]
-        pub enum DropReason { $(#[doc = $meaning] $item,)+ }
-        impl DropReason {
-            /// Every reason.
-            pub const ALL: &'static [Self] = &[$(Self::$item,)+];
-            /// The word that users see.
-            pub const fn word(self) -> &'static str {
-                match self { $(Self::$item => $word,)+ }
-            }
-            /// What happened, and what helps.
-            pub const fn meaning(self) -> &'static str {
-                match self { $(Self::$item => $meaning,)+ }
-            }
-        }
-    };
-}
-
-drop_reasons! {
-    RingBufferFull "ring_buffer_full" "The kernel's ring buffer was full: raise capture.ring_buffer_bytes",
-    OverCeiling "over_ceiling" "More records a second than capture.max_records_per_second",
-    Undecodable "undecodable" "The kernel's record could not be read: the probes and the collector do not match",
-    QueueFull "queue_full" "The queue was full: the backend is away or too slow, or sending_queue.queue_size too small",
-    RejectedByBackend "rejected_by_backend" "The backend took the request and rejected some of it (partial success)",
-    RetriesExhausted "retries_exhausted" "The backend did not take the request within retry_on_failure.max_elapsed_time",
-    PermanentError "permanent_error" "The backend refused the request and will refuse it again",
-    TooLarge "too_large" "The backend takes no request of this size: lower batch.max_size or batch.max_bytes",
-    UnsupportedSignal "unsupported_signal" "The backend does not take this signal: leave it out of export.signals",
-    Shutdown "shutdown" "Not sent before the deadline at the end of the program, and no storage to keep it",
-    StorageFull "storage_full" "The storage directory would not take it: full, read-only or over its limit",
-    StorageCorrupt "storage_corrupt" "The storage directory held it, and it was damaged there",
-    StorageUnsynced "storage_unsynced" "Written to storage before a crash, and never reached the disk",
-    NotConfigured "not_configured" "Captured before this destination was configured",
-}
 
 const REASONS: usize = DropReason::ALL.len();
 
@@ -73,6 +35,8 @@ pub struct LaneId(u64);
 pub struct Account {
     state: Mutex<State>,
     started: SystemTime,
+    /// Called before each look, so that nothing need be told while nobody looks.
+    before_look: OnceLock<Box<dyn Fn(&Self) + Send + Sync>>,
 }
 
 struct State {
@@ -89,13 +53,17 @@ struct State {
     lanes: Vec<Lane>,
     next_lane: u64,
     hooks: Vec<HookCoverage>,
-    last_beat: Option<Instant>,
+    /// The pipeline has given a sign of life.
+    beats: bool,
+    /// Since when it is asked for another.
+    asked: Option<Instant>,
 }
 
 struct Lane {
     id: LaneId,
     destination: Arc<str>,
     signal: Signal,
+    in_use: bool,
     /// Read, and neither filtered, sampled out, dropped nor given to this lane.
     in_pipeline: u64,
     recovered: u64,
@@ -163,7 +131,7 @@ pub struct Snapshot {
     pub lanes: Vec<LaneSnapshot>,
     /// The hooks.
     pub hooks: Vec<HookCoverage>,
-    /// Since the pipeline's last beat; `None` before the first.
+    /// How long the pipeline has left a question for a sign of life unanswered; `None` before its first sign.
     pub since_beat: Option<Duration>,
     /// When the account was opened, seconds since 1970.
     pub started_unix_s: f64,
@@ -221,9 +189,10 @@ impl Account {
             lanes: Vec::new(),
             next_lane: 0,
             hooks: Vec::new(),
-            last_beat: None,
+            beats: false,
+            asked: None,
         };
-        Self { state: Mutex::new(state), started: SystemTime::now() }
+        Self { state: Mutex::new(state), started: SystemTime::now(), before_look: OnceLock::new() }
     }
 
     /// Takes over the kernel's counters: totals since the probes were attached, the resets by [`counter_index`] and
@@ -264,9 +233,24 @@ impl Account {
         state.leave_pipeline(resets);
     }
 
-    /// The pipeline is alive: called by its loop at least once a second, with resets or without.
+    /// Sets what is done before each look at the counters: the kernel's are read, the pipeline is asked for a sign of
+    /// life. The first one set stays.
+    pub fn before_look(&self, action: impl Fn(&Self) + Send + Sync + 'static) {
+        if self.before_look.set(Box::new(action)).is_err() {
+            tracing::debug!("the account is looked after already");
+        }
+    }
+
+    /// The pipeline is asked for a sign of life.
+    pub fn ask_for_beat(&self) {
+        self.lock().asked.get_or_insert_with(Instant::now);
+    }
+
+    /// The pipeline is alive: called by its loop each time that it turns.
     pub fn beat(&self) {
-        self.lock().last_beat = Some(Instant::now());
+        let mut state = self.lock();
+        state.beats = true;
+        state.asked = None;
     }
 
     /// What the hooks see.
@@ -274,41 +258,42 @@ impl Account {
         self.lock().hooks = hooks;
     }
 
-    /// The lane of a destination and signal; the same one again when it was opened before (a reload).
-    pub fn open_lane(&self, destination: &str, signal: Signal) -> LaneId {
+    /// The lane of a destination and signal, and the name that it goes by: the destination's, with a number behind it
+    /// where that is in use. One that was released is opened again with its counters (a reload).
+    pub(crate) fn open_lane(&self, destination: &str, signal: Signal) -> (LaneId, Arc<str>) {
         let mut state = self.lock();
-        if let Some(lane) = state.lanes.iter().find(|lane| &*lane.destination == destination && lane.signal == signal) {
-            return lane.id;
+        let mut name: Arc<str> = destination.into();
+        let mut number = 1;
+        while let Some(lane) = state.lanes.iter_mut().find(|lane| lane.destination == name && lane.signal == signal) {
+            if !lane.in_use {
+                lane.in_use = true;
+                return (lane.id, name);
+            }
+            number += 1;
+            name = format!("{destination}#{number}").into();
         }
         let id = LaneId(state.next_lane);
         state.next_lane += 1;
-        let early = state.filtered + state.sampled_out + state.pipeline_dropped.iter().sum::<u64>();
-        // What other lanes hold in the pipeline will come to this one as well.
-        let in_pipeline = state.lanes.iter().map(|lane| lane.in_pipeline).max().unwrap_or(0);
-        let mut dropped = [0; REASONS];
-        dropped[DropReason::NotConfigured as usize] = state.read.saturating_sub(early + in_pipeline);
-        state.lanes.push(Lane {
-            id,
-            destination: destination.into(),
-            signal,
-            in_pipeline,
-            recovered: 0,
-            waiting: 0,
-            in_flight: 0,
-            exported: 0,
-            dropped,
-            health: Health::default(),
-        });
-        id
+        let lane = state.new_lane(id, name.clone(), signal);
+        state.lanes.push(lane);
+        (id, name)
     }
 
-    /// Forgets the lanes of a destination that a reload took away; its counters go with it.
-    pub fn close_lanes(&self, destination: &str) {
-        self.lock().lanes.retain(|lane| &*lane.destination != destination);
+    /// The lane's exporter is gone; its counters stay.
+    pub(crate) fn release_lane(&self, id: LaneId) {
+        self.with(id, |lane| lane.in_use = false);
+    }
+
+    /// Forgets the lanes that no exporter uses: after a reload that took destinations away. Their counters go too.
+    pub fn forget_unused_lanes(&self) {
+        self.lock().lanes.retain(|lane| lane.in_use);
     }
 
     /// Everything, at one instant.
     pub fn snapshot(&self) -> Snapshot {
+        if let Some(action) = self.before_look.get() {
+            action(self);
+        }
         let state = self.lock();
         let kernel_dropped: u64 = state.kernel_dropped.iter().sum();
         // A record may be read before the kernel's counters are read again: never fewer than were seen.
@@ -325,7 +310,7 @@ impl Account {
             in_ring_buffer,
             lanes: state.lanes.iter().map(|lane| lane.snapshot(in_ring_buffer, &dropped_before_lanes)).collect(),
             hooks: state.hooks.clone(),
-            since_beat: state.last_beat.map(|beat| beat.elapsed()),
+            since_beat: state.beats.then(|| state.asked.map_or(Duration::ZERO, |asked| asked.elapsed())),
             started_unix_s: unix_seconds(self.started),
         }
     }
@@ -437,6 +422,27 @@ impl Health {
 }
 
 impl State {
+    fn new_lane(&self, id: LaneId, destination: Arc<str>, signal: Signal) -> Lane {
+        let early = self.filtered + self.sampled_out + self.pipeline_dropped.iter().sum::<u64>();
+        // What other lanes hold in the pipeline will come to this one as well.
+        let in_pipeline = self.lanes.iter().map(|lane| lane.in_pipeline).max().unwrap_or(0);
+        let mut dropped = [0; REASONS];
+        dropped[DropReason::NotConfigured as usize] = self.read.saturating_sub(early + in_pipeline);
+        Lane {
+            id,
+            destination,
+            signal,
+            in_use: true,
+            in_pipeline,
+            recovered: 0,
+            waiting: 0,
+            in_flight: 0,
+            exported: 0,
+            dropped,
+            health: Health::default(),
+        }
+    }
+
     fn leave_pipeline(&mut self, resets: u64) {
         for lane in &mut self.lanes {
             lane.in_pipeline = lane.in_pipeline.saturating_sub(resets);

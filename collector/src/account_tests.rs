@@ -12,7 +12,7 @@ fn lane(account: &Account) -> (Snapshot, LaneSnapshot) {
 #[test]
 fn a_reset_is_in_one_place_all_the_way() {
     let account = Account::new();
-    let id = account.open_lane("http://backend:4317", Signal::Logs);
+    let (id, _) = account.open_lane("http://backend:4317", Signal::Logs);
     let mut resets = [0; COUNTERS as usize];
     resets[counter_index(Cause::PortClosed, Origin::Passive, Direction::Transmit) as usize] = 100;
     account.kernel_counted(&resets, &[(DropReason::RingBufferFull, 7)]);
@@ -51,7 +51,7 @@ fn a_destination_that_comes_later_balances() {
     account.open_lane("http://first:4317", Signal::Logs);
     account.read(5);
     account.filtered(1);
-    let late = account.open_lane("http://late:4317", Signal::Logs);
+    let (late, _) = account.open_lane("http://late:4317", Signal::Logs);
     account.enqueued(late, 4);
     let snapshot = account.snapshot();
     for lane in &snapshot.lanes {
@@ -64,12 +64,29 @@ fn a_destination_that_comes_later_balances() {
 #[test]
 fn what_a_reload_finds_in_storage_again_is_counted_once() {
     let account = Account::new();
-    let id = account.open_lane("http://backend:4317", Signal::Logs);
+    let (id, _) = account.open_lane("http://backend:4317", Signal::Logs);
     account.recovered(id, 10, &[(DropReason::StorageCorrupt, 2)]);
     account.read(5);
     account.enqueued(id, 5);
-    assert_eq!(account.open_lane("http://backend:4317", Signal::Logs), id);
+    account.release_lane(id);
+    assert_eq!(account.open_lane("http://backend:4317", Signal::Logs).0, id);
     account.recovered(id, 15, &[]);
     let (_, lane) = lane(&account);
     assert_eq!((lane.recovered, lane.waiting), (12, 15));
+}
+
+#[test]
+fn two_destinations_with_one_endpoint_are_two_lanes() {
+    let account = Account::new();
+    let (first, name) = account.open_lane("http://backend:4317", Signal::Logs);
+    let (second, second_name) = account.open_lane("http://backend:4317", Signal::Logs);
+    assert_eq!((&*name, &*second_name), ("http://backend:4317", "http://backend:4317#2"));
+    account.read(10);
+    account.enqueued(first, 10);
+    account.enqueued(second, 10);
+    let snapshot = account.snapshot();
+    assert!(snapshot.lanes.iter().all(|lane| snapshot.imbalance(lane) == 0 && lane.waiting == 10));
+    account.release_lane(second);
+    account.forget_unused_lanes();
+    assert_eq!(account.snapshot().lanes.len(), 1);
 }

@@ -70,13 +70,17 @@ impl Batcher {
             return false;
         }
         self.record.clear();
-        if self.signals.logs {
-            encode::log_record(told, &mut self.record);
-        }
-        let log_length = self.record.len();
-        if let Some(identity) = span {
-            encode::span(told, &identity, &mut self.record);
-        }
+        let log_length = match span {
+            Some(identity) if self.signals.logs => encode::log_record_and_span(told, &identity, &mut self.record),
+            Some(identity) => {
+                encode::span(told, &identity, &mut self.record);
+                0
+            }
+            None => {
+                encode::log_record(told, &mut self.record);
+                self.record.len()
+            }
+        };
         let (log, span_bytes) = self.record.split_at(log_length);
         let resource = &told.reset.workload.encoded;
         let fits = self.logs.fits(resource, log, self.settings.max_bytes)

@@ -113,7 +113,7 @@ pub const EXPLANATIONS: &[Explanation; Cause::ALL.len()] = &[
                   below 0): it asked for a reset. What was not yet sent is discarded.",
         kernel: "__tcp_close(): SOCK_LINGER and sk_lingertime 0 -> tcp_disconnect() -> tcp_send_active_reset() \
                  (TCP_STATE; TCP_ABORT_ON_LINGER for TCP_LINGER2)",
-        standard: "RFC 9293 3.9.1.5 (ABORT); socket(7), SO_LINGER",
+        standard: "RFC 9293 3.9.1.6 (ABORT); socket(7), SO_LINGER",
         fix: "Nothing, if it is meant (load balancers, health checks, benchmarks). Else take the SO_LINGER out; it is \
               often set to be rid of TIME_WAIT, for which tcp_tw_reuse is the better way.",
     },
@@ -133,7 +133,7 @@ pub const EXPLANATIONS: &[Explanation; Cause::ALL.len()] = &[
         meaning: "The process dissolved the connection by connect(AF_UNSPEC), or it ended in CLOSING or LAST_ACK with \
                   data not yet sent, which are lost.",
         kernel: "tcp_disconnect(): tcp_need_reset(), or TCP_DISCONNECT_WITH_DATA -> tcp_send_active_reset()",
-        standard: "RFC 9293 3.9.1.5 (ABORT); connect(2), AF_UNSPEC",
+        standard: "RFC 9293 3.9.1.6 (ABORT); connect(2), AF_UNSPEC",
         fix: "Nothing, if it is meant. Else close() the socket instead of using it again.",
     },
     Explanation {
@@ -141,7 +141,7 @@ pub const EXPLANATIONS: &[Explanation; Cause::ALL.len()] = &[
         severity: Severity::Info,
         meaning: "A listener was closed with connections waiting to be accepted: each of them is reset.",
         kernel: "inet_csk_listen_stop() -> inet_child_forget() -> tcp_disconnect() -> tcp_send_active_reset()",
-        standard: "RFC 9293 3.9.1.5 (ABORT)",
+        standard: "RFC 9293 3.9.1.6 (ABORT)",
         fix: "At shutdown, take the service out of the load balancer first, then accept what waits, then close. With \
               SO_REUSEPORT set net.ipv4.tcp_migrate_req=1, so that other listeners inherit the waiting ones.",
     },

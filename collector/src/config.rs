@@ -10,8 +10,10 @@ mod problem;
 mod reader;
 mod rules;
 mod sections;
+mod showing;
 mod substitute;
 mod tree;
+mod values;
 
 use std::{fs::File, io::Read, path::Path};
 
@@ -118,11 +120,8 @@ pub fn schema() -> Json {
             "type": "string",
             "pattern": "\\$\\{",
         },
-        "match": matching::definition(),
+        "match": showing::definition(),
         "destination": destination::DestinationSection::definition(),
     });
     schema
 }
-
-#[cfg(test)]
-mod tests;

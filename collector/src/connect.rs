@@ -225,3 +225,84 @@ impl Write for Wire {
         Pin::new(&mut self.stream).poll_write_vectored(context, slices)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        task::JoinHandle,
+    };
+
+    use super::*;
+
+    /// A proxy that answers its first request with this; returns its address, and what it was asked.
+    async fn proxy(answers: &'static str) -> (String, JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let asked = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") {
+                asked.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(answers.as_bytes()).await.unwrap();
+            String::from_utf8(asked).unwrap()
+        });
+        (address, asked)
+    }
+
+    fn through(proxy: &str, grpc: bool) -> Connector {
+        let proxy = format!("http://user:hunter2@{proxy}");
+        let proxies = Matcher::builder().http(proxy.clone()).https(proxy).no("spared.example").build();
+        Connector::tcp(None, Some(Arc::new(proxies)), grpc)
+    }
+
+    #[tokio::test]
+    async fn grpc_goes_through_a_tunnel() {
+        let (address, asked) = proxy("HTTP/1.1 200 OK\r\n\r\n").await;
+        let uri: Uri = "http://backend.example:4317/x".parse().unwrap();
+        let connector = through(&address, true);
+        assert_eq!(connector.forward_authorization(&uri), None);
+        let wire = connector.connect(uri).await.unwrap();
+        assert!(!wire.forwarded);
+        let asked = asked.await.unwrap();
+        assert!(asked.starts_with("CONNECT backend.example:4317 HTTP/1.1\r\n"), "{asked}");
+        assert!(asked.to_ascii_lowercase().contains("proxy-authorization: basic dxnlcjpodw50zxiy"), "{asked}");
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_refuses_is_named_without_its_password() {
+        let (address, _asked) = proxy("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n").await;
+        let uri = "http://backend.example:4317/x".parse().unwrap();
+        let Err(error) = through(&address, true).connect(uri).await else { panic!("connected") };
+        let error = error.to_string();
+        assert!(error.contains(&format!("through the proxy {address}")) && !error.contains("hunter2"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn plain_http_is_asked_of_the_proxy_itself() {
+        let (address, _asked) = proxy("").await;
+        let uri: Uri = "http://backend.example:4318/v1/logs".parse().unwrap();
+        let connector = through(&address, false);
+        assert!(connector.forward_authorization(&uri).is_some());
+        assert!(connector.connect(uri).await.unwrap().forwarded);
+    }
+
+    #[test]
+    fn some_hosts_are_never_asked_of_a_proxy() {
+        for (host, proxied) in [
+            ("backend.example", true),
+            ("spared.example", false),
+            ("localhost", false),
+            ("127.8.9.1", false),
+            ("[::1]", false),
+        ] {
+            for grpc in [true, false] {
+                let uri = format!("http://{host}:4317/").parse().unwrap();
+                assert_eq!(through("proxy.example:3128", grpc).intercept(&uri).is_some(), proxied, "{host}");
+            }
+        }
+    }
+}

@@ -3,7 +3,7 @@
 //! The messages are those of opentelemetry-proto 1.11; the tests read them back with the crate of that name. How records
 //! are put together to requests is [`crate::batch`]'s.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 use crate::{
     address::AddressText,
@@ -128,13 +128,43 @@ pub fn scope() -> Vec<u8> {
 
 /// Appends a `LogRecord` message.
 pub fn log_record(told: &Told<'_>, out: &mut Vec<u8>) {
+    write_log_record(told, out);
+}
+
+/// Appends a `LogRecord` message and then a `Span` message; gives the place between. The same as [`log_record`] and
+/// [`span`], with the attributes encoded once for both.
+pub fn log_record_and_span(told: &Told<'_>, identity: &SpanIdentity, out: &mut Vec<u8>) -> usize {
+    let encoded = write_log_record(told, out);
+    let between = out.len();
+    write_span(told, identity, out, |out| {
+        let start = out.len();
+        out.extend_from_within(encoded);
+        set_field(&mut out[start..], event_field::ATTRIBUTES);
+    });
+    between
+}
+
+/// Gives every field of these bytes, each with a length, another number; both numbers are below 16.
+fn set_field(mut fields: &mut [u8], number: u32) {
+    while let [key, rest @ ..] = fields {
+        *key = protobuf::length_key(number) as u8;
+        let Some((length, head)) = protobuf::read_varint(rest) else { return };
+        let end = rest.len().min(head + length as usize);
+        fields = &mut rest[end..];
+    }
+}
+
+/// Gives where the attributes lie in `out`.
+fn write_log_record(told: &Told<'_>, out: &mut Vec<u8>) -> Range<usize> {
     let reset = told.reset;
     protobuf::fixed64(out, log_field::TIME, reset.time_unix_ns);
     protobuf::integer(out, log_field::SEVERITY_NUMBER, severity_number(told.severity));
     protobuf::bytes(out, log_field::SEVERITY_TEXT, told.severity.word().as_bytes());
     protobuf::length(out, log_field::BODY, protobuf::field_length(common_field::STRING, told.sentence.len()));
     protobuf::bytes(out, common_field::STRING, told.sentence.as_bytes());
+    let start = out.len();
     attributes(reset, log_field::ATTRIBUTES, out);
+    let encoded = start..out.len();
     if let Some(identity) = told.identity.log {
         if identity.sampled {
             protobuf::fixed32(out, log_field::FLAGS, SAMPLED);
@@ -146,6 +176,7 @@ pub fn log_record(told: &Told<'_>, out: &mut Vec<u8>) {
     }
     protobuf::fixed64(out, log_field::OBSERVED_TIME, reset.observed_unix_ns);
     protobuf::bytes(out, log_field::EVENT_NAME, EVENT_NAME.as_bytes());
+    encoded
 }
 
 /// OpenTelemetry's number of a severity.
@@ -160,6 +191,15 @@ pub const fn severity_number(severity: Severity) -> u64 {
 /// Appends a `Span` message with these ids, carrying the event. The span runs from the connection's establishment to
 /// the reset; where that time is not known it is the reset's alone.
 pub fn span(told: &Told<'_>, identity: &SpanIdentity, out: &mut Vec<u8>) {
+    write_span(told, identity, out, |out| attributes(told.reset, event_field::ATTRIBUTES, out));
+}
+
+fn write_span(
+    told: &Told<'_>,
+    identity: &SpanIdentity,
+    out: &mut Vec<u8>,
+    event_attributes: impl FnOnce(&mut Vec<u8>),
+) {
     let reset = told.reset;
     let start = reset.time_unix_ns.saturating_sub(reset.connection.duration_ns.unwrap_or(0));
     protobuf::bytes(out, span_field::TRACE_ID, &identity.trace_id);
@@ -174,7 +214,10 @@ pub fn span(told: &Told<'_>, identity: &SpanIdentity, out: &mut Vec<u8>) {
     for attribute in SPAN_ATTRIBUTES {
         write_attribute(reset, *attribute, span_field::ATTRIBUTES, out);
     }
-    protobuf::message(out, span_field::EVENTS, |out| span_event(reset, out));
+    protobuf::message(out, span_field::EVENTS, |out| {
+        event_head(reset, out);
+        event_attributes(out);
+    });
     links(reset, out);
     if told.severity == Severity::Error {
         let message = told.sentence.as_bytes();
@@ -214,9 +257,13 @@ fn links(reset: &Reset, out: &mut Vec<u8>) {
 /// Appends the content of a `Span.Event` message alone, to be put on a span of ours or of the application
 /// (`Span.events` is field 11).
 pub fn span_event(reset: &Reset, out: &mut Vec<u8>) {
+    event_head(reset, out);
+    attributes(reset, event_field::ATTRIBUTES, out);
+}
+
+fn event_head(reset: &Reset, out: &mut Vec<u8>) {
     protobuf::fixed64(out, event_field::TIME, reset.time_unix_ns);
     protobuf::bytes(out, event_field::NAME, EVENT_NAME.as_bytes());
-    attributes(reset, event_field::ATTRIBUTES, out);
 }
 
 /// Every known attribute as a `KeyValue` in this field.
@@ -260,7 +307,9 @@ fn write_head(out: &mut Vec<u8>, field: u32, key: &Key, value: usize) {
         head[1] = length as u8;
         head[2..2 + LONGEST_KEY].copy_from_slice(&key.bytes);
         head[2 + key.length] = value as u8;
-        out.extend_from_slice(&head[..key.length + 3]);
+        let end = out.len() + key.length + 3;
+        out.extend_from_slice(&head);
+        out.truncate(end);
     } else {
         protobuf::length(out, field, length);
         out.extend_from_slice(&key.bytes[..key.length]);

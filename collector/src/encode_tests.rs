@@ -112,6 +112,10 @@ fn check(reset: &Reset, spans: bool) -> (LogRecord, Option<Span>) {
         let span = Span::decode(out.as_slice()).unwrap();
         assert_eq!(span, expected_span(&told, &identity));
         assert!(!minimal || out.len() == span.encoded_len(), "no byte more than needed");
+        out.clear();
+        let between = log_record_and_span(&told, &identity, &mut out);
+        assert_eq!(LogRecord::decode(&out[..between]).unwrap(), log);
+        assert_eq!(Span::decode(&out[between..]).unwrap(), span);
         span
     });
     out.clear();

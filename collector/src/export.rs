@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -55,7 +55,7 @@ pub struct Exporter {
 }
 
 struct Lane {
-    destination: String,
+    destination: Arc<str>,
     signal: Signal,
     account: Arc<Account>,
     id: LaneId,
@@ -70,7 +70,7 @@ struct Lane {
 impl Exporter {
     /// Starts a destination's consumers on this runtime, for logs and traces as `signals` and the
     /// destination's own say. The lanes of the
-    /// account are named after the endpoint.
+    /// account are named after the endpoint. After a reload, shut the old exporters down first.
     pub fn start(
         destination: &settings::Destination,
         signals: Signals,
@@ -140,11 +140,12 @@ impl Exporter {
         account: &Arc<Account>,
         client: &Client,
     ) -> Result<(), ExportError> {
-        let id = account.open_lane(&destination.endpoint, signal);
-        let directory = storage_directory(destination, signal);
-        let queue = Queue::open(account.clone(), id, &destination.queue, directory.as_deref())?;
+        let (id, name) = account.open_lane(&destination.endpoint, signal);
+        let directory = storage_directory(&destination.queue, &name, signal);
+        let queue = Queue::open(account.clone(), id, &destination.queue, directory.as_deref())
+            .inspect_err(|_| account.release_lane(id))?;
         let lane = Arc::new(Lane {
-            destination: destination.endpoint.clone(),
+            destination: name,
             signal,
             account: account.clone(),
             id,
@@ -169,17 +170,17 @@ impl Exporter {
 impl Drop for Exporter {
     fn drop(&mut self) {
         self.consumers.iter().chain(&self.syncers).for_each(JoinHandle::abort);
+        self.lanes.iter().for_each(|lane| lane.account.release_lane(lane.id));
     }
 }
 
 /// Every destination and signal has a directory of its own below the configured one.
-fn storage_directory(destination: &settings::Destination, signal: Signal) -> Option<PathBuf> {
-    let storage = destination.queue.storage.as_ref()?;
-    let endpoint = &destination.endpoint;
-    let readable: String = endpoint.chars().map(|char| if char.is_ascii_alphanumeric() { char } else { '_' }).collect();
-    // Endpoints that read alike stay apart.
-    let name = format!("{:.80}-{:08x}", readable, crc32fast::hash(endpoint.as_bytes()));
-    Some(storage.join(name).join(signal.word()))
+fn storage_directory(queue: &settings::Queue, name: &str, signal: Signal) -> Option<PathBuf> {
+    let storage = queue.storage.as_ref()?;
+    let readable: String = name.chars().map(|char| if char.is_ascii_alphanumeric() { char } else { '_' }).collect();
+    // Names that read alike stay apart.
+    let directory = format!("{readable:.80}-{:08x}", crc32fast::hash(name.as_bytes()));
+    Some(storage.join(directory).join(signal.word()))
 }
 
 async fn sync_regularly(queue: Arc<Queue>, interval: Duration) {
@@ -312,6 +313,8 @@ impl Lane {
 struct Outage {
     /// Failed tries since the backend answered last.
     failures: AtomicU64,
+    /// Whether the log has said so: only then it says the end, so that a backend that comes and goes fills no log.
+    announced: AtomicBool,
     reminders: Notice,
 }
 
@@ -319,6 +322,7 @@ impl Outage {
     fn failed(&self, lane: &Lane, reason: &str) {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         if self.reminders.due(Instant::now()).is_some() {
+            self.announced.store(true, Ordering::Relaxed);
             let (destination, signal) = (&lane.destination, lane.signal.word());
             tracing::warn!(
                 "{destination}: {signal} do not go out ({failures} tries): {reason}; they wait in the queue"
@@ -328,7 +332,7 @@ impl Outage {
 
     fn over(&self, lane: &Lane) {
         let failures = self.failures.swap(0, Ordering::Relaxed);
-        if failures > 0 {
+        if failures > 0 && self.announced.swap(false, Ordering::Relaxed) {
             tracing::info!("{}: {} go out again after {failures} failed tries", lane.destination, lane.signal.word());
         }
     }

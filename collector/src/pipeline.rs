@@ -1,4 +1,4 @@
-//! The way of a reset through the collector, stage by stage: decode → enrich → filter → sample → tell → console and
+//! The way of a reset through the collector, stage by stage: decode → enrich → correlate → filter → sample → tell → console and
 //! batches. The time is an argument; only the console and the exporters' queues are outside.
 //!
 //! Does not read the kernel ([`crate::reader`]) nor send anything ([`crate::export`]).
@@ -6,13 +6,14 @@
 use std::{
     io::{self, Write},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::{
     account::{Account, DropReason},
     batch::{Batch, Batcher},
     console::{Console, Reader},
+    correlate::Correlator,
     doubt::Doubts,
     enrich::Enricher,
     export::Exporter,
@@ -21,6 +22,9 @@ use crate::{
     sampler::{Sampler, Summary, Verdict},
     told::{Teller, Told},
 };
+
+/// How often to look whether a reset that waits for its span has it.
+const LOOK_FOR_TRACES: Duration = Duration::from_millis(100);
 
 /// Now, by the two clocks that are asked.
 #[derive(Clone, Copy, Debug)]
@@ -43,21 +47,37 @@ pub struct Output {
 
 /// The stages, and what waits between them.
 pub struct Pipeline {
-    decoder: Decoder,
     doubts: Doubts,
-    enricher: Enricher,
-    filters: Filters,
-    sampler: Sampler,
-    teller: Teller,
-    console: Console,
-    outputs: Vec<Output>,
-    account: Arc<Account>,
+    stages: Stages,
     tally: Tally,
-    dry_run: bool,
+}
+
+/// What the pipeline is made of, each stage made by its own module.
+pub struct Stages {
+    /// Makes records into resets.
+    pub decoder: Decoder,
+    /// Names their owners.
+    pub enricher: Enricher,
+    /// Finds their traces.
+    pub correlator: Arc<Correlator>,
+    /// Drops what is not wanted.
+    pub filters: Filters,
+    /// Chooses among the rest.
+    pub sampler: Sampler,
+    /// Puts them into words.
+    pub teller: Teller,
+    /// Shows them.
+    pub console: Console,
+    /// Sends them.
+    pub outputs: Vec<Output>,
+    /// Counts them.
+    pub account: Arc<Account>,
+    /// Resets are shown with what each would meet, and go nowhere.
+    pub dry_run: bool,
 }
 
 /// Fates decided since the account was last told.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Tally {
     read: u64,
     filtered: u64,
@@ -66,42 +86,19 @@ struct Tally {
 }
 
 impl Pipeline {
-    /// A pipeline of these stages. `dry_run`: resets are shown with what each would meet, and go nowhere.
-    #[allow(clippy::too_many_arguments, reason = "one for each stage, each made by its own module")]
-    pub fn new(
-        decoder: Decoder,
-        enricher: Enricher,
-        filters: Filters,
-        sampler: Sampler,
-        teller: Teller,
-        console: Console,
-        outputs: Vec<Output>,
-        account: Arc<Account>,
-        dry_run: bool,
-    ) -> Self {
-        Self {
-            decoder,
-            doubts: Doubts::default(),
-            enricher,
-            filters,
-            sampler,
-            teller,
-            console,
-            outputs,
-            account,
-            tally: Tally::default(),
-            dry_run,
-        }
+    /// An empty pipeline of these stages.
+    pub fn new(stages: Stages) -> Self {
+        Self { doubts: Doubts::default(), stages, tally: Tally::default() }
     }
 
     /// Takes one record of the ring buffer.
     pub fn take(&mut self, bytes: &[u8], now: Now) {
-        let decoded =
-            read_record(bytes).and_then(|record| Ok((record, self.decoder.decode(&record, now.clock, now.unix_ns)?)));
+        let decoded = read_record(bytes)
+            .and_then(|record| Ok((record, self.stages.decoder.decode(&record, now.clock, now.unix_ns)?)));
         match decoded {
             Ok((record, reset)) => {
                 if let Some(reset) = self.doubts.admit(&record, reset, now.instant) {
-                    self.decide(reset, now);
+                    self.identify(reset, now);
                 }
             }
             Err(error) => {
@@ -115,13 +112,16 @@ impl Pipeline {
     /// Does what is due: resets that waited, batches, lines. Call it when no more records wait, and at each deadline.
     pub fn tick(&mut self, now: Now) {
         while let Some(reset) = self.doubts.take_due(now.instant) {
+            self.identify(reset, now);
+        }
+        for reset in self.stages.correlator.take_ready(now.instant) {
             self.decide(reset, now);
         }
-        for summary in self.sampler.due_summaries(now.unix_ns) {
+        for summary in self.stages.sampler.due_summaries(now.unix_ns) {
             self.tell_summary(&summary, now.instant);
         }
         self.settle();
-        for output in &mut self.outputs {
+        for output in &mut self.stages.outputs {
             while let Some(batch) = output.batcher.take_due(now.instant) {
                 output.exporter.push(&batch);
             }
@@ -130,57 +130,72 @@ impl Pipeline {
     }
 
     /// When [`Self::tick`] is next due; `None` while nothing waits.
-    pub fn next_deadline(&self) -> Option<Instant> {
-        let batches = self.outputs.iter().filter_map(|output| output.batcher.next_deadline()).min();
-        [self.doubts.next_deadline(), batches].into_iter().flatten().min()
+    pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let batches = self.stages.outputs.iter().filter_map(|output| output.batcher.next_deadline()).min();
+        // A span that comes ends a reset's wait before its deadline: look again soon while one waits.
+        let traces = self.stages.correlator.next_deadline(now).map(|deadline| deadline.min(now + LOOK_FOR_TRACES));
+        [self.doubts.next_deadline(), batches, traces].into_iter().flatten().min()
+    }
+
+    /// Gives a sign of life.
+    pub fn beat(&self) {
+        self.stages.account.beat();
     }
 
     /// Takes other rules; what has been decided stays.
     pub fn reconfigure(&mut self, filters: Filters, sampler: Sampler, now: Now) {
-        for summary in self.sampler.drain() {
+        for summary in self.stages.sampler.drain() {
             self.tell_summary(&summary, now.instant);
         }
-        self.filters = filters;
-        self.sampler = sampler;
+        self.stages.filters = filters;
+        self.stages.sampler = sampler;
     }
 
     /// Sends on everything that waits, due or not, and gives the exporters back to be shut down.
     pub fn finish(mut self, now: Now) -> Vec<Exporter> {
         while let Some(reset) = self.doubts.take() {
+            self.identify(reset, now);
+        }
+        for reset in self.stages.correlator.drain() {
             self.decide(reset, now);
         }
-        for summary in self.sampler.drain() {
+        for summary in self.stages.sampler.drain() {
             self.tell_summary(&summary, now.instant);
         }
         self.settle();
-        for output in &mut self.outputs {
+        for output in &mut self.stages.outputs {
             while let Some(batch) = output.batcher.take() {
                 output.exporter.push(&batch);
             }
         }
         self.flush_console();
-        self.outputs.into_iter().map(|output| output.exporter).collect()
+        self.stages.outputs.into_iter().map(|output| output.exporter).collect()
     }
 
-    /// Owner, rules, and out.
-    fn decide(&mut self, mut reset: Reset, now: Now) {
+    /// Owner, and the wait for its trace.
+    fn identify(&mut self, mut reset: Reset, now: Now) {
         self.tally.read += 1;
-        self.enricher.enrich(&mut reset, now.instant);
-        let decision = self.filters.decide(&reset);
+        self.stages.enricher.enrich(&mut reset, now.instant);
+        self.stages.correlator.offer(reset, now.instant);
+    }
+
+    /// Rules, and out.
+    fn decide(&mut self, mut reset: Reset, now: Now) {
+        let decision = self.stages.filters.decide(&reset);
         if !decision.keep {
             self.tally.filtered += 1;
             self.show_fate(&reset, &decision);
             return;
         }
-        let verdict = self.sampler.judge(&mut reset, now.unix_ns);
-        if self.dry_run {
+        let verdict = self.stages.sampler.judge(&mut reset, now.unix_ns);
+        if self.stages.dry_run {
             self.show_fate(&reset, &format_args!("{decision}, {verdict}"));
             return;
         }
         match verdict {
             Verdict::Keep { .. } => {
-                let told = self.teller.tell(&reset);
-                hand_over(&told, &mut self.console, &mut self.outputs, now.instant);
+                let told = self.stages.teller.tell(&reset);
+                hand_over(&told, &mut self.stages.console, &mut self.stages.outputs, now.instant);
             }
             Verdict::SampledOut { .. } => self.tally.sampled_out += 1,
             // Still queued: the sampler keeps it for its summary.
@@ -189,15 +204,15 @@ impl Pipeline {
     }
 
     fn tell_summary(&mut self, summary: &Summary, now: Instant) {
-        let told = self.teller.tell(&summary.reset);
+        let told = self.stages.teller.tell(&summary.reset);
         let sentence = format!("{} ({})", summary.sentence(), told.sentence);
-        hand_over(&Told { sentence: &sentence, ..told }, &mut self.console, &mut self.outputs, now);
+        hand_over(&Told { sentence: &sentence, ..told }, &mut self.stages.console, &mut self.stages.outputs, now);
     }
 
     /// In a dry run: what a reset meets.
     fn show_fate(&mut self, reset: &Reset, fate: &dyn std::fmt::Display) {
-        if self.dry_run {
-            let told = self.teller.tell(reset);
+        if self.stages.dry_run {
+            let told = self.stages.teller.tell(reset);
             if let Err(error) = writeln!(io::stdout().lock(), "{fate}: {}", told.sentence) {
                 tracing::debug!(%error, "cannot write to standard output");
             }
@@ -207,20 +222,20 @@ impl Pipeline {
     /// Tells the account what was decided; before the batches go on, so that they have been read by then.
     fn settle(&mut self) {
         let tally = std::mem::take(&mut self.tally);
-        if tally.read == 0 {
+        if tally == Tally::default() {
             return;
         }
-        self.account.read(tally.read);
-        self.account.filtered(tally.filtered);
-        self.account.sampled_out(tally.sampled_out);
-        self.account.dropped_in_pipeline(DropReason::Undecodable, tally.undecodable);
+        self.stages.account.read(tally.read);
+        self.stages.account.filtered(tally.filtered);
+        self.stages.account.sampled_out(tally.sampled_out);
+        self.stages.account.dropped_in_pipeline(DropReason::Undecodable, tally.undecodable);
     }
 
     fn flush_console(&mut self) {
-        if !self.console.is_on() {
+        if !self.stages.console.is_on() {
             return;
         }
-        match self.console.flush(&mut io::stdout().lock()) {
+        match self.stages.console.flush(&mut io::stdout().lock()) {
             Ok(Reader::There) => {}
             Ok(Reader::Gone) => tracing::info!("the reader of standard output has gone: no more lines"),
             Err(error) => tracing::warn!(%error, "cannot write to standard output"),

@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn the_law_can_be_checked_from_the_page_alone() {
         let account = Account::new();
-        let id = account.open_lane("http://a\"b:4317", Signal::Logs);
+        let (id, _) = account.open_lane("http://a\"b:4317", Signal::Logs);
         let mut resets = [0; COUNTERS as usize];
         resets[counter_index(Cause::LingerZero, Origin::Active, Direction::Transmit) as usize] = 50;
         account.kernel_counted(&resets, &[(DropReason::RingBufferFull, 5)]);
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn the_histogram_is_cumulative() {
         let account = Account::new();
-        let id = account.open_lane("http://b:4317", Signal::Traces);
+        let (id, _) = account.open_lane("http://b:4317", Signal::Traces);
         for milliseconds in [1, 20, 20_000] {
             account.health(id, |health| health.request_took(std::time::Duration::from_millis(milliseconds)));
         }

@@ -29,6 +29,18 @@ pub fn varint(out: &mut Vec<u8>, mut number: u64) {
     out.push(number as u8);
 }
 
+/// The varint that these bytes begin with, and how many bytes it takes; `None` if it does not end.
+pub fn read_varint(bytes: &[u8]) -> Option<(u64, usize)> {
+    let mut number = 0;
+    for (index, byte) in bytes.iter().take(LONGEST_VARINT).enumerate() {
+        number |= u64::from(byte & 0x7f) << (7 * index);
+        if byte & 0x80 == 0 {
+            return Some((number, index + 1));
+        }
+    }
+    None
+}
+
 /// The key of a field whose content is bytes, a text or a message.
 pub const fn length_key(field: u32) -> u64 {
     (field << 3 | LENGTH) as u64
@@ -126,7 +138,9 @@ mod tests {
             let mut out = Vec::new();
             varint(&mut out, number);
             prop_assert_eq!(out.len(), varint_length(number));
-            prop_assert_eq!(prost::encoding::decode_varint(&mut out.as_slice()).unwrap(), number);
+            prop_assert_eq!(read_varint(&out), Some((number, out.len())));
+        prop_assert_eq!(read_varint(&out[..out.len() - 1]), None);
+        prop_assert_eq!(prost::encoding::decode_varint(&mut out.as_slice()).unwrap(), number);
         }
     }
 }

@@ -46,15 +46,20 @@ pub struct Orders {
 }
 
 impl Orders {
+    /// Wakes the thread: its loop turns once, which is a sign of life.
+    pub fn wake(&self) {
+        if let Err(error) = rustix::io::write(&*self.wake, &1u64.to_ne_bytes()) {
+            tracing::warn!(%error, "cannot wake the reader");
+        }
+    }
+
     /// Gives an order. The thread may have ended: then there is nobody to obey.
     pub fn give(&self, order: Order) {
         if self.sender.send(order).is_err() {
             tracing::debug!("the reader has ended");
             return;
         }
-        if let Err(error) = rustix::io::write(&*self.wake, &1u64.to_ne_bytes()) {
-            tracing::warn!(%error, "cannot wake the reader");
-        }
+        self.wake();
     }
 }
 
@@ -82,6 +87,7 @@ pub fn run(kernel: &mut Kernel, mut pipeline: Pipeline, inbox: &Inbox) -> Pipeli
         let now = now();
         let count = kernel.drain(RECORDS_AT_ONCE, |record| pipeline.take(record, now));
         pipeline.tick(now);
+        pipeline.beat();
         if count == RECORDS_AT_ONCE {
             continue;
         }
@@ -98,7 +104,7 @@ pub fn run(kernel: &mut Kernel, mut pipeline: Pipeline, inbox: &Inbox) -> Pipeli
         } else {
             kernel.ask_for_wakeup();
             // One that came before the wake-up was asked for shows at once: the ring buffer is readable.
-            let deadline = pipeline.next_deadline();
+            let deadline = pipeline.next_deadline(now.instant);
             wait(kernel, inbox, true, deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())));
         }
     }

@@ -138,7 +138,7 @@ pub const REASONS: &[Reason] = &[
         "TCP_FLAGS",
         "The segment's flags fit nothing: mostly an ACK to a listener that knows of no handshake (a forgotten \
          connection, a bad SYN cookie).",
-        "tcp_rcv_state_process() in LISTEN; tcp_v4_cookie_check()",
+        "tcp_rcv_state_process() in LISTEN",
         "stray_segment at a listener, bad_segment otherwise",
     ),
     reset(
@@ -203,7 +203,12 @@ pub const REASONS: &[Reason] = &[
         "tcp_disconnect()",
         "disconnected",
     ),
-    reset("MPTCP_RST_EUNSPEC", "MPTCP reset a subflow and did not say why.", "mptcp_reset_option()", "mptcp"),
+    reset(
+        "MPTCP_RST_EUNSPEC",
+        "MPTCP reset a subflow and did not say why.",
+        "mptcp_send_active_reset_reason(), mptcp_reset_option()",
+        "mptcp",
+    ),
     reset("MPTCP_RST_EMPTCP", "An MPTCP option or sequence mapping was in error.", "mptcp_subflow_reset()", "mptcp"),
     reset("MPTCP_RST_ERESOURCE", "No resources for another MPTCP subflow.", "subflow_v4_conn_request()", "mptcp"),
     reset(
@@ -215,10 +220,10 @@ pub const REASONS: &[Reason] = &[
     reset(
         "MPTCP_RST_EWQ2BIG",
         "Too much data waits on the MPTCP subflow.",
-        "subflow reset by the peer's option",
+        "mptcp_send_active_reset_reason()",
         "mptcp",
     ),
-    reset("MPTCP_RST_EBADPERF", "The MPTCP subflow performs too badly.", "mptcp_pm subflow close", "mptcp"),
+    reset("MPTCP_RST_EBADPERF", "The MPTCP subflow performs too badly.", "mptcp_send_active_reset_reason()", "mptcp"),
     reset(
         "MPTCP_RST_EMIDDLEBOX",
         "A device on the path changed MPTCP's options or data.",

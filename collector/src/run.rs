@@ -1,43 +1,58 @@
-//! The main job, wired together: kernel, pipeline, exporters, signals, and the end.
+//! The main job, wired together: kernel, pipeline, exporters, receivers, signals, and the end.
 
 use std::{
     path::PathBuf,
     sync::Arc,
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use probes::COUNTERS;
 use tokio::{
     runtime::{Builder, Handle},
     signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
 };
 
 use crate::{
     account::{Account, DropReason, HookCoverage},
+    admin::Admin,
     batch::Batcher,
+    config,
     console::Console,
+    correlate::Correlator,
     enrich::Enricher,
     export::Exporter,
+    forward::Backend,
     kernel::{Counters, KERNEL_BTF, Kernel},
-    pipeline::{Output, Pipeline},
-    reader::{self, Order},
+    pipeline::{Output, Pipeline, Stages},
+    reader::{self, Order, Orders},
     reason::ReasonNames,
+    receive::Receivers,
     reset::Decoder,
     sampler::Sampler,
-    settings::{Destination, Settings},
+    sender::find_owner,
+    settings::{Destination, Protocol, Settings},
+    telemetry::Telemetry,
+    tls::TlsConfig,
     told::Teller,
 };
 
 /// How long the queues may take to empty at the end.
 const FLUSH_TIME: Duration = Duration::from_secs(5);
+/// How often metrics go out by OTLP.
+const METRICS_INTERVAL: Duration = Duration::from_secs(60);
 /// Where the host's processes are seen.
 const PROC: &str = "/proc";
+/// Exit code after a second signal: what was queued is lost.
+pub const EXIT_AT_ONCE: i32 = 3;
 
 /// How the main job is run, beside the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
+    /// The file that the settings came from: read again on SIGHUP.
+    pub config: Option<PathBuf>,
     /// The kernel's type information, where it is not the running kernel's own.
     pub btf: Option<PathBuf>,
     /// Show what each reset would meet, and export nothing.
@@ -47,29 +62,29 @@ pub struct Options {
 /// Runs until a signal ends it.
 ///
 /// # Errors
-/// What keeps it from starting: no hook can run, a destination is wrong.
+/// What keeps it from starting: no hook can run, a destination is wrong, an address is taken.
 pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start")?;
     let account = Arc::new(Account::new());
-    let mut kernel = attach(settings, options)?;
+    let destinations = if options.dry_run { &[][..] } else { &settings.export.otlp[..] };
+    let outputs = outputs(destinations, settings, &account, runtime.handle())?;
+    let correlator = Correlator::new(&settings.correlation, settings.export.signals.traces && !outputs.is_empty());
+    let services = runtime.block_on(Services::start(settings, destinations, &account, &correlator))?;
+    let kernel = attach(settings, options)?;
     account.set_hooks(hooks(&kernel));
-    let outputs = if options.dry_run { Vec::new() } else { outputs(settings, &account, runtime.handle())? };
-    let pipeline = pipeline(settings, options, &kernel, outputs, Arc::clone(&account));
-    let counters = kernel.counters();
-    let (orders, inbox) = reader::orders().context("cannot start the reader")?;
     announce(&kernel);
-    let thread = thread::Builder::new()
-        .name("reader".into())
-        .spawn(move || {
-            let pipeline = reader::run(&mut kernel, pipeline, &inbox);
-            pipeline.finish(reader::now())
-        })
-        .context("cannot start the reader")?;
-    runtime.block_on(obey_signals(&counters, &account))?;
+    let counters = kernel.counters();
+    let stages = stages(settings, options, &kernel, outputs, &account, correlator);
+    let (orders, thread) = start_reader(kernel, stages)?;
+    look_after(&account, &counters, &orders);
+    runtime.block_on(obey_signals(options, settings, &counters, &orders))?;
     orders.give(Order::Stop);
-    let exporters = thread.join().map_err(|_| anyhow::anyhow!("the reader failed; its message stands above"))?;
-    runtime.block_on(flush(exporters))?;
-    refresh(&counters, &account);
+    let exporters = thread.join().map_err(|_| anyhow!("the reader failed; its message stands above"))?;
+    runtime.block_on(async {
+        let flushed = flush(exporters).await;
+        services.stop().await;
+        flushed
+    })?;
     print_counts(&counters);
     Ok(())
 }
@@ -100,40 +115,70 @@ fn hooks(kernel: &Kernel) -> Vec<HookCoverage> {
         .collect()
 }
 
-fn outputs(settings: &Settings, account: &Arc<Account>, runtime: &Handle) -> Result<Vec<Output>> {
-    let signals = settings.export.signals;
+fn outputs(
+    destinations: &[Destination],
+    settings: &Settings,
+    account: &Arc<Account>,
+    runtime: &Handle,
+) -> Result<Vec<Output>> {
     let start = |destination: &Destination| -> Result<Output> {
+        let signals = settings.export.signals;
         let exporter = Exporter::start(destination, signals, Arc::clone(account), runtime)?;
-        Ok(Output { batcher: Batcher::new(destination.batch.clone(), signals), exporter })
+        Ok(Output {
+            batcher: Batcher::new(destination.batch.clone(), destination.signals.unwrap_or(signals)),
+            exporter,
+        })
     };
-    settings.export.otlp.iter().map(start).collect()
+    destinations.iter().map(start).collect()
 }
 
-fn pipeline(
+fn stages(
     settings: &Settings,
     options: &Options,
     kernel: &Kernel,
     outputs: Vec<Output>,
-    account: Arc<Account>,
-) -> Pipeline {
+    account: &Arc<Account>,
+    correlator: Arc<Correlator>,
+) -> Stages {
     let enricher = Enricher::new(&settings.enrichment, PROC.into(), None, Instant::now());
     let tables = kernel.reasons().clone();
     let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), enricher.host());
     let spans = settings.export.signals.traces && !outputs.is_empty();
-    Pipeline::new(
+    Stages {
         decoder,
         enricher,
-        settings.filters.clone(),
-        Sampler::new(settings.sampling.clone()),
-        Teller::from_os(spans),
-        Console::for_stdout(settings.export.console),
+        correlator,
+        filters: settings.filters.clone(),
+        sampler: Sampler::new(settings.sampling.clone()),
+        teller: Teller::from_os(spans),
+        console: Console::for_stdout(settings.export.console),
         outputs,
-        account,
-        options.dry_run,
-    )
+        account: Arc::clone(account),
+        dry_run: options.dry_run,
+    }
 }
 
-/// The start-up line: ready, and what is not covered.
+fn start_reader(mut kernel: Kernel, stages: Stages) -> Result<(Orders, JoinHandle<Vec<Exporter>>)> {
+    let (orders, inbox) = reader::orders().context("cannot start the reader")?;
+    let read = move || reader::run(&mut kernel, Pipeline::new(stages), &inbox).finish(reader::now());
+    let thread = thread::Builder::new().name("reader".into()).spawn(read).context("cannot start the reader")?;
+    Ok((orders, thread))
+}
+
+/// Whoever looks at the account sees the kernel's counters of that moment, and whether the reader lives.
+fn look_after(account: &Account, counters: &Arc<Counters>, orders: &Orders) {
+    let (counters, orders) = (Arc::clone(counters), orders.clone());
+    account.before_look(move |account| {
+        account.ask_for_beat();
+        orders.wake();
+        let (captured, lost) = counters.read();
+        if let Ok(captured) = <&[u64; COUNTERS as usize]>::try_from(captured.as_slice()) {
+            account.kernel_counted(captured, &[(DropReason::RingBufferFull, lost.total())]);
+        }
+    });
+}
+
+/// The start-up lines: what is not covered, and ready.
 fn announce(kernel: &Kernel) {
     let missing = kernel.coverage().iter().filter(|hook| hook.missing.is_some());
     for hook in missing {
@@ -149,19 +194,92 @@ fn announce(kernel: &Kernel) {
     tracing::info!("ready: every reset on this host, through {}", hooks.join(", "));
 }
 
+/// What runs beside the pipeline on the runtime.
+struct Services {
+    stop: watch::Sender<bool>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    telemetry: Vec<Telemetry>,
+}
+
+impl Services {
+    async fn start(
+        settings: &Settings,
+        destinations: &[Destination],
+        account: &Arc<Account>,
+        correlator: &Arc<Correlator>,
+    ) -> Result<Self> {
+        let (stop, stopped) = watch::channel(false);
+        let mut services = Self { stop, tasks: Vec::new(), telemetry: Vec::new() };
+        let wait = move || {
+            let mut stopped = stopped.clone();
+            async move {
+                // The sender's end is a stop as well.
+                drop(stopped.wait_for(|stop| *stop).await);
+            }
+        };
+        if let Some(address) = settings.admin {
+            let admin = Admin::bind(address, Arc::clone(account)).await?;
+            services.tasks.push(tokio::spawn(admin.run(wait())));
+        }
+        if settings.correlation.grpc.is_some() || settings.correlation.http.is_some() {
+            let destination = destinations.first().context(
+                "correlation.otlp_receiver passes on to export.otlp, and that has no destination: give it an endpoint",
+            )?;
+            let receivers = receivers(settings, destination, correlator).await?;
+            services.tasks.push(tokio::spawn(receivers.run(wait())));
+        }
+        if settings.export.signals.metrics {
+            for destination in destinations {
+                if destination.signals.is_none_or(|signals| signals.metrics) {
+                    let account = Arc::clone(account);
+                    let telemetry = Telemetry::start(destination, account, METRICS_INTERVAL, &Handle::current())?;
+                    services.telemetry.push(telemetry);
+                }
+            }
+        }
+        Ok(services)
+    }
+
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        for telemetry in self.telemetry {
+            telemetry.shutdown(FLUSH_TIME).await;
+        }
+        for task in self.tasks {
+            if task.await.is_err() {
+                tracing::error!("a service failed; its message stands above");
+            }
+        }
+    }
+}
+
+async fn receivers(settings: &Settings, destination: &Destination, correlator: &Arc<Correlator>) -> Result<Receivers> {
+    let protocols: &[&str] = if destination.protocol == Protocol::Grpc { &["h2"] } else { &["http/1.1"] };
+    let tls = match destination.endpoint.starts_with("https://") {
+        true => Some((*TlsConfig::new(&destination.tls, protocols)?.current()).clone()),
+        false => None,
+    };
+    let backend = Backend::new(destination, tls)?;
+    let receivers =
+        Receivers::listen(&settings.correlation, backend, Arc::clone(correlator), Arc::new(find_owner)).await?;
+    for address in receivers.addresses() {
+        tracing::info!("applications may send their OTLP to {address}; it goes on to {}", destination.endpoint);
+    }
+    Ok(receivers)
+}
+
 /// Waits for the signal that ends the program, and does what the others ask for.
-async fn obey_signals(counters: &Counters, account: &Account) -> Result<()> {
+async fn obey_signals(options: &Options, settings: &Settings, counters: &Counters, orders: &Orders) -> Result<()> {
     let on = |kind| signal(kind).context("cannot listen to signals");
     let (mut end, mut interrupt) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
-    let mut counts: Signal = on(SignalKind::user_defined1())?;
+    let (mut counts, mut reload): (Signal, Signal) = (on(SignalKind::user_defined1())?, on(SignalKind::hangup())?);
+    let mut current = settings.clone();
     loop {
         tokio::select! {
             _ = end.recv() => break,
             _ = interrupt.recv() => break,
-            _ = counts.recv() => {
-                refresh(counters, account);
-                print_counts(counters);
-            }
+            _ = counts.recv() => print_counts(counters),
+            _ = reload.recv() => reload_rules(options, &mut current, orders),
         }
     }
     tokio::spawn(async move {
@@ -175,8 +293,32 @@ async fn obey_signals(counters: &Counters, account: &Account) -> Result<()> {
     Ok(())
 }
 
-/// Exit code after a second signal: what was queued is lost.
-pub const EXIT_AT_ONCE: i32 = 3;
+/// Reads the file again; a bad one changes nothing.
+fn reload_rules(options: &Options, current: &mut Settings, orders: &Orders) {
+    let Some(path) = &options.config else {
+        tracing::warn!("there is no file to read again: start with --config FILE");
+        return;
+    };
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(errors) => {
+            tracing::error!("the new configuration is not taken, the old one goes on:\n{errors}");
+            return;
+        }
+    };
+    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let Settings { filters, sampling, .. } = &config.settings;
+    orders.give(Order::Reconfigure(Box::new((filters.clone(), Sampler::new(sampling.clone())))));
+    let rules_only = Settings { filters: filters.clone(), sampling: sampling.clone(), ..current.clone() };
+    if rules_only != config.settings {
+        tracing::warn!(
+            "filters and sampling are as the file has them now; what else has changed in it needs a restart"
+        );
+    } else {
+        tracing::info!("filters and sampling are as the file has them now");
+    }
+    *current = rules_only;
+}
 
 async fn flush(exporters: Vec<Exporter>) -> Result<()> {
     let deadline = Instant::now() + FLUSH_TIME;
@@ -185,14 +327,6 @@ async fn flush(exporters: Vec<Exporter>) -> Result<()> {
         end.await.context("an exporter failed")?;
     }
     Ok(())
-}
-
-/// Takes the kernel's counters over into the account.
-fn refresh(counters: &Counters, account: &Account) {
-    let (captured, lost) = counters.read();
-    if let Ok(captured) = <&[u64; COUNTERS as usize]>::try_from(captured.as_slice()) {
-        account.kernel_counted(captured, &[(DropReason::RingBufferFull, lost.total())]);
-    }
 }
 
 /// The kernel's counts, for a person.

@@ -11,7 +11,7 @@ fn open(directory: &Path) -> Opened {
 }
 
 fn message(number: u32) -> Vec<u8> {
-    (0..1500 + number * 7 % 900).map(|at| (at ^ number) as u8).collect()
+    (0..400 + number * 7 % 300).map(|at| (at ^ number) as u8).collect()
 }
 
 /// A directory with 200 batches of 10 resets, every third one done. Returns the pending numbers.

@@ -90,7 +90,8 @@ pub(crate) fn handshake_hint(error: &std::io::Error) -> &'static str {
     use rustls::{CertificateError as Certificate, Error};
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match inner {
-        Some(Error::InvalidCertificate(Certificate::UnknownIssuer)) => {
+        // The signature is bad where an authority was made anew under its old name.
+        Some(Error::InvalidCertificate(Certificate::UnknownIssuer | Certificate::BadSignature)) => {
             "; set tls.ca_file to the authority that signed the server's certificate"
         }
         Some(Error::InvalidCertificate(Certificate::NotValidForName | Certificate::NotValidForNameContext { .. })) => {

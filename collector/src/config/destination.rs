@@ -112,7 +112,7 @@ impl Destinations {
 
     fn read_one(reader: &mut Reader<'_>, node: NodeId) -> Destination {
         let before = reader.problem_count();
-        let mut destination = Destination::default();
+        let mut destination = reader.base_destination();
         DestinationSection.read(reader, node, &mut destination);
         if destination.protocol == Protocol::HttpProtobuf && destination.endpoint == Destination::default().endpoint {
             let is_given = reader.mapping(node).is_some_and(|mut entries| entries.any(|(key, ..)| key == "endpoint"));

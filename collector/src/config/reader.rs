@@ -7,6 +7,7 @@ use super::{
     substitute,
     tree::{Content, NodeId, Tree},
 };
+use crate::{environment, settings::Destination};
 
 /// A walk over a tree.
 pub(super) struct Reader<'a> {
@@ -44,6 +45,12 @@ impl Scalar<'_> {
 impl<'a> Reader<'a> {
     pub(super) fn new(tree: &'a Tree, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
         Self { tree, env, path: String::new(), problems: Vec::new() }
+    }
+
+    /// What a destination starts from: the environment's `OTEL_EXPORTER_OTLP_*` over the defaults. A variable that cannot
+    /// be used is an error only where nothing else says what it would say, so here it is none.
+    pub(super) fn base_destination(&self) -> Destination {
+        environment::read(self.env).map_or_else(|_| Destination::default(), |from| from.base)
     }
 
     pub(super) fn into_problems(self) -> Vec<Problem> {

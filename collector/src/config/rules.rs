@@ -4,8 +4,9 @@ use serde_json::{Value as Json, json};
 
 use super::{
     codec::{Codec, Number, Shown, or_variable},
-    matching::{self, read_match, show_match},
+    matching::{self, read_match},
     reader::Reader,
+    showing::show_match,
     tree::NodeId,
 };
 use crate::{

@@ -4,5 +4,11 @@
 
 mod answers;
 mod backend;
+mod disk;
+mod law;
+mod lines;
+mod own_health;
 mod sending;
 mod strangers;
+mod throughput;
+mod tls;

@@ -1,0 +1,229 @@
+//! What an attribute must be, as a match has it: texts and globs, numbers and ranges, ports, addresses and networks.
+
+use std::net::IpAddr;
+
+use super::{
+    reader::{Reader, Scalar, shortened},
+    tree::NodeId,
+};
+use crate::{
+    attribute::Attribute,
+    filter::{Condition, End, Network, Numbers, Pattern, Ports, ResourceTest},
+};
+
+/// Reads one value or each of a list; `None`, with errors said, where one of them is wrong or there is none.
+pub(super) fn read_values(
+    reader: &mut Reader<'_>,
+    node: NodeId,
+    allowed: &str,
+    mut read: impl FnMut(&Scalar<'_>) -> Result<(), String>,
+) -> Option<()> {
+    read_values_or_ranges(reader, node, allowed, &mut |reader, node| {
+        let scalar = reader.scalar(node, allowed)?;
+        if scalar.is_null() {
+            reader.error(node, "there is no value", allowed);
+            return None;
+        }
+        read(&scalar).map_err(|message| reader.error(node, message, allowed)).ok()
+    })
+}
+
+fn read_values_or_ranges(
+    reader: &mut Reader<'_>,
+    node: NodeId,
+    allowed: &str,
+    read: &mut dyn FnMut(&mut Reader<'_>, NodeId) -> Option<()>,
+) -> Option<()> {
+    let Some(items) = reader.list(node) else { return read(reader, node) };
+    if items.is_empty() {
+        reader.error(node, "the list is empty: nothing could match", allowed);
+        return None;
+    }
+    let mut is_whole = true;
+    for (index, item) in items.iter().enumerate() {
+        is_whole &= reader.within(&format!("[{index}]"), |reader| read(reader, *item)).is_some();
+    }
+    is_whole.then_some(())
+}
+
+/// A glob; an error for what was meant as a regular expression.
+pub(super) fn text_pattern(text: &str) -> Result<Pattern, String> {
+    let is_grouped = text.contains('(') && text.contains('|') && text.contains(')');
+    let is_class = ["\\d", "\\w", "\\s", "\\b", "[a-", "[A-", "[0-", "[^"].iter().any(|class| text.contains(class));
+    if text.starts_with('^') || (text.ends_with('$') && !text.ends_with("\\$")) || is_grouped || is_class {
+        return Err(format!(
+            "`{}` looks like a regular expression: patterns are globs, * for any text, ? for one character",
+            shortened(text)
+        ));
+    }
+    Ok(Pattern::new(text))
+}
+
+pub(super) fn read_patterns(reader: &mut Reader<'_>, node: NodeId, allowed: &str) -> Option<Vec<Pattern>> {
+    let mut patterns = Vec::new();
+    read_values(reader, node, allowed, |value| {
+        patterns.push(text_pattern(&value.text)?);
+        Ok(())
+    })?;
+    Some(patterns)
+}
+
+pub(super) fn read_resource_test(reader: &mut Reader<'_>, node: NodeId, name: &str) -> Option<Condition> {
+    let allowed = "a text, a glob as \"checkout*\", a number, a list of them, or { gte: 1, lt: 10 }";
+    let (mut patterns, mut ranges) = (Vec::new(), Vec::new());
+    read_values_or_ranges(reader, node, allowed, &mut |reader, node| {
+        if reader.mapping(node).is_some() {
+            ranges.push(read_range(reader, node, allowed, &parse_number)?);
+            return Some(());
+        }
+        let scalar = reader.scalar(node, allowed)?;
+        if scalar.is_null() {
+            let allowed = format!("not: {{ {name}: \"*\" }} matches where it is not known");
+            reader.error(node, "there is no value", allowed);
+            return None;
+        }
+        let pattern = text_pattern(&scalar.text).map_err(|message| reader.error(node, message, allowed)).ok()?;
+        if scalar.text.contains(".*") {
+            let message = format!("`{}` has `.*`: a glob needs a dot there", scalar.shown());
+            reader.warning(node, message, "`*` alone for any text");
+        }
+        patterns.push(pattern);
+        Some(())
+    })?;
+    Some(Condition::Resource(ResourceTest::new(name, patterns, ranges)))
+}
+
+pub(super) fn read_address(reader: &mut Reader<'_>, node: NodeId, end: End) -> Option<Condition> {
+    let allowed = "an address or a network, as 10.0.0.7, 10.0.0.0/8 or \"fd00::/8\", or a list of them";
+    let mut networks = Vec::new();
+    read_values(reader, node, allowed, |value| {
+        networks.push(parse_network(&value.text).map_err(|what| format!("`{}` {what}", value.shown()))?);
+        Ok(())
+    })?;
+    Some(Condition::Address { end, networks })
+}
+
+fn parse_network(text: &str) -> Result<Network, String> {
+    let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+    let is_range = text.matches('-').count() == 1 && text.split('-').all(|end| end.parse::<IpAddr>().is_ok());
+    let parsed: IpAddr = match address.parse() {
+        Ok(parsed) => parsed,
+        Err(_) if is_range => return Err("is a range: write the networks that it is made of".into()),
+        Err(_) if text.contains(['*', '?']) => return Err("is a pattern: addresses are matched by networks".into()),
+        Err(_) => return Err("is neither an address nor a network".into()),
+    };
+    let width = if parsed.is_ipv4() { 32 } else { 128 };
+    let prefix = match prefix {
+        None => width,
+        Some(prefix) => prefix.parse().map_err(|_| format!("has no prefix length from 0 to {width}"))?,
+    };
+    let network = Network::new(parsed, prefix).ok_or_else(|| format!("has no prefix length from 0 to {width}"))?;
+    let is_base = network.base() == parsed.to_canonical();
+    if is_base { Ok(network) } else { Err(format!("has bits after its prefix: did you mean {network} or {parsed}?")) }
+}
+
+pub(super) fn read_ports(reader: &mut Reader<'_>, node: NodeId, end: End) -> Option<Condition> {
+    let allowed = "a port, a range as \"8000-8999\", a list of them, or { gte: 8000, lt: 9000 }";
+    let mut ranges = Vec::new();
+    read_values_or_ranges(reader, node, allowed, &mut |reader, node| {
+        let range = if reader.mapping(node).is_some() {
+            read_range(reader, node, allowed, &parse_number)?
+        } else {
+            let scalar = reader.scalar(node, allowed)?;
+            let parsed =
+                parse_numbers(&scalar.text, &parse_port).map_err(|what| format!("`{}` {what}", scalar.shown()));
+            parsed.map_err(|message| reader.error(node, message, allowed)).ok()?
+        };
+        let low = if range.low_inside { range.low.ceil() } else { range.low.floor() + 1.0 };
+        let high = if range.high_inside { range.high.floor() } else { range.high.ceil() - 1.0 };
+        // Casts of floats stop at the ends of u16, and infinite ends are meant to.
+        ranges.push((low as u16, high as u16));
+        if low > high || low > f64::from(u16::MAX) || high < 0.0 {
+            reader.error(
+                node,
+                "no port is in this range",
+                "a range whose end is not below its start, within 0 to 65535",
+            );
+            return None;
+        }
+        Some(())
+    })?;
+    Some(Condition::Port { end, ports: Ports::new(ranges) })
+}
+
+fn parse_port(text: &str) -> Option<f64> {
+    text.trim().parse::<u16>().ok().map(f64::from)
+}
+
+pub(super) fn parse_number(text: &str) -> Option<f64> {
+    text.trim().parse::<f64>().ok().filter(|number| number.is_finite())
+}
+
+/// One number, or a range `low-high` with both ends inside.
+fn parse_numbers(text: &str, parse: &dyn Fn(&str) -> Option<f64>) -> Result<Numbers, &'static str> {
+    if let Some(number) = parse(text) {
+        return Ok(Numbers::one(number));
+    }
+    let ends = text.split_once('-').and_then(|(low, high)| Some((parse(low.trim())?, parse(high.trim())?)));
+    let (low, high) = ends.ok_or("is not a number or a range within what is allowed")?;
+    let range = Numbers { low, high, low_inside: true, high_inside: true };
+    if range.is_empty() { Err("is empty: its end is below its start") } else { Ok(range) }
+}
+
+pub(super) fn read_number(
+    reader: &mut Reader<'_>,
+    node: NodeId,
+    attribute: Attribute,
+    allowed: &str,
+    parse: impl Fn(&str) -> Option<f64>,
+) -> Option<Condition> {
+    let mut ranges = Vec::new();
+    read_values_or_ranges(reader, node, allowed, &mut |reader, node| {
+        if reader.mapping(node).is_some() {
+            ranges.push(read_range(reader, node, allowed, &parse)?);
+            return Some(());
+        }
+        let scalar = reader.scalar(node, allowed)?;
+        let parsed = parse_numbers(&scalar.text, &parse).map_err(|what| format!("`{}` {what}", scalar.shown()));
+        ranges.push(parsed.map_err(|message| reader.error(node, message, allowed)).ok()?);
+        Some(())
+    })?;
+    Some(Condition::Number { attribute, ranges })
+}
+
+/// `{ gte: 1, lt: 10 }`
+fn read_range(
+    reader: &mut Reader<'_>,
+    node: NodeId,
+    allowed: &str,
+    parse: &dyn Fn(&str) -> Option<f64>,
+) -> Option<Numbers> {
+    let found = reader.entries(
+        node,
+        &["gte", "gt", "lte", "lt"],
+        &[("not", "not: { attribute: value }, around the attribute")],
+    )?;
+    let mut range = Numbers::ALL;
+    for (at, node) in found.iter().enumerate().filter_map(|(at, node)| Some((at, (*node)?))) {
+        let scalar = reader.scalar(node, allowed)?;
+        let Some(number) = parse(&scalar.text) else {
+            reader.error(node, format!("`{}` is not a number", scalar.shown()), allowed);
+            return None;
+        };
+        if at < 2 {
+            (range.low, range.low_inside) = (number, at == 0);
+        } else {
+            (range.high, range.high_inside) = (number, at == 2);
+        }
+    }
+    let is_doubled = found[0].is_some() && found[1].is_some() || found[2].is_some() && found[3].is_some();
+    if range == Numbers::ALL || is_doubled {
+        reader.error(node, "a range has one lower end, one upper end, or both", "{ gte: 1, lt: 10 }");
+        return None;
+    }
+    if range.is_empty() {
+        reader.error(node, "the range is empty: no number is in it", "an upper end above the lower end");
+        return None;
+    }
+    Some(range)
+}
