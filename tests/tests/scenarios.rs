@@ -16,7 +16,7 @@ fn every_reset_has_its_record() -> anyhow::Result<()> {
     }
     let filter = std::env::var("RESET_TESTS_SCENARIOS").unwrap_or_default();
     let collector = Collector::start(&[], &[])?;
-    let outcomes = suite::run(&filter, Some(&collector))?;
+    let outcomes = suite::run(&[&filter], Some(&collector))?;
     println!("{}", suite::table(&outcomes));
     let skipped: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.skipped.as_ref()).collect();
     assert!(skipped.is_empty() || !reset_collector_tests::in_ci(), "skipped in CI: {skipped:?}");
