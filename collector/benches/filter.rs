@@ -56,7 +56,7 @@ fn reset() -> Reset {
         segment_flags: 0,
         not_accepted: false,
         hook: Hook::ReceiveReset,
-        workload: Arc::new(Workload { attributes: attributes.into(), encoded: Vec::new() }),
+        workload: Arc::new(Workload { attributes: attributes.into(), ..Workload::default() }),
         trace: None,
         sample_weight: 1.0,
     }

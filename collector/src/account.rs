@@ -237,6 +237,12 @@ impl Account {
         state.leave_pipeline(resets);
     }
 
+    /// Records read from the ring buffer that nobody is to hear of.
+    pub fn read_and_dropped(&self, reason: DropReason, resets: u64) {
+        self.read(resets);
+        self.dropped_in_pipeline(reason, resets);
+    }
+
     /// Sets what is done before each look at the counters: the kernel's are read, the pipeline is asked for a sign of
     /// life. The first one set stays.
     pub fn before_look(&self, action: impl Fn(&Self) + Send + Sync + 'static) {

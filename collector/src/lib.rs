@@ -82,6 +82,7 @@ pub mod sender;
 pub mod sentence;
 pub mod settings;
 pub mod signal;
+pub mod signals;
 pub mod splice;
 pub mod splice_json;
 mod storage;

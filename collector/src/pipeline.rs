@@ -18,8 +18,10 @@ use crate::{
     enrich::Enricher,
     export::Exporter,
     filter::Filters,
+    pushdown,
     reset::{Clock, Decoder, Reset, read_record},
     sampler::{Sampler, Summary, Verdict},
+    settings::Capture,
     told::{Teller, Told},
 };
 
@@ -60,6 +62,8 @@ pub struct Stages {
     pub enricher: Enricher,
     /// Finds their traces.
     pub correlator: Arc<Correlator>,
+    /// Which resets are captured: the kernel's first rules, where it has them.
+    pub capture: Capture,
     /// Drops what is not wanted.
     pub filters: Filters,
     /// Chooses among the rest.
@@ -143,10 +147,11 @@ impl Pipeline {
     }
 
     /// Takes other rules; what has been decided stays.
-    pub fn reconfigure(&mut self, filters: Filters, sampler: Sampler, now: Now) {
+    pub fn reconfigure(&mut self, capture: Capture, filters: Filters, sampler: Sampler, now: Now) {
         for summary in self.stages.sampler.drain() {
             self.tell_summary(&summary, now.instant);
         }
+        self.stages.capture = capture;
         self.stages.filters = filters;
         self.stages.sampler = sampler;
     }
@@ -181,6 +186,11 @@ impl Pipeline {
 
     /// Rules, and out.
     fn decide(&mut self, mut reset: Reset, now: Now) {
+        if !pushdown::captured(&self.stages.capture, &reset) {
+            self.tally.filtered += 1;
+            self.show_fate(&reset, &"not captured, by the switches under capture");
+            return;
+        }
         let decision = self.stages.filters.decide(&reset);
         if !decision.keep {
             self.tally.filtered += 1;

@@ -23,6 +23,7 @@ use crate::{
     pushdown::Program,
     reset::Clock,
     sampler::Sampler,
+    settings::Capture,
 };
 
 /// Between two looks into the ring buffer while records come.
@@ -33,6 +34,8 @@ const RECORDS_AT_ONCE: usize = 8_192;
 /// Other rules.
 #[derive(Debug)]
 pub struct Rules {
+    /// What is captured, and how much.
+    pub capture: Capture,
     /// For user space.
     pub filters: Filters,
     /// For what the filters keep.
@@ -134,12 +137,15 @@ fn obey(inbox: &Inbox, kernel: &mut Kernel, pipeline: &mut Pipeline, now: Now) -
     for order in inbox.receiver.try_iter() {
         match order {
             Order::Reconfigure(rules) => {
-                let Rules { filters, sampler, program } = *rules;
+                let Rules { capture, filters, sampler, program } = *rules;
                 // Before user space's: what the kernel still drops by the old rules has been judged by them alone.
                 if let Some(Err(error)) = program.map(|program| kernel.set_rules(&program)) {
                     tracing::error!(%error, "the kernel did not take the new rules, its old ones go on beside the new");
                 }
-                pipeline.reconfigure(filters, sampler, now);
+                if let Err(error) = kernel.set_ceiling(capture.max_records_per_second) {
+                    tracing::error!(%error, "the kernel did not take the new ceiling, its old one goes on");
+                }
+                pipeline.reconfigure(capture, filters, sampler, now);
             }
             Order::Stop => stop = true,
         }
