@@ -134,7 +134,7 @@ fn try_hooks(kernel: &mut Kernel, stages: &Stages, btf: &Path, account: &Account
     let strangers = |_: &[u8]| account.read_and_dropped(DropReason::SelfTest, 1);
     match selftest::run(kernel, &stages.decoder, btf, Path::new(PROC), strangers)? {
         selftest::Outcome::Passed { resets } => {
-            account.read_and_dropped(DropReason::SelfTest, resets as u64);
+            account.read_and_dropped(DropReason::SelfTest, resets);
             tracing::info!("--btf: {resets} resets made to try the hooks came out right");
         }
         skipped => tracing::warn!("--btf: the hooks could not be tried: {skipped:?}"),
