@@ -45,14 +45,12 @@ impl Owners {
 
     /// Whether all tasks are to be looked at now.
     pub fn want_look(&self, now: Instant) -> bool {
-        self.next_look().is_some_and(|next| next <= now)
+        self.next_look(now).is_some_and(|next| next <= now)
     }
 
     /// When they are; `None` while nobody waits.
-    pub fn next_look(&self) -> Option<Instant> {
-        let first = self.waiting.first()?;
-        debug_assert!(first.credential != 0, "only resets with a file wait");
-        Some(self.looked.map_or_else(Instant::now, |looked| looked + PAUSE))
+    pub fn next_look(&self, now: Instant) -> Option<Instant> {
+        (!self.waiting.is_empty()).then(|| self.looked.map_or(now, |looked| looked + PAUSE))
     }
 
     /// All tasks have been looked at: names the owners that were found, and gives all resets back.

@@ -153,7 +153,7 @@ impl Pipeline {
         let batches = self.stages.outputs.iter().filter_map(|output| output.batcher.next_deadline()).min();
         // A span that comes ends a reset's wait before its deadline: look again soon while one waits.
         let traces = self.stages.correlator.next_deadline(now).map(|deadline| deadline.min(now + LOOK_FOR_TRACES));
-        [self.doubts.next_deadline(), self.stages.owners.next_look(), batches, traces].into_iter().flatten().min()
+        [self.doubts.next_deadline(), self.stages.owners.next_look(now), batches, traces].into_iter().flatten().min()
     }
 
     /// Gives a sign of life.
