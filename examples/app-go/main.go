@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -77,12 +76,11 @@ func checkout(writer http.ResponseWriter, request *http.Request) {
 	fmt.Fprintln(writer, "payment said", answer.StatusCode)
 }
 
-// pay has the fault: a cart that is too large is neither read nor answered; the connection is closed under it with SO_LINGER 0,
-// which its author took from a blog to be rid of TIME_WAIT. The fix: read to the end, answer 413.
+// pay has the fault: a cart that is too large is neither read nor answered. The connection is closed with the body unread, and
+// the kernel sends a reset. The fix: read to the end, answer 413.
 func pay(writer http.ResponseWriter, request *http.Request) {
 	if request.ContentLength > limit {
-		if connection, _, err := writer.(http.Hijacker).Hijack(); err == nil {
-			connection.(*net.TCPConn).SetLinger(0)
+		if connection, _, err := http.NewResponseController(writer).Hijack(); err == nil {
 			connection.Close()
 		}
 		return
