@@ -32,19 +32,34 @@ const GENERATED: &str = "<!-- Generated from the code by docs/generate; a test h
 
 /// Attributes of the workload: name, meaning, where it comes from.
 const RESOURCE: &[(&str, &str, &str)] = &[
-    ("service.name", "The service", "the process's published OpenTelemetry context, OTEL_SERVICE_NAME, \
-      OTEL_RESOURCE_ATTRIBUTES, the pod, the container or systemd unit, `unknown_service:` and the program; the first that is there"),
+    (
+        "service.name",
+        "The service",
+        "the process's published OpenTelemetry context, OTEL_SERVICE_NAME, \
+      OTEL_RESOURCE_ATTRIBUTES, the pod, the container or systemd unit, `unknown_service:` and the program; the first that is there",
+    ),
     ("process.pid", "The process, as the host numbers it", "the kernel's record"),
     ("process.creation.time", "When it started; with the pid, one process for ever", "the kernel's record"),
     ("process.executable.name", "Its program, without the path", "/proc/PID/exe, else the kernel's name of the task"),
     ("process.executable.path", "Its program", "/proc/PID/exe"),
     ("process.command_args", "Its arguments; only with `enrichment.command_line`", "/proc/PID/cmdline"),
     ("container.id", "Its container", "the path of its control group"),
-    ("container.name", "Its container's name, where the runtime puts it into the path", "the path of its control group"),
+    (
+        "container.name",
+        "Its container's name, where the runtime puts it into the path",
+        "the path of its control group",
+    ),
     ("k8s.pod.uid", "Its pod", "the path of its control group"),
-    ("k8s.pod.name, k8s.namespace.name, k8s.node.name, k8s.container.name, k8s.deployment.name, …", "Names of its pod",
-      "the Kubernetes API, or the collector's own environment for the pod that it is itself in"),
-    ("host.name, host.id, os.type", "The host; on every record, with an owner or without", "the kernel, /etc/machine-id"),
+    (
+        "k8s.pod.name, k8s.namespace.name, k8s.node.name, k8s.container.name, k8s.deployment.name, …",
+        "Names of its pod",
+        "the Kubernetes API, or the collector's own environment for the pod that it is itself in",
+    ),
+    (
+        "host.name, host.id, os.type",
+        "The host; on every record, with an owner or without",
+        "the kernel, /etc/machine-id",
+    ),
     ("any other", "What the process says of itself", "its published OpenTelemetry context, OTEL_RESOURCE_ATTRIBUTES"),
 ];
 
@@ -81,9 +96,18 @@ fn causes() -> String {
          6.10 name no reason for a reset that they send; the cause is told all the same.\n",
     );
     for (list, title) in [(List::Reset, "Of resets sent"), (List::Dropped, "Of resets received and not accepted")] {
-        put(&mut page, format_args!("\n## {title} (`{}…`)\n\n| reason | meaning | comes with |\n| --- | --- | --- |\n", list.prefix()));
+        put(
+            &mut page,
+            format_args!(
+                "\n## {title} (`{}…`)\n\n| reason | meaning | comes with |\n| --- | --- | --- |\n",
+                list.prefix()
+            ),
+        );
         for reason in REASONS.iter().filter(|reason| reason.list == list) {
-            put(&mut page, format_args!("| `{}` | {} | {} |\n", reason.name, cell(reason.meaning), cell(reason.causes)));
+            put(
+                &mut page,
+                format_args!("| `{}` | {} | {} |\n", reason.name, cell(reason.meaning), cell(reason.causes)),
+            );
         }
     }
     page
@@ -106,7 +130,8 @@ fn attributes() -> String {
          an owner has the host's alone.\n\n| attribute | meaning | from |\n| --- | --- | --- |\n",
     );
     for (names, meaning, source) in RESOURCE {
-        let names = names.split(", ").map(|name| if name.contains('.') { format!("`{name}`") } else { name.to_owned() });
+        let names =
+            names.split(", ").map(|name| if name.contains('.') { format!("`{name}`") } else { name.to_owned() });
         put(&mut page, format_args!("| {} | {meaning} | {source} |\n", names.collect::<Vec<_>>().join(", ")));
     }
     page.push_str(
@@ -116,7 +141,10 @@ fn attributes() -> String {
     for reason in DropReason::ALL {
         put(&mut page, format_args!("| `{}` | {} |\n", reason.word(), cell(reason.meaning())));
     }
-    put(&mut page, format_args!("\nThe {} words of `tcp.reset.cause` are in [causes.md](causes.md).\n", Cause::ALL.len()));
+    put(
+        &mut page,
+        format_args!("\nThe {} words of `tcp.reset.cause` are in [causes.md](causes.md).\n", Cause::ALL.len()),
+    );
     page
 }
 
@@ -135,7 +163,10 @@ fn configuration() -> String {
          changes nothing.\n\n## Keys\n\n| key | values | default | meaning |\n| --- | --- | --- | --- |\n"
     );
     for row in &rows {
-        put(&mut page, format_args!("| `{}` | {} | {} | {} |\n", row.path, cell(&row.kind), row.default, cell(&row.meaning)));
+        put(
+            &mut page,
+            format_args!("| `{}` | {} | {} | {} |\n", row.path, cell(&row.kind), row.default, cell(&row.meaning)),
+        );
     }
     page.push_str(ENVIRONMENT);
     page
@@ -169,7 +200,8 @@ fn walk(root: &Value, schema: &Value, path: &str, rows: &mut Vec<Row>) {
         let default = property.get("default").map_or_else(String::new, |default| format!("`{}`", brief(default)));
         let mut kinds: Vec<String> = alternatives.iter().filter_map(|one| kind(one)).collect();
         kinds.dedup();
-        let meaning = described(property).or_else(|| alternatives.iter().find_map(|one| described(one))).unwrap_or_default();
+        let meaning =
+            described(property).or_else(|| alternatives.iter().find_map(|one| described(one))).unwrap_or_default();
         rows.push(Row { path: path.clone(), kind: kinds.join(" or "), default, meaning });
         match (inner, list) {
             (Some(inner), _) => walk(root, inner, &path, rows),

@@ -16,6 +16,9 @@ fn pages_say_what_the_code_says() {
         }
         let stands = std::fs::read_to_string(&path).unwrap_or_default();
         let difference = stands.lines().zip(text.lines()).find(|(old, new)| old != new);
-        assert!(stands == text, "docs/{name} is not what the code says: run docs/generate. First difference: {difference:?}");
+        assert!(
+            stands == text,
+            "docs/{name} is not what the code says: run docs/generate. First difference: {difference:?}"
+        );
     }
 }
