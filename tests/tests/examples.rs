@@ -125,7 +125,8 @@ fn rules_of_prometheus_name_metrics_that_there_are() -> Result<()> {
         for rule in rules {
             let expression = rule["expr"].as_str().context("a rule without expr")?;
             ensure!(rule["alert"].is_string() && rule["annotations"]["summary"].is_string(), "{rule}");
-            for word in words(expression).filter(|word| word.starts_with("tcp_") || word.starts_with("reset_collector_"))
+            for word in
+                words(expression).filter(|word| word.starts_with("tcp_") || word.starts_with("reset_collector_"))
             {
                 ensure!(metrics.contains(word), "{}: there is no metric {word}", rule["alert"]);
             }
