@@ -71,7 +71,7 @@ fn documents(path: &Path) -> Result<Vec<Value>> {
 fn load(text: &str, name: &str) -> Result<()> {
     let variable = |variable: &str| match variable {
         "HOST_IP" => Some("192.0.2.1".to_owned()),
-        "NODE_NAME" | "K8S_POD_UID" => Some("x".to_owned()),
+        "NODE_NAME" | "K8S_POD_UID" | "TOKEN" => Some("x".to_owned()),
         _ => None,
     };
     match config::parse(text, name, &variable) {
@@ -220,6 +220,18 @@ fn every_example_has_a_page_of_one_screen_whose_files_are_there() -> Result<()> 
         let path = root.join(page);
         let text = fs::read_to_string(&path).with_context(|| page.to_owned())?;
         check_links(path.parent().unwrap_or(&root), &text)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_readme_shows_a_valid_configuration_and_every_cause() -> Result<()> {
+    let readme = fs::read_to_string(crate_directory().join("../README.md"))?;
+    let blocks: Vec<&str> = readme.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    ensure!(!blocks.is_empty(), "the README shows no configuration");
+    blocks.iter().try_for_each(|block| load(block, "README.md"))?;
+    for cause in probes::Cause::ALL {
+        ensure!(readme.contains(&format!("`{}`", cause.word())), "the README has no {}", cause.word());
     }
     Ok(())
 }
