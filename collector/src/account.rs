@@ -31,17 +31,22 @@ pub const DURATION_BOUNDS: [f64; 14] =
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneId(u64);
 
+/// What is done before each look at the counters.
+type BeforeLook = Box<dyn Fn(&Account) + Send + Sync>;
+
 /// The counters, shared by the whole program.
 pub struct Account {
     state: Mutex<State>,
     started: SystemTime,
     /// Called before each look, so that nothing need be told while nobody looks.
-    before_look: OnceLock<Box<dyn Fn(&Self) + Send + Sync>>,
+    before_look: OnceLock<BeforeLook>,
 }
 
 struct State {
     /// By [`counter_index`], as the kernel counted them.
     kernel: Vec<u64>,
+    /// Dropped by the rules in the kernel.
+    kernel_filtered: u64,
     /// Lost in the kernel, by reason.
     kernel_dropped: Dropped,
     /// Read from the ring buffer.
@@ -181,6 +186,7 @@ impl Account {
     pub fn new() -> Self {
         let state = State {
             kernel: vec![0; COUNTERS as usize],
+            kernel_filtered: 0,
             kernel_dropped: [0; REASONS],
             read: 0,
             filtered: 0,
@@ -196,10 +202,11 @@ impl Account {
     }
 
     /// Takes over the kernel's counters: totals since the probes were attached, the resets by [`counter_index`] and
-    /// what was lost in the kernel by reason. Both must be read in one go, the losses first.
-    pub fn kernel_counted(&self, resets: &[u64; COUNTERS as usize], lost: &[(DropReason, u64)]) {
+    /// what its rules dropped and what was lost in it by reason. All must be read in one go, the resets last.
+    pub fn kernel_counted(&self, resets: &[u64; COUNTERS as usize], filtered: u64, lost: &[(DropReason, u64)]) {
         let mut state = self.lock();
         state.kernel.copy_from_slice(resets);
+        state.kernel_filtered = filtered;
         for (reason, count) in lost {
             state.kernel_dropped[*reason as usize] = *count;
         }
@@ -231,6 +238,12 @@ impl Account {
         let mut state = self.lock();
         state.pipeline_dropped[reason as usize] += resets;
         state.leave_pipeline(resets);
+    }
+
+    /// Records read from the ring buffer that nobody is to hear of.
+    pub fn read_and_dropped(&self, reason: DropReason, resets: u64) {
+        self.read(resets);
+        self.dropped_in_pipeline(reason, resets);
     }
 
     /// Sets what is done before each look at the counters: the kernel's are read, the pipeline is asked for a sign of
@@ -270,7 +283,7 @@ impl Account {
                 return (lane.id, name);
             }
             number += 1;
-            name = format!("{destination}#{number}").into();
+            name = lane_name(destination, number).into();
         }
         let id = LaneId(state.next_lane);
         state.next_lane += 1;
@@ -295,16 +308,16 @@ impl Account {
             action(self);
         }
         let state = self.lock();
-        let kernel_dropped: u64 = state.kernel_dropped.iter().sum();
+        let ended_in_kernel = state.kernel_dropped.iter().sum::<u64>() + state.kernel_filtered;
         // A record may be read before the kernel's counters are read again: never fewer than were seen.
-        let captured = state.kernel.iter().sum::<u64>().max(state.read + kernel_dropped);
-        let in_ring_buffer = captured - state.read - kernel_dropped;
+        let captured = state.kernel.iter().sum::<u64>().max(state.read + ended_in_kernel);
+        let in_ring_buffer = captured - state.read - ended_in_kernel;
         let mut dropped_before_lanes = state.kernel_dropped;
         add(&mut dropped_before_lanes, &state.pipeline_dropped);
         Snapshot {
             captured,
             resets: state.resets(),
-            filtered: state.filtered,
+            filtered: state.filtered + state.kernel_filtered,
             sampled_out: state.sampled_out,
             dropped_before_lanes,
             in_ring_buffer,
@@ -481,6 +494,11 @@ impl Lane {
             health: self.health.clone(),
         }
     }
+}
+
+/// The name of the nth destination with this endpoint, from 1.
+pub(crate) fn lane_name(destination: &str, number: usize) -> String {
+    if number == 1 { destination.to_owned() } else { format!("{destination}#{number}") }
 }
 
 fn add(sum: &mut Dropped, more: &Dropped) {

@@ -15,7 +15,7 @@ fn a_reset_is_in_one_place_all_the_way() {
     let (id, _) = account.open_lane("http://backend:4317", Signal::Logs);
     let mut resets = [0; COUNTERS as usize];
     resets[counter_index(Cause::PortClosed, Origin::Passive, Direction::Transmit) as usize] = 100;
-    account.kernel_counted(&resets, &[(DropReason::RingBufferFull, 7)]);
+    account.kernel_counted(&resets, 0, &[(DropReason::RingBufferFull, 7)]);
     assert_eq!(lane(&account).1.queued, 93);
     account.read(93);
     assert_eq!(lane(&account).0.in_ring_buffer, 0);

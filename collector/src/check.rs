@@ -1,6 +1,6 @@
 //! What `check` and `schema` say of a configuration.
 //!
-//! What this host lacks is not known here.
+//! What this host lacks is found out in [`crate::coverage`].
 
 use serde::Serialize;
 
@@ -28,15 +28,18 @@ pub fn text(config: &Config, program: &Program) -> String {
 }
 
 /// For a program (`--format json`): one object, whether the file is valid or not.
-pub fn json(checked: Result<(&Config, &Program), &ConfigErrors>) -> String {
+pub fn json(checked: Result<(&Config, &Program), &ConfigErrors>, host: &serde_json::Value) -> String {
     let report = match checked {
         Ok((config, program)) => Report {
             valid: true,
             diagnostics: &config.warnings,
             settings: Some(config::show(&config.settings)),
             filters: program.places().iter().map(ToString::to_string).collect(),
+            host,
         },
-        Err(errors) => Report { valid: false, diagnostics: &errors.diagnostics, settings: None, filters: Vec::new() },
+        Err(errors) => {
+            Report { valid: false, diagnostics: &errors.diagnostics, settings: None, filters: Vec::new(), host }
+        }
     };
     serde_json::to_string_pretty(&report).unwrap_or_default() + "\n"
 }
@@ -52,6 +55,8 @@ struct Report<'a, S: Serialize> {
     settings: Option<S>,
     /// Where each filter runs, in their order.
     filters: Vec<String>,
+    /// What this host offers.
+    host: &'a serde_json::Value,
 }
 
 #[cfg(test)]
@@ -66,7 +71,7 @@ mod tests {
     #[test]
     fn json_of_a_broken_file_names_the_place() {
         let errors = parse("capture: { sent: 1 }").unwrap_err();
-        let report: serde_json::Value = serde_json::from_str(&json(Err(&errors))).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&json(Err(&errors), &serde_json::Value::Null)).unwrap();
         assert_eq!(report["valid"], false);
         let diagnostic = &report["diagnostics"][0];
         assert_eq!((&diagnostic["line"], &diagnostic["column"]), (&1.into(), &18.into()));
@@ -80,7 +85,8 @@ mod tests {
         let text = text(&config, &program);
         assert!(text.contains("filters[0] in the kernel\n"), "{text}");
         assert!(text.contains("filters[1] in user space: it tests what the kernel does not know\n"), "{text}");
-        let report: serde_json::Value = serde_json::from_str(&json(Ok((&config, &program)))).unwrap();
+        let report: serde_json::Value =
+            serde_json::from_str(&json(Ok((&config, &program)), &serde_json::Value::Null)).unwrap();
         assert_eq!((&report["valid"], &report["filters"][0]), (&true.into(), &"in the kernel".into()));
         assert_eq!(report["settings"]["filters"][0]["drop"]["network.local.port"], 22);
     }

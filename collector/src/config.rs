@@ -43,9 +43,7 @@ pub struct Config {
 /// Everything that is wrong with the file, or why it cannot be read.
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let name = path.display().to_string();
-    let of_file = |message: String, allowed: &str| ConfigErrors {
-        diagnostics: vec![Diagnostic::of_file(&name, message, allowed)],
-    };
+    let of_file = |message: String, allowed: &str| ConfigErrors::from(Diagnostic::of_file(&name, message, allowed));
     let unreadable =
         |error: std::io::Error| of_file(format!("the file cannot be read: {error}"), "a file that this user may read");
     if std::fs::metadata(path).map_err(unreadable)?.is_dir() {
@@ -58,9 +56,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
 
 /// As [`parse`], of bytes that may be no text.
 fn parse_bytes(bytes: &[u8], name: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigErrors> {
-    let of_file = |message: String, allowed: &str| ConfigErrors {
-        diagnostics: vec![Diagnostic::of_file(name, message, allowed)],
-    };
+    let of_file = |message: String, allowed: &str| ConfigErrors::from(Diagnostic::of_file(name, message, allowed));
     if bytes.len() as u64 > MAX_FILE_SIZE {
         return Err(of_file("the file is larger than 1 MiB".into(), "at most 1 MiB"));
     }
@@ -85,23 +81,22 @@ fn parse_bytes(bytes: &[u8], name: &str, env: &dyn Fn(&str) -> Option<String>) -
 /// Everything that is wrong with the text.
 pub fn parse(text: &str, name: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigErrors> {
     if text.len() as u64 > MAX_FILE_SIZE {
-        let diagnostics = vec![Diagnostic::of_file(name, "the file is larger than 1 MiB", "at most 1 MiB")];
-        return Err(ConfigErrors { diagnostics });
+        return Err(Diagnostic::of_file(name, "the file is larger than 1 MiB", "at most 1 MiB").into());
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let (tree, root) = tree::parse(text)
-        .map_err(|problem| ConfigErrors { diagnostics: problem::diagnostics(text, name, vec![problem]) })?;
     let mut settings = Settings::default();
-    let mut reader = Reader::new(&tree, env);
-    if let Some(root) = root {
-        sections::File.read(&mut reader, root, &mut settings);
-        sections::check(&mut reader, root, &settings);
-    }
-    let diagnostics = problem::diagnostics(text, name, reader.into_problems());
-    if diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error) {
-        return Err(ConfigErrors { diagnostics });
-    }
-    Ok(Config { settings, warnings: diagnostics })
+    let problems = match tree::parse(text) {
+        Ok((tree, Some(root))) => {
+            let mut reader = Reader::new(&tree, env);
+            sections::File.read(&mut reader, root, &mut settings);
+            sections::check(&mut reader, root, &settings);
+            reader.into_problems()
+        }
+        Ok((_, None)) => problem::Problems::default(),
+        Err(problem) => problem.into(),
+    };
+    let warnings = problem::diagnostics(text, name, problems)?;
+    Ok(Config { settings, warnings })
 }
 
 /// Settings as a file would have them, every key; values of headers redacted.

@@ -29,6 +29,8 @@ use tower_service::Service;
 use crate::tls::{self, TlsConfig};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// With proxy and TLS; a connection may be made beside the request that asked for it, which has its own timeout.
+const WHOLE_TIMEOUT: Duration = Duration::from_secs(15);
 const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 /// Unacknowledged data end a connection after this time, so that a network that parted is noticed.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -111,7 +113,11 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        Box::pin(self.clone().connect(uri))
+        let connecting = self.clone().connect(uri);
+        Box::pin(async move {
+            let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, "the other end takes too long");
+            tokio::time::timeout(WHOLE_TIMEOUT, connecting).await.map_err(timed_out)?
+        })
     }
 }
 

@@ -31,6 +31,7 @@ drop_reasons! {
     RetriesExhausted "retries_exhausted" "The backend did not take the request within retry_on_failure.max_elapsed_time",
     PermanentError "permanent_error" "The backend refused the request and will refuse it again",
     TooLarge "too_large" "The backend takes no request of this size: lower batch.max_size or batch.max_bytes",
+    SelfTest "self_test" "Made by the collector itself at its start, to try the hooks",
     UnsupportedSignal "unsupported_signal" "The backend does not take this signal: leave it out of export.signals",
     Shutdown "shutdown" "Not sent before the deadline at the end of the program, and no storage to keep it",
     StorageFull "storage_full" "The storage directory would not take it: full, read-only or over its limit",

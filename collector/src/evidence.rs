@@ -22,6 +22,8 @@ const LATE: Duration = Duration::from_millis(5);
 const SKEW: Duration = Duration::from_millis(2);
 /// A call fails this soon after the reset of its connection; what fails later has another reason.
 const NEAR: Duration = Duration::from_millis(250);
+/// The same for a call that does not say that it was reset: a connection may have ended otherwise.
+const VERY_NEAR: Duration = Duration::from_millis(100);
 
 /// What a span tells of its connection.
 #[derive(Clone, Debug, PartialEq)]
@@ -154,8 +156,10 @@ fn fit_of_context(seen: &Seen, reset: &Reset, trace: &Trace) -> Fit {
 fn fit_of_own_connection(seen: &Seen, reset: &Reset) -> Fit {
     let time = reset.time_unix_ns;
     let established = reset.connection.duration_ns.map(|duration| time.saturating_sub(duration));
-    // The same port, an earlier connection.
-    if established.is_some_and(|established| established > seen.end_unix_ns) || time < seen.start_unix_ns {
+    // The same port, an earlier connection: a request is on one that has been established.
+    let earlier =
+        established.is_some_and(|established| established > seen.start_unix_ns.saturating_add(nanoseconds(SKEW)));
+    if earlier || time < seen.start_unix_ns {
         return Fit::No;
     }
     if time <= seen.end_unix_ns {
@@ -174,9 +178,13 @@ fn fit_of_own_connection(seen: &Seen, reset: &Reset) -> Fit {
 
 /// A span that does not name its connection: its failure must be such as the reset makes, and at its time.
 fn fit_of_failure(seen: &Seen, reset: &Reset) -> Fit {
-    let refused = reset.cause == Cause::RefusedByPeer;
-    // A refused attempt may be tried again for long within one call.
-    let near = refused || seen.end_unix_ns.saturating_sub(reset.time_unix_ns) <= nanoseconds(NEAR);
+    let near = match seen.failure {
+        // A refused attempt may be tried again for long within one call.
+        Failure::Refused => Duration::MAX,
+        Failure::Reset => NEAR,
+        _ => VERY_NEAR,
+    };
+    let near = u128::from(seen.end_unix_ns.saturating_sub(reset.time_unix_ns)) <= near.as_nanos();
     if holds(seen, reset.time_unix_ns) && near && failure_fits(seen, reset) { Fit::Failed } else { Fit::No }
 }
 
@@ -209,7 +217,7 @@ fn failure_fits(seen: &Seen, reset: &Reset) -> bool {
     match seen.failure {
         Failure::None | Failure::Answered => false,
         Failure::Refused => refused,
-        Failure::Broken => !refused,
+        Failure::Reset | Failure::Broken => !refused,
         // A server's call is cancelled by the reset; a client gives up and resets.
         Failure::GivenUp => seen.role == Role::Server || reset.direction == Direction::Transmit || timed_out,
         Failure::Other => true,

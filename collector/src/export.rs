@@ -1,9 +1,10 @@
 //! A destination's way out: batches from the pipeline go into a queue per signal, consumers send them and try again.
 //!
-//! What is retried and how long stands in [`crate::retry`], what waits in [`crate::queue`], the wire in
+//! What is retried and how long stands in [`crate::retry`], what waits in `queue`, the wire in
 //! [`crate::client`].
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::{
         Arc,
@@ -15,7 +16,7 @@ use std::{
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
 use crate::{
-    account::{Account, DropReason, LaneId},
+    account::{Account, DropReason, LaneId, lane_name},
     answer::Answer,
     batch::Batch,
     client::{Client, ClientError, SendError},
@@ -68,9 +69,9 @@ struct Lane {
 }
 
 impl Exporter {
-    /// Starts a destination's consumers on this runtime, for logs and traces as `signals` and the
-    /// destination's own say. The lanes of the
-    /// account are named after the endpoint. After a reload, shut the old exporters down first.
+    /// Starts a destination's consumers on this runtime, for logs and traces as `signals` and the destination's own
+    /// say. The lanes of the account are named after the endpoint. At a reload, shut the old exporters down first:
+    /// they hold the storage.
     pub fn start(
         destination: &settings::Destination,
         signals: Signals,
@@ -97,6 +98,9 @@ impl Exporter {
     /// Takes a batch from the pipeline. Never waits for the network. Where the batch has nothing for a signal (every
     /// event stands on an application's own span already), its resets count as exported.
     pub fn push(&self, batch: &Batch) {
+        if batch.resets == 0 {
+            return;
+        }
         for lane in &self.lanes {
             let body = match lane.signal {
                 Signal::Logs => &batch.logs,
@@ -172,6 +176,29 @@ impl Drop for Exporter {
         self.consumers.iter().chain(&self.syncers).for_each(JoinHandle::abort);
         self.lanes.iter().for_each(|lane| lane.account.release_lane(lane.id));
     }
+}
+
+/// Directories below the configured storage that hold resets for none of these destinations: an endpoint was changed,
+/// and what waited for the old one waits for ever. To be said at the start.
+pub fn forgotten_storage(destinations: &[settings::Destination]) -> Vec<PathBuf> {
+    let mut ours = Vec::new();
+    for (at, destination) in destinations.iter().enumerate() {
+        let same = destinations[..at].iter().filter(|earlier| earlier.endpoint == destination.endpoint).count();
+        for number in 1..=same + 1 {
+            let name = lane_name(&destination.endpoint, number);
+            ours.extend(Signal::ALL.iter().filter_map(|signal| storage_directory(&destination.queue, &name, *signal)));
+        }
+    }
+    let parents: BTreeSet<_> =
+        destinations.iter().filter_map(|destination| destination.queue.storage.as_ref()).collect();
+    let below = |path: &PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let lanes = parents.into_iter().flat_map(below).flat_map(|path| below(&path).collect::<Vec<_>>());
+    let mut forgotten: Vec<_> = lanes
+        .filter(|path| !ours.contains(path))
+        .filter(|path| below(path).any(|file| file.extension().is_some_and(|extension| extension == "log")))
+        .collect();
+    forgotten.sort();
+    forgotten
 }
 
 /// Every destination and signal has a directory of its own below the configured one.

@@ -17,7 +17,9 @@ pub enum Failure {
     Answered,
     /// The connection was refused.
     Refused,
-    /// The connection broke.
+    /// The connection was reset.
+    Reset,
+    /// The connection broke, or ended too soon.
     Broken,
     /// It was cancelled or ran out of time.
     GivenUp,
@@ -120,17 +122,17 @@ const fn by_grpc_status(status: Option<GrpcStatus>) -> Option<Failure> {
 /// The words that errors of Go, Node, Python, Java and .NET have in them; the first that is found decides.
 const WORDS: &[(&[u8], Failure)] = &[
     (b"refused", Failure::Refused),
-    (b"connection reset", Failure::Broken),
-    (b"connectionreset", Failure::Broken),
-    (b"econnreset", Failure::Broken),
+    (b"connection reset", Failure::Reset),
+    (b"connectionreset", Failure::Reset),
+    (b"econnreset", Failure::Reset),
     (b"timed out", Failure::GivenUp),
     (b"timeout", Failure::GivenUp),
     (b"deadline", Failure::GivenUp),
     (b"cancel", Failure::GivenUp),
     (b"operation was aborted", Failure::GivenUp),
     (b"hang up", Failure::Broken),
-    (b"broken pipe", Failure::Broken),
-    (b"epipe", Failure::Broken),
+    (b"broken pipe", Failure::Reset),
+    (b"epipe", Failure::Reset),
     (b"aborted", Failure::Broken),
     (b"closed", Failure::Broken),
     (b"disconnect", Failure::Broken),

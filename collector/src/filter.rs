@@ -10,6 +10,7 @@ mod range;
 use std::{fmt, sync::Arc};
 
 pub use condition::{Condition, End, FactSets, IPV4, IPV6, ResourceTest, Subject};
+use cover::Prover;
 pub use pattern::Pattern;
 pub use range::{Network, Numbers, Ports};
 
@@ -103,23 +104,21 @@ impl ResourceNames {
 /// every pair was looked at. Each later rule stands once, with the first that shadows it.
 pub fn shadowed(conditions: &[&Condition]) -> (Vec<(usize, usize)>, bool) {
     /// Bounds the analysis of a hostile file to about a second; a thousand ordinary rules take a hundredth of it.
-    const MAX_STEPS: usize = 200_000_000;
-    let sizes: Vec<_> = conditions.iter().map(|condition| condition.size()).collect();
-    let mut pairs = Vec::new();
-    let mut steps = 0_usize;
-    for (later, condition) in conditions.iter().enumerate() {
-        for (earlier, earlier_condition) in conditions[..later].iter().enumerate() {
-            steps = steps.saturating_add(sizes[earlier].saturating_mul(sizes[later]));
-            if steps > MAX_STEPS {
-                return (pairs, false);
-            }
-            if earlier_condition.covers(condition) {
-                pairs.push((earlier, later));
-                break;
-            }
-        }
-    }
-    (pairs, true)
+    const MAX_STEPS: usize = 100_000_000;
+    let prover = Prover::new(MAX_STEPS);
+    let shadow = |(later, condition): (usize, &&Condition)| {
+        let earlier = conditions[..later].iter().position(|earlier| prover.covers(earlier, condition))?;
+        Some((earlier, later))
+    };
+    let pairs = conditions.iter().enumerate().filter_map(shadow).collect();
+    (pairs, !prover.is_exhausted())
+}
+
+/// Whether it is proven that no reset can meet the condition.
+pub fn is_never(condition: &Condition) -> bool {
+    /// Far more than a rule takes that a person wrote; thousands of hostile ones still take no more than a second.
+    const MAX_STEPS: usize = 20_000;
+    Prover::new(MAX_STEPS).is_never(condition)
 }
 
 #[cfg(test)]

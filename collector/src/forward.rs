@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Bytes of an answer at most: a partial success is some hundred.
-const MOST_ANSWER_BYTES: usize = 4 << 20;
+pub(crate) const MOST_ANSWER_BYTES: usize = 4 << 20;
 /// Connecting takes no longer; within the destination's timeout.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 

@@ -4,6 +4,7 @@
 //! nothing about a reset: the programs do, and [`crate::reset`] reads what they wrote.
 
 use std::{
+    io,
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     sync::Arc,
@@ -11,23 +12,33 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{Array, MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, ProgramError},
+    maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{BtfTracePoint, Iter, ProgramError},
 };
 use probes::{
     COUNTERS, Cause, Direction, Origin,
     cause::ReasonClass,
+    control::Control,
     counter_index,
     field::{Field, Place},
+    rule::{MAX_RULES, Rule},
 };
+use zerocopy::IntoBytes;
 
-use crate::btf::{BtfError, Types};
+use crate::{
+    btf::{BtfError, Types},
+    owners::Processes,
+    pushdown::Program,
+};
 
 /// The programs, built from `probes/` (`make probes`).
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../probes/reset.bpf.o");
 
 /// The running kernel's types.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// Bytes of a rule.
+const RULE_LEN: usize = size_of::<Rule>();
 
 /// Why nothing can be captured at all.
 #[derive(Debug, thiserror::Error)]
@@ -166,14 +177,29 @@ impl Counts {
 pub struct Counters {
     captured: PerCpuArray<MapData, u64>,
     lost: PerCpuArray<MapData, u64>,
+    withheld: PerCpuArray<MapData, u64>,
+}
+
+/// The kernel's counters at one time, since the programs were loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tallies {
+    /// Every reset, before any rule.
+    pub captured: Counts,
+    /// Dropped by the rules in the kernel.
+    pub filtered: u64,
+    /// Over the ceiling on records a second.
+    pub over_ceiling: u64,
+    /// For which the ring buffer had no room.
+    pub lost: u64,
 }
 
 impl Counters {
-    /// Resets captured and resets that the ring buffer could not take, before any rule; the losses are read first, so
-    /// that they are never more than what was captured.
-    pub fn read(&self) -> (Counts, Counts) {
-        let lost = sum(&self.lost);
-        (sum(&self.captured), lost)
+    /// Reads them, what was captured last: the others are never more than that.
+    pub fn read(&self) -> Tallies {
+        let lost = sum(&self.lost, COUNTERS).total();
+        let withheld = sum(&self.withheld, 2).0;
+        let [filtered, over_ceiling] = [0, 1].map(|index| withheld.get(index).copied().unwrap_or(0));
+        Tallies { captured: sum(&self.captured, COUNTERS), filtered, over_ceiling, lost }
     }
 }
 
@@ -181,8 +207,13 @@ impl Counters {
 pub struct Kernel {
     /// The programs and their links, until detached.
     programs: Option<Ebpf>,
+    btf: Btf,
+    processes: Option<Processes>,
     ring: RingBuf<MapData>,
-    reader_sleeps: Array<MapData, u32>,
+    control: Array<MapData, [u32; 4]>,
+    rules: Array<MapData, [u8; RULE_LEN]>,
+    /// What the map holds, but for the programs' own writes.
+    said: Control,
     counters: Arc<Counters>,
     coverage: Vec<Coverage>,
     reasons: ReasonTables,
@@ -203,6 +234,7 @@ struct Globals {
     reset_classes: [u8; 64],
     drop_classes: [u8; 256],
     has_tai_clock: u32,
+    has_loop: u32,
     reasons: ReasonTables,
 }
 
@@ -231,9 +263,10 @@ impl Globals {
                 *class = ReasonClass::of_drop_reason(name) as u8;
             }
         }
-        let has_tai_clock =
-            u32::from(types.enumerators("bpf_func_id", "BPF_FUNC_").iter().any(|(_, name)| name == "ktime_get_tai_ns"));
-        Self { places, reset_classes, drop_classes, has_tai_clock, reasons }
+        let helpers = types.enumerators("bpf_func_id", "BPF_FUNC_");
+        let has = |helper: &str| u32::from(helpers.iter().any(|(_, name)| name == helper));
+        let (has_tai_clock, has_loop) = (has("ktime_get_tai_ns"), has("loop"));
+        Self { places, reset_classes, drop_classes, has_tai_clock, has_loop, reasons }
     }
 }
 
@@ -251,14 +284,19 @@ impl Kernel {
             .override_global("RESET_CLASSES", globals.reset_classes.as_slice(), true)
             .override_global("DROP_CLASSES", globals.drop_classes.as_slice(), true)
             .override_global("HAS_TAI_CLOCK", &globals.has_tai_clock, true)
+            .override_global("HAS_LOOP", &globals.has_loop, true)
             .map_max_entries("RESETS", ring_buffer_bytes)
             .load(OBJECT)
             .map_err(|error| KernelError::Load(chain(&error)))?;
         let ring = RingBuf::try_from(take(&mut programs, "RESETS")?).map_err(|_| KernelError::Map("RESETS"))?;
-        let reader_sleeps =
-            Array::try_from(take(&mut programs, "READER_SLEEPS")?).map_err(|_| KernelError::Map("READER_SLEEPS"))?;
+        let control = Array::try_from(take(&mut programs, "CONTROL")?).map_err(|_| KernelError::Map("CONTROL"))?;
+        let rules = Array::try_from(take(&mut programs, "RULES")?).map_err(|_| KernelError::Map("RULES"))?;
+        let withheld =
+            PerCpuArray::try_from(take(&mut programs, "WITHHELD")?).map_err(|_| KernelError::Map("WITHHELD"))?;
         let captured =
             PerCpuArray::try_from(take(&mut programs, "CAPTURED")?).map_err(|_| KernelError::Map("CAPTURED"))?;
+        let processes =
+            Processes::try_from(take(&mut programs, "PROCESSES")?).map_err(|_| KernelError::Map("PROCESSES"))?;
         let lost = PerCpuArray::try_from(take(&mut programs, "LOST")?).map_err(|_| KernelError::Map("LOST"))?;
         let coverage: Vec<Coverage> = PLANS
             .iter()
@@ -278,9 +316,13 @@ impl Kernel {
         }
         Ok(Self {
             programs: Some(programs),
+            btf: aya_btf,
+            processes: Some(processes),
             ring,
-            reader_sleeps,
-            counters: Arc::new(Counters { captured, lost }),
+            control,
+            rules,
+            said: Control::default(),
+            counters: Arc::new(Counters { captured, lost, withheld }),
             coverage,
             reasons: globals.reasons,
         })
@@ -294,6 +336,28 @@ impl Kernel {
     /// Which hooks run here, and why the others do not.
     pub fn coverage(&self) -> &[Coverage] {
         &self.coverage
+    }
+
+    /// The map of processes by their credentials; there is one, for one taker.
+    pub fn take_processes(&mut self) -> Option<Processes> {
+        self.processes.take()
+    }
+
+    /// Looks through all tasks, so that processes are known by the credentials that they have now.
+    pub fn look_at_tasks(&mut self) {
+        self.iterate("every_task", "task");
+    }
+
+    /// Looks through the open files of all tasks, so that sockets that are there already have an owner.
+    pub fn look_at_files(&mut self) {
+        self.iterate("every_file", "task_file");
+    }
+
+    fn iterate(&mut self, program: &'static str, kind: &str) {
+        let Some(programs) = &mut self.programs else { return };
+        if let Err(error) = iterate(programs, program, kind, &self.btf) {
+            tracing::warn!("owners of some sockets will not be known, the kernel's {kind} cannot be walked: {error}");
+        }
     }
 
     /// The kernel's names for its reasons.
@@ -316,9 +380,36 @@ impl Kernel {
     /// Asks the kernel to wake the reader for the next record; the caller drains once more before it sleeps, since a
     /// record may have come meanwhile.
     pub fn ask_for_wakeup(&mut self) {
-        if let Err(error) = self.reader_sleeps.set(0, 1, 0) {
-            tracing::warn!(%error, "cannot ask the kernel for a wake-up: records wait for the next timer");
+        if let Err(error) = self.say(Control { reader_sleeps: 1, ..self.said }) {
+            tracing::warn!("cannot ask the kernel for a wake-up, records wait for the next timer: {error}");
         }
+    }
+
+    /// Gives the kernel other rules, from one reset to the next: those of an old program are never mixed with a new one's.
+    pub fn set_rules(&mut self, program: &Program) -> Result<(), MapError> {
+        if program.is_empty() {
+            self.said.program = 0;
+            return self.say(self.said);
+        }
+        let next = if self.said.program & 1 == 0 { 3 } else { 2 };
+        let first = (next & 1) * MAX_RULES as u32;
+        for (index, rule) in (first..).zip(program.rules()) {
+            let mut bytes = [0; RULE_LEN];
+            bytes.copy_from_slice(rule.as_bytes());
+            self.rules.set(index, bytes, 0)?;
+        }
+        self.said.program = next;
+        self.say(self.said)
+    }
+
+    /// Sets the ceiling on records a second; `None` is none.
+    pub fn set_ceiling(&mut self, records_per_second: Option<u32>) -> Result<(), MapError> {
+        self.said.interval_ns = records_per_second.map_or(0, |count| (1_000_000_000 / count.max(1)).max(1));
+        self.say(self.said)
+    }
+
+    fn say(&mut self, control: Control) -> Result<(), MapError> {
+        self.control.set(0, [control.reader_sleeps, control.program, control.interval_ns, control.reserved], 0)
     }
 
     /// Readable when a record waits.
@@ -337,14 +428,27 @@ fn take(programs: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, Kerne
 }
 
 /// The counters' sums over all CPUs; a count taken back on another CPU wraps and comes right in the sum.
-fn sum(map: &PerCpuArray<MapData, u64>) -> Counts {
-    Counts(
-        (0..COUNTERS)
-            .map(|index| {
-                map.get(&index, 0).map_or(0, |values| values.iter().fold(0u64, |sum, value| sum.wrapping_add(*value)))
-            })
-            .collect(),
-    )
+fn sum(map: &PerCpuArray<MapData, u64>, counters: u32) -> Counts {
+    let one =
+        |index| map.get(&index, 0).map_or(0, |values| values.iter().fold(0u64, |sum, value| sum.wrapping_add(*value)));
+    Counts((0..counters).map(one).collect())
+}
+
+/// Runs an iterator's program over all that it iterates.
+fn iterate(programs: &mut Ebpf, name: &'static str, kind: &str, btf: &Btf) -> Result<(), String> {
+    let program: &mut Iter = programs
+        .program_mut(name)
+        .ok_or_else(|| format!("the embedded object has no program {name}: rebuild it with `make probes`"))?
+        .try_into()
+        .map_err(|error: ProgramError| error.to_string())?;
+    match program.load(kind, btf) {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+        Err(error) => return Err(explain(name, "loaded", &error)),
+    }
+    let link = program.attach().and_then(|id| program.take_link(id)).map_err(|error| chain(&error))?;
+    let mut file = link.into_file().map_err(|error| chain(&error))?;
+    io::copy(&mut file, &mut io::sink()).map_err(|error| error.to_string())?;
+    Ok(())
 }
 
 /// Attaches one hook, or says why it cannot run here.

@@ -3,18 +3,21 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    io::{self, Write},
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use reset_collector::{
     check,
     config::{self, Config},
-    environment,
+    coverage, demo, environment,
     explain::explain,
+    kernel::KERNEL_BTF,
     logging, pushdown,
     run::{self, Options},
     settings::Settings,
@@ -48,17 +51,35 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Make resets of each cause in namespaces of its own, and show them captured (as root)
+    Demo {
+        /// The kernel's type information, where /sys/kernel/btf/vmlinux is missing
+        #[arg(long, env = "RESET_COLLECTOR_BTF")]
+        btf: Option<PathBuf>,
+    },
+    /// Hold a socket of the demo's until killed
+    #[command(name = HOLDER, hide = true)]
+    Hold,
     /// Say whether a configuration can be used, what of it the kernel filters, and what this host lacks
     Check {
         /// The configuration; without one the defaults
         #[arg(long)]
         config: Option<PathBuf>,
+        /// The kernel's type information, where /sys/kernel/btf/vmlinux is missing
+        #[arg(long, env = "RESET_COLLECTOR_BTF")]
+        btf: Option<PathBuf>,
         /// For a person, or for a program
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
     /// Print the JSON Schema of the configuration
     Schema,
+    /// Ask a running collector's admin endpoint whether it is well (for HEALTHCHECK: needs no shell)
+    Health {
+        /// Its `admin.endpoint`
+        #[arg(long, default_value = "127.0.0.1:9464")]
+        endpoint: SocketAddr,
+    },
     /// Tell what a cause, or a reason of the kernel, means; without one, list them
     Explain {
         /// Such as port_closed, or TCP_ABORT_ON_CLOSE
@@ -92,7 +113,10 @@ fn obey(command: Command) -> Result<ExitCode> {
             };
             run::run(&settings, &Options { config, btf, dry_run })?;
         }
-        Command::Check { config, format } => return check_host_and_file(config.as_deref(), format),
+        Command::Demo { btf } => return demo(btf),
+        Command::Hold => demo::hold(),
+        Command::Health { endpoint } => return health(endpoint),
+        Command::Check { config, btf, format } => return check_host_and_file(config.as_deref(), btf, format),
         Command::Schema => io::stdout().lock().write_all(check::schema().as_bytes())?,
         Command::Explain { topic } => match explain(topic.as_deref()) {
             Ok(text) => io::stdout().lock().write_all(text.as_bytes())?,
@@ -118,8 +142,8 @@ fn settings(path: Option<&Path>) -> Result<Settings> {
     Ok(settings)
 }
 
-/// What is wrong with a file, on standard error.
-fn check_host_and_file(path: Option<&Path>, format: Format) -> Result<ExitCode> {
+/// What the configuration means and what this host offers, on standard output.
+fn check_host_and_file(path: Option<&Path>, btf: Option<PathBuf>, format: Format) -> Result<ExitCode> {
     let checked = match path {
         Some(path) => config::load(path),
         None => Ok(Config { settings: settings(None)?, warnings: Vec::new() }),
@@ -127,15 +151,48 @@ fn check_host_and_file(path: Option<&Path>, format: Format) -> Result<ExitCode> 
     let program = |config: &Config| {
         pushdown::compile(&config.settings.capture, &config.settings.filters, &pushdown::Knowledge::default())
     };
+    let host = coverage::examine(btf.as_deref().unwrap_or(Path::new(KERNEL_BTF)));
     let text = match (&checked, format) {
-        (Ok(config), Format::Text) => check::text(config, &program(config)),
-        (Ok(config), Format::Json) => check::json(Ok((config, &program(config)))),
-        (Err(errors), Format::Text) => return Ok(refuse(&anyhow::anyhow!("{errors}"))),
-        (Err(errors), Format::Json) => check::json(Err(errors)),
+        (Ok(config), Format::Text) => format!("{}\n{}", check::text(config, &program(config)), host.text()),
+        (Ok(config), Format::Json) => check::json(Ok((config, &program(config))), &host.json()),
+        (Err(errors), Format::Text) => return Ok(fail(&anyhow::anyhow!("{errors}"))),
+        (Err(errors), Format::Json) => check::json(Err(errors), &host.json()),
     };
     io::stdout().lock().write_all(text.as_bytes())?;
-    Ok(if checked.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CONFIG) })
+    // A file is checked for any host, as in CI; without one it is this host that is checked.
+    let is_good = checked.is_ok() && (path.is_some() || host.is_complete());
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
+
+fn demo(btf: Option<PathBuf>) -> Result<ExitCode> {
+    let mut options = demo::Options::new(HOLDER)?;
+    if let Some(btf) = btf {
+        options.btf = btf;
+    }
+    let outcome = demo::run(&options, &mut io::stdout().lock(), &mut io::stderr().lock())?;
+    Ok(if outcome.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One question over plain HTTP/1.1, bounded in time.
+fn health(endpoint: SocketAddr) -> Result<ExitCode> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let ask = || -> io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&endpoint, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(stream, "GET /healthz HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.take(64 << 10).read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = ask().with_context(|| format!("no answer from {endpoint}: is admin.endpoint set to it?"))?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    io::stdout().lock().write_all(body.as_bytes())?;
+    let is_well = head.split_ascii_whitespace().nth(1) == Some("200");
+    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The hidden command that the demo runs itself by.
+const HOLDER: &str = "demo-holder";
 
 /// Exit code for a configuration that cannot be used.
 const EXIT_CONFIG: u8 = 2;

@@ -185,7 +185,7 @@ mod tests {
         let (id, _) = account.open_lane("http://a\"b:4317", Signal::Logs);
         let mut resets = [0; COUNTERS as usize];
         resets[counter_index(Cause::LingerZero, Origin::Active, Direction::Transmit) as usize] = 50;
-        account.kernel_counted(&resets, &[(DropReason::RingBufferFull, 5)]);
+        account.kernel_counted(&resets, 0, &[(DropReason::RingBufferFull, 5)]);
         account.read(40);
         account.filtered(3);
         account.sampled_out(2);

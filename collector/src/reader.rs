@@ -20,8 +20,10 @@ use crate::{
     filter::Filters,
     kernel::Kernel,
     pipeline::{Now, Pipeline},
+    pushdown::Program,
     reset::Clock,
     sampler::Sampler,
+    settings::Capture,
 };
 
 /// Between two looks into the ring buffer while records come.
@@ -29,11 +31,24 @@ const ROUND: Duration = Duration::from_millis(20);
 /// Records in one go, before batches and lines are looked after.
 const RECORDS_AT_ONCE: usize = 8_192;
 
+/// Other rules.
+#[derive(Debug)]
+pub struct Rules {
+    /// What is captured, and how much.
+    pub capture: Capture,
+    /// For user space.
+    pub filters: Filters,
+    /// For what the filters keep.
+    pub sampler: Sampler,
+    /// For the kernel; `None` leaves it as it is.
+    pub program: Option<Program>,
+}
+
 /// What the thread is told to do.
 #[derive(Debug)]
 pub enum Order {
     /// Take other rules.
-    Reconfigure(Box<(Filters, Sampler)>),
+    Reconfigure(Box<Rules>),
     /// Read what is there and end.
     Stop,
 }
@@ -86,6 +101,10 @@ pub fn run(kernel: &mut Kernel, mut pipeline: Pipeline, inbox: &Inbox) -> Pipeli
     loop {
         let now = now();
         let count = kernel.drain(RECORDS_AT_ONCE, |record| pipeline.take(record, now));
+        if pipeline.wants_tasks(now) {
+            kernel.look_at_tasks();
+            pipeline.tasks_were_looked_at(now);
+        }
         pipeline.tick(now);
         pipeline.beat();
         if count == RECORDS_AT_ONCE {
@@ -94,7 +113,7 @@ pub fn run(kernel: &mut Kernel, mut pipeline: Pipeline, inbox: &Inbox) -> Pipeli
         if stopping {
             return pipeline;
         }
-        stopping = obey(inbox, &mut pipeline, now);
+        stopping = obey(inbox, kernel, &mut pipeline, now);
         if stopping {
             kernel.detach();
             continue;
@@ -110,7 +129,7 @@ pub fn run(kernel: &mut Kernel, mut pipeline: Pipeline, inbox: &Inbox) -> Pipeli
     }
 }
 
-fn obey(inbox: &Inbox, pipeline: &mut Pipeline, now: Now) -> bool {
+fn obey(inbox: &Inbox, kernel: &mut Kernel, pipeline: &mut Pipeline, now: Now) -> bool {
     // Reads the wake-ups away; there may be none.
     let mut count = [0; 8];
     if let Err(error) = rustix::io::read(&*inbox.wake, &mut count)
@@ -122,8 +141,15 @@ fn obey(inbox: &Inbox, pipeline: &mut Pipeline, now: Now) -> bool {
     for order in inbox.receiver.try_iter() {
         match order {
             Order::Reconfigure(rules) => {
-                let (filters, sampler) = *rules;
-                pipeline.reconfigure(filters, sampler, now);
+                let Rules { capture, filters, sampler, program } = *rules;
+                // Before user space's: what the kernel still drops by the old rules has been judged by them alone.
+                if let Some(Err(error)) = program.map(|program| kernel.set_rules(&program)) {
+                    tracing::error!(%error, "the kernel did not take the new rules, its old ones go on beside the new");
+                }
+                if let Err(error) = kernel.set_ceiling(capture.max_records_per_second) {
+                    tracing::error!(%error, "the kernel did not take the new ceiling, its old one goes on");
+                }
+                pipeline.reconfigure(capture, filters, sampler, now);
             }
             Order::Stop => stop = true,
         }

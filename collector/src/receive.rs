@@ -4,10 +4,11 @@
 //! [`crate::exchange`].
 
 use std::{
+    collections::VecDeque,
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -20,7 +21,7 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OnceCell, Semaphore, watch},
+    sync::{Notify, OnceCell, Semaphore, watch},
     time::Instant,
 };
 
@@ -29,7 +30,7 @@ use crate::{
     traffic::Traffic,
 };
 
-/// Connections at one time, of both receivers; the next waits in the kernel's queue.
+/// Connections at one time, of both receivers; the next takes the place of the one that has been silent for longest.
 const MOST_CONNECTIONS: usize = 512;
 /// A client that has not asked for anything by then is sent away: a whole request's headers are one packet.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
@@ -73,7 +74,12 @@ pub(crate) struct Connection {
     owner: OnceCell<Option<Owner>>,
     requests: AtomicUsize,
     heard: watch::Sender<Option<Instant>>,
+    displaced: Notify,
 }
+
+/// Connections that may not have asked for anything, the oldest first.
+#[derive(Clone, Default)]
+struct Silent(Arc<Mutex<VecDeque<Weak<Connection>>>>);
 
 /// Why there are no receivers.
 #[derive(Debug, thiserror::Error)]
@@ -126,12 +132,13 @@ impl Receivers {
     /// Serves until `shutdown`, then lets the requests that are under way end.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let (stop, stopped) = watch::channel(false);
+        let silent = Silent::default();
         let accepting: Vec<_> = self
             .listeners
             .into_iter()
             .map(|listener| {
                 let (shared, connections) = (Arc::clone(&self.shared), Arc::clone(&self.connections));
-                tokio::spawn(accept(listener, shared, connections, stopped.clone()))
+                tokio::spawn(accept(listener, shared, connections, silent.clone(), stopped.clone()))
             })
             .collect();
         shutdown.await;
@@ -149,12 +156,12 @@ async fn accept(
     listener: TcpListener,
     shared: Arc<Shared>,
     connections: Arc<Semaphore>,
+    silent: Silent,
     stopped: watch::Receiver<bool>,
 ) {
     /// Out of descriptors or memory: not cured by asking again at once.
     const PAUSE: Duration = Duration::from_millis(100);
     loop {
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -163,28 +170,33 @@ async fn accept(
                 continue;
             }
         };
+        if connections.available_permits() == 0 {
+            silent.displace_oldest();
+        }
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
+        let Ok(local) = stream.local_addr() else { continue };
+        let connection = Arc::new(Connection::new(peer, local));
+        silent.add(&connection);
         let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
         tokio::spawn(async move {
-            serve(stream, peer, shared, stopped).await;
+            serve(stream, &connection, shared, stopped).await;
             drop(permit);
         });
     }
 }
 
-async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
-    let Ok(local) = stream.local_addr() else { return };
+async fn serve(
+    stream: TcpStream,
+    connection: &Arc<Connection>,
+    shared: Arc<Shared>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let peer = connection.peer;
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!("TCP_NODELAY is refused for {peer}: {error}");
     }
-    let connection = Arc::new(Connection {
-        peer,
-        local,
-        owner: OnceCell::new(),
-        requests: AtomicUsize::new(0),
-        heard: watch::Sender::new(None),
-    });
     let service = service_fn(|request: Request<Incoming>| {
-        let (shared, connection) = (Arc::clone(&shared), Arc::clone(&connection));
+        let (shared, connection) = (Arc::clone(&shared), Arc::clone(connection));
         async move {
             let _under_way = UnderWay::begin(&connection);
             exchange::answer(&shared, &connection, request).await
@@ -220,6 +232,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, mut sto
                 (ending, end) = (true, Instant::now() + DRAIN);
                 serving.as_mut().graceful_shutdown();
             }
+            () = connection.displaced.notified(), if !ending => return,
             changed = stopped.changed(), if !ending => {
                 if changed.is_err() || *stopped.borrow() {
                     (ending, end) = (true, Instant::now() + DRAIN);
@@ -261,7 +274,41 @@ impl Drop for UnderWay<'_> {
     }
 }
 
+impl Silent {
+    fn add(&self, connection: &Arc<Connection>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= 2 * MOST_CONNECTIONS {
+            all.retain(|connection| connection.upgrade().is_some_and(|connection| connection.is_silent()));
+        }
+        all.push_back(Arc::downgrade(connection));
+    }
+
+    fn displace_oldest(&self) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(oldest) = all.pop_front() {
+            if let Some(oldest) = oldest.upgrade().filter(|oldest| oldest.is_silent()) {
+                return oldest.displaced.notify_one();
+            }
+        }
+    }
+}
+
 impl Connection {
+    fn new(peer: SocketAddr, local: SocketAddr) -> Self {
+        Self {
+            peer,
+            local,
+            owner: OnceCell::new(),
+            requests: AtomicUsize::new(0),
+            heard: watch::Sender::new(None),
+            displaced: Notify::new(),
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        self.requests.load(Relaxed) == 0 && self.heard.borrow().is_none()
+    }
+
     /// The process behind the connection, searched once: a connection has one owner.
     pub(crate) async fn owner(&self, shared: &Shared) -> Option<Owner> {
         let search = || async {

@@ -24,7 +24,13 @@ use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt, pb};
 
-use crate::{forward::Reply, payload::Format, settings::Protocol, signal::Signal};
+use crate::{
+    forward::{MOST_ANSWER_BYTES, Reply},
+    payload::Format,
+    receive_grpc,
+    settings::Protocol,
+    signal::Signal,
+};
 
 /// What an application speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +101,13 @@ fn retry_delay(status: &Status) -> Option<Duration> {
 }
 
 fn grpc_to_http(reply: &Reply, format: Format, signal: Signal) -> Response<AnswerBody> {
-    const PREFIX: usize = 5;
     let status = grpc_status(reply);
     if status.code() != Code::Ok {
         return refuse(&status, Dialect::Http(format));
     }
-    let message = reply.body.slice(reply.body.len().min(PREFIX)..);
+    // grpc-go answers in the request's encoding, asked or not. What cannot be read is still a success: it was said.
+    let message = receive_grpc::payload(&reply.headers, vec![reply.body.clone()]).ok();
+    let message = message.and_then(|message| message.plain(MOST_ANSWER_BYTES).ok()).unwrap_or_default();
     let body = match format {
         Format::Protobuf => message,
         Format::Json => json_answer(signal, &message).into(),

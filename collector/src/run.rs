@@ -1,17 +1,17 @@
-//! The main job, wired together: kernel, pipeline, exporters, receivers, signals, and the end.
+//! The main job, wired together: kernel, pipeline, exporters, receivers, and the end. Signals are obeyed in
+//! [`crate::signals`].
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
-use probes::COUNTERS;
+use probes::{COUNTERS, rule::reason_key};
 use tokio::{
     runtime::{Builder, Handle},
-    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 
@@ -19,34 +19,35 @@ use crate::{
     account::{Account, DropReason, HookCoverage},
     admin::Admin,
     batch::Batcher,
-    config,
     console::Console,
     correlate::Correlator,
+    coverage,
     enrich::Enricher,
     export::Exporter,
     forward::Backend,
-    kernel::{Counters, KERNEL_BTF, Kernel},
+    kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables},
+    owners::Owners,
     pipeline::{Output, Pipeline, Stages},
+    pushdown::{self, Knowledge, Program},
     reader::{self, Order, Orders},
     reason::ReasonNames,
     receive::Receivers,
     reset::Decoder,
     sampler::Sampler,
+    selftest,
     sender::find_owner,
     settings::{Destination, Protocol, Settings},
-    telemetry::Telemetry,
+    signals,
+    telemetry::{self, Telemetry},
     tls::TlsConfig,
     told::Teller,
+    vintage,
 };
 
 /// How long the queues may take to empty at the end.
 const FLUSH_TIME: Duration = Duration::from_secs(5);
-/// How often metrics go out by OTLP.
-const METRICS_INTERVAL: Duration = Duration::from_secs(60);
 /// Where the host's processes are seen.
 const PROC: &str = "/proc";
-/// Exit code after a second signal: what was queued is lost.
-pub const EXIT_AT_ONCE: i32 = 3;
 
 /// How the main job is run, beside the configuration.
 #[derive(Clone, Debug, Default)]
@@ -70,14 +71,22 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     let outputs = outputs(destinations, settings, &account, runtime.handle())?;
     let correlator = Correlator::new(&settings.correlation, settings.export.signals.traces && !outputs.is_empty());
     let services = runtime.block_on(Services::start(settings, destinations, &account, &correlator))?;
-    let kernel = attach(settings, options)?;
+    let mut kernel = attach(settings, options)?;
+    let processes = kernel.take_processes().context("the kernel's map of processes is taken")?;
+    kernel.look_at_tasks();
+    let started = Instant::now();
+    kernel.look_at_files();
+    tracing::debug!("sockets that were there already have their owners after {:?}", started.elapsed());
     account.set_hooks(hooks(&kernel));
     announce(&kernel);
-    let counters = kernel.counters();
-    let stages = stages(settings, options, &kernel, outputs, &account, correlator);
+    let (counters, reasons) = (kernel.counters(), kernel.reasons().clone());
+    let stages = stages(settings, options, &kernel, Owners::new(processes), outputs, &account, correlator);
+    if let Some(btf) = &options.btf {
+        try_hooks(&mut kernel, &stages, btf, &account)?;
+    }
     let (orders, thread) = start_reader(kernel, stages)?;
     look_after(&account, &counters, &orders);
-    runtime.block_on(obey_signals(options, settings, &counters, &orders))?;
+    runtime.block_on(signals::obey(options, settings, &reasons, &counters, &orders))?;
     orders.give(Order::Stop);
     let exporters = thread.join().map_err(|_| anyhow!("the reader failed; its message stands above"))?;
     runtime.block_on(async {
@@ -85,21 +94,52 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
         services.stop().await;
         flushed
     })?;
-    print_counts(&counters);
+    signals::print_counts(&counters);
     Ok(())
 }
 
 fn attach(settings: &Settings, options: &Options) -> Result<Kernel> {
     let btf = options.btf.clone().unwrap_or_else(|| KERNEL_BTF.into());
     let capture = &settings.capture;
-    let wanted = |hook: &str| match hook {
-        "tcp_send_reset" => capture.sent,
-        "tcp_receive_reset" => capture.received,
-        "kfree_skb" => capture.received || capture.unowned,
-        "net_dev_queue" => capture.firewall,
-        _ => true,
+    // The switches are the kernel's first rules; the one hook that sees every packet is left out where it may be.
+    let wanted = |hook: &str| hook != "net_dev_queue" || capture.firewall;
+    let mut kernel = Kernel::attach(&btf, capture.ring_buffer_bytes, wanted)
+        .map_err(|error| anyhow!("{}", coverage::refusal(&coverage::Host::read(&btf), &error)))?;
+    kernel.set_ceiling(capture.max_records_per_second).context("cannot set the ceiling")?;
+    // A dry run shows the fate of every reset, so the kernel drops none.
+    if !options.dry_run {
+        kernel.set_rules(&program(settings, kernel.reasons())).context("cannot give the kernel its rules")?;
+    }
+    Ok(kernel)
+}
+
+/// What of the filters the kernel applies.
+pub fn program(settings: &Settings, reasons: &ReasonTables) -> Program {
+    let keys = |table: &'_ [(u32, String)], is_drop| {
+        let key = move |number: u32| Some(reason_key(u16::try_from(number).ok()?, is_drop));
+        table.iter().filter_map(|(number, name)| Some((key(*number)?, name.clone()))).collect::<Vec<_>>()
     };
-    Ok(Kernel::attach(&btf, capture.ring_buffer_bytes, wanted)?)
+    let named: Vec<(u32, String)> = keys(&reasons.reset, false).into_iter().chain(keys(&reasons.drop, true)).collect();
+    let reasons: Vec<(u32, &str)> = named.iter().map(|(key, name)| (*key, name.as_str())).collect();
+    pushdown::compile(&settings.capture, &settings.filters, &Knowledge { undecided_causes: 0, reasons: &reasons })
+}
+
+/// With types that are not the running kernel's own: resets made for it must come out right, else the hooks misread.
+fn try_hooks(kernel: &mut Kernel, stages: &Stages, btf: &Path, account: &Account) -> Result<()> {
+    let difference = vintage::difference(btf);
+    let lacks_hooks = kernel.coverage().iter().any(|hook| hook.sees_resets && hook.missing.is_some());
+    if let Some(difference) = difference.as_ref().filter(|_| lacks_hooks) {
+        return Err(anyhow!("--btf: {difference}, and the kernel refuses hooks that were made for it"));
+    }
+    let strangers = |_: &[u8]| account.read_and_dropped(DropReason::SelfTest, 1);
+    match selftest::run(kernel, &stages.decoder, btf, Path::new(PROC), strangers)? {
+        selftest::Outcome::Passed { resets } => {
+            account.read_and_dropped(DropReason::SelfTest, resets);
+            tracing::info!("--btf: {resets} resets made to try the hooks came out right");
+        }
+        skipped => tracing::warn!("--btf: the hooks could not be tried: {skipped:?}"),
+    }
+    Ok(())
 }
 
 fn hooks(kernel: &Kernel) -> Vec<HookCoverage> {
@@ -136,6 +176,7 @@ fn stages(
     settings: &Settings,
     options: &Options,
     kernel: &Kernel,
+    owners: Owners,
     outputs: Vec<Output>,
     account: &Arc<Account>,
     correlator: Arc<Correlator>,
@@ -146,8 +187,10 @@ fn stages(
     let spans = settings.export.signals.traces && !outputs.is_empty();
     Stages {
         decoder,
+        owners,
         enricher,
         correlator,
+        capture: settings.capture.clone(),
         filters: settings.filters.clone(),
         sampler: Sampler::new(settings.sampling.clone()),
         teller: Teller::from_os(spans),
@@ -171,9 +214,10 @@ fn look_after(account: &Account, counters: &Arc<Counters>, orders: &Orders) {
     account.before_look(move |account| {
         account.ask_for_beat();
         orders.wake();
-        let (captured, lost) = counters.read();
-        if let Ok(captured) = <&[u64; COUNTERS as usize]>::try_from(captured.as_slice()) {
-            account.kernel_counted(captured, &[(DropReason::RingBufferFull, lost.total())]);
+        let tallies = counters.read();
+        if let Ok(captured) = <&[u64; COUNTERS as usize]>::try_from(tallies.captured.as_slice()) {
+            let lost = [(DropReason::RingBufferFull, tallies.lost), (DropReason::OverCeiling, tallies.over_ceiling)];
+            account.kernel_counted(captured, tallies.filtered, &lost);
         }
     });
 }
@@ -232,7 +276,7 @@ impl Services {
             for destination in destinations {
                 if destination.signals.is_none_or(|signals| signals.metrics) {
                     let account = Arc::clone(account);
-                    let telemetry = Telemetry::start(destination, account, METRICS_INTERVAL, &Handle::current())?;
+                    let telemetry = Telemetry::start(destination, account, telemetry::INTERVAL, &Handle::current())?;
                     services.telemetry.push(telemetry);
                 }
             }
@@ -268,58 +312,6 @@ async fn receivers(settings: &Settings, destination: &Destination, correlator: &
     Ok(receivers)
 }
 
-/// Waits for the signal that ends the program, and does what the others ask for.
-async fn obey_signals(options: &Options, settings: &Settings, counters: &Counters, orders: &Orders) -> Result<()> {
-    let on = |kind| signal(kind).context("cannot listen to signals");
-    let (mut end, mut interrupt) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
-    let (mut counts, mut reload): (Signal, Signal) = (on(SignalKind::user_defined1())?, on(SignalKind::hangup())?);
-    let mut current = settings.clone();
-    loop {
-        tokio::select! {
-            _ = end.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = counts.recv() => print_counts(counters),
-            _ = reload.recv() => reload_rules(options, &mut current, orders),
-        }
-    }
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = end.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::warn!("a second signal: ending at once");
-        std::process::exit(EXIT_AT_ONCE);
-    });
-    Ok(())
-}
-
-/// Reads the file again; a bad one changes nothing.
-fn reload_rules(options: &Options, current: &mut Settings, orders: &Orders) {
-    let Some(path) = &options.config else {
-        tracing::warn!("there is no file to read again: start with --config FILE");
-        return;
-    };
-    let config = match config::load(path) {
-        Ok(config) => config,
-        Err(errors) => {
-            tracing::error!("the new configuration is not taken, the old one goes on:\n{errors}");
-            return;
-        }
-    };
-    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let Settings { filters, sampling, .. } = &config.settings;
-    orders.give(Order::Reconfigure(Box::new((filters.clone(), Sampler::new(sampling.clone())))));
-    let rules_only = Settings { filters: filters.clone(), sampling: sampling.clone(), ..current.clone() };
-    if rules_only != config.settings {
-        tracing::warn!(
-            "filters and sampling are as the file has them now; what else has changed in it needs a restart"
-        );
-    } else {
-        tracing::info!("filters and sampling are as the file has them now");
-    }
-    *current = rules_only;
-}
-
 async fn flush(exporters: Vec<Exporter>) -> Result<()> {
     let deadline = Instant::now() + FLUSH_TIME;
     let ends: Vec<_> = exporters.into_iter().map(|exporter| tokio::spawn(exporter.shutdown(deadline))).collect();
@@ -327,13 +319,4 @@ async fn flush(exporters: Vec<Exporter>) -> Result<()> {
         end.await.context("an exporter failed")?;
     }
     Ok(())
-}
-
-/// The kernel's counts, for a person.
-fn print_counts(counters: &Counters) {
-    let (captured, lost) = counters.read();
-    tracing::info!("{} resets captured, {} lost for want of room in the ring buffer", captured.total(), lost.total());
-    for (cause, origin, direction, count) in captured.iter() {
-        tracing::info!("{count:>10}  {} {} {}", direction.word(), origin.word(), cause.word());
-    }
 }

@@ -81,3 +81,40 @@ fn owner(pid: u32) -> Option<Owner> {
     let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
     Some(Owner { pid, start_boot_ns: ticks * tick_ns, comm, source: OwnerSource::File })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn finds_this_process_behind_its_own_connection() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).expect("a port");
+            let client = TcpStream::connect(listener.local_addr().expect("an address")).expect("a connection");
+            let (accepted, peer) = listener.accept().expect("a connection");
+            let local = accepted.local_addr().expect("an address");
+            let owner = find_owner(peer, local).expect("an owner");
+            assert_eq!(owner.pid, std::process::id());
+            assert!(owner.start_boot_ns > 0);
+            drop(client);
+            let closed = TcpStream::connect(local).expect("a connection").local_addr().expect("an address");
+            assert_eq!(find_owner(closed, local), None, "nobody holds it any more");
+        }
+    }
+
+    #[test]
+    fn reads_the_kernels_table() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
+            0: 0100007F:1F90 0100007F:9C41 01 00000000:00000000 00:00000000 00000000     0        0 4242 1 0 20 4 30 10 -1\n   \
+            1: 0000000000000000FFFF00000100007F:9C41 0000000000000000FFFF00000100007F:1F90 01 0:0 0:0 0 0 0 77 1\n   \
+            2: 0100007F:9C42 0100007F:1F90 06 0:0 0:0 0 0 0 0 1\n";
+        let address = |port| SocketAddr::new([127, 0, 0, 1].into(), port);
+        assert_eq!(inode_of(table, address(8080), address(40_001)), Some(4242));
+        assert_eq!(inode_of(table, address(40_001), address(8080)), Some(77), "IPv4 on a socket for both");
+        assert_eq!(inode_of(table, address(40_002), address(8080)), None, "TIME_WAIT has no inode");
+        assert_eq!(inode_of(table, address(1), address(2)), None);
+        assert_eq!(inode_of("", address(1), address(2)), None);
+    }
+}

@@ -1,11 +1,15 @@
 //! The queue's storage: a directory per destination and signal, records appended to segments, marks set in place.
 //!
-//! Why not an embedded store: the need is append, read once, mark, forget, with damage cut out and *counted in
-//! resets*. redb (a B-tree) and fjall (an LSM tree) are well kept, but damage to a page or block takes an unknown number
-//! of entries with it, or the whole store; redb's commits without fsync do not survive a killed process, though
-//! the page cache would; and both rewrite what a queue only forgets. The logs of the registry (okaywal, commitlog, yaque,
-//! queue-file) are no longer kept, or have no checksum of the message, no out-of-order completion, or no recovery
-//! past damage. What is left to own is small: [`crate::segment`] and this file.
+//! Why not an embedded store or log: the need is append, read once, complete out of order (several requests are in
+//! flight), forget, with damage cut out and *counted in resets*. Weighed:
+//! - queue-file 2.0, the nearest (kept, checksums, crash-safe): elements leave from the front only, a damaged one is an
+//!   error with nothing behind it to be had, the file doubles without a bound, no lock between processes.
+//! - redb 4 (a B-tree) and fjall 3 (an LSM tree), both well kept: a damaged page or block takes an unknown number of
+//!   entries with it, and what redb commits without fsync (`Durability::None`) a killed process loses, though the
+//!   page cache would have kept it.
+//! - okaywal and commitlog forget a prefix only; yaque has no checksums.
+//!
+//! What is left to own is small: `segment` and this file.
 //!
 //! A killed process loses nothing: what was written is the kernel's. A crashed machine loses at most what `fsync`
 //! had not sent to the disk; the position file, written first, tells at the next start how many resets that were.

@@ -1,16 +1,18 @@
 //! A socket at a tracepoint: its state, what it shows when it aborts, and what is kept of it from before.
 
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skc_to_tcp_sock, bpf_sock_from_file};
 use reset_collector_probes::{ResetRecord, State, UNKNOWN_U32, UNKNOWN_U64, cause::Aborting, field::Field};
 
 use crate::{
+    ends::Ends,
     map::{kept, kept_or_new},
-    owner::Task,
+    owner::{self, Task},
     read::{argument, has, load, load_words},
     segment::mapped,
 };
 
 const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
 /// The low byte of IPPROTO_TCP (6) and of IPPROTO_MPTCP (262).
 const PROTOCOL_LOW_BYTE: u8 = 6;
 /// `SHUTDOWN_MASK` and `RCV_SHUTDOWN` (include/net/sock.h)
@@ -75,6 +77,30 @@ impl Socket {
         }
     }
 
+    /// TCP_LINGER2 below 0: the connection ends when its FIN is acknowledged.
+    #[inline(always)]
+    pub(crate) fn linger2_is_negative(self) -> bool {
+        let tcp = self.tcp();
+        !tcp.is_null() && load::<i32>(tcp, Field::TcpLinger2) < 0
+    }
+
+    /// A socket of a task's file, if it is TCP's.
+    #[inline(always)]
+    pub(crate) fn of_file(file: *const u8) -> Option<Self> {
+        // SAFETY: a plain helper; the verifier knows `file` as the iterator's.
+        let socket: *const u8 = unsafe { bpf_sock_from_file(file.cast_mut().cast()) }.cast_const().cast();
+        if socket.is_null() {
+            return None;
+        }
+        let socket: *const u8 = load(socket, Field::SocketSk);
+        if socket.is_null() {
+            return None;
+        }
+        let family: u16 = load(socket, Field::SkFamily);
+        let is_tcp = load::<u8>(socket, Field::SkProtocol) == PROTOCOL_LOW_BYTE;
+        (is_tcp && (family == AF_INET || family == AF_INET6)).then_some(Self(socket))
+    }
+
     #[inline(always)]
     fn tcp(self) -> *const u8 {
         // SAFETY: the helper checks that it is a full TCP socket and gives null otherwise.
@@ -109,29 +135,26 @@ impl Socket {
         aborting
     }
 
-    /// Writes both ends, from the socket itself. `skc_num` is 0 once the port is given back, `inet_sport` is not.
+    /// Both ends, from the socket itself. `skc_num` is 0 once the port is given back, `inet_sport` is not.
     #[inline(always)]
-    pub(crate) fn write_ends(self, record: &mut ResetRecord) {
+    pub(crate) fn ends(self) -> Ends {
         let tcp = self.tcp();
-        record.local_port =
+        let local_port =
             if tcp.is_null() { load(self.0, Field::SkNum) } else { u16::from_be(load(tcp, Field::InetSport)) };
-        record.peer_port = u16::from_be(load(self.0, Field::SkDport));
+        let peer_port = u16::from_be(load(self.0, Field::SkDport));
         let (local, peer) = if load::<u16>(self.0, Field::SkFamily) == AF_INET {
             (mapped(load(self.0, Field::SkRcvSaddr)), mapped(load(self.0, Field::SkDaddr)))
         } else {
             (load_words(self.0, Field::SkV6RcvSaddr), load_words(self.0, Field::SkV6Daddr))
         };
-        record.ip_version = if local[0] == 0 && local[1] == 0 && local[2] == 0xffff_u32.to_be() { 4 } else { 6 };
-        write_address(&mut record.local_address, local);
-        write_address(&mut record.peer_address, peer);
+        Ends { local, peer, local_port, peer_port }
     }
 
-    /// Writes the network namespace and the cgroup.
+    /// Inode of the network namespace.
     #[inline(always)]
-    pub(crate) fn write_place(self, record: &mut ResetRecord) {
+    pub(crate) fn network_namespace(self) -> u32 {
         let namespace: *const u8 = load(self.0, Field::SkNet);
-        record.network_namespace = load(namespace, Field::NetInum);
-        self.write_cgroup(record);
+        load(namespace, Field::NetInum)
     }
 
     /// Writes the cgroup of a full socket.
@@ -191,19 +214,6 @@ pub(crate) fn write_no_facts(record: &mut ResetRecord) {
     record.smoothed_rtt_us = 0;
 }
 
-/// Writes an address of four words in network order.
-#[inline(always)]
-pub(crate) fn write_address(into: &mut [u8; 16], words: [u32; 4]) {
-    let into = into.as_mut_ptr().cast::<u32>();
-    // SAFETY: 16 bytes are four words, and a record's addresses lie on multiples of 8.
-    unsafe {
-        *into = words[0];
-        *into.add(1) = words[1];
-        *into.add(2) = words[2];
-        *into.add(3) = words[3];
-    }
-}
-
 /// Received and not read: a FIN takes a sequence number, and SOCK_DONE says that it came.
 #[inline(always)]
 fn unread(tcp: *const u8, flags: u32) -> u32 {
@@ -244,6 +254,10 @@ pub(crate) fn state_changes(socket: Socket, old: u8, new: u8) {
         Some(State::Closed) => {
             if let Some(kept) = if socket.is_owned() { kept_or_new(socket.0) } else { kept(socket.0) } {
                 kept.state_before = old;
+                // tcp_time_wait ends the socket in these.
+                if matches!(State::from_number(old), Some(State::FinWait2 | State::Closing)) && !socket.is_owned() {
+                    owner::keep_for_time_wait(socket, &kept.owner);
+                }
             }
         }
         _ => {}

@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod cause;
+pub mod control;
 pub mod field;
 pub mod rule;
 

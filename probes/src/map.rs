@@ -12,9 +12,19 @@ use aya_ebpf::{
     },
     helpers::generated::{bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_storage_get},
 };
-use reset_collector_probes::{COUNTERS, Cause, Direction, Origin, counter_index, field::Field};
+use reset_collector_probes::{
+    COUNTERS, Cause, Direction, Origin,
+    control::{self, Control},
+    counter_index,
+    field::Field,
+    rule::{MAX_RULES, Rule},
+};
 
-use crate::{owner::Process, read::load, segment::Segment};
+use crate::{
+    owner::{Known, Process},
+    read::load,
+    segment::Segment,
+};
 
 /// The definition of a map as the loader reads it from BTF: lengths of array types, never dereferenced.
 #[repr(C)]
@@ -88,10 +98,25 @@ pub(crate) static CAPTURED: PerCpu<u64, { COUNTERS as usize }> = Map::new();
 #[unsafe(no_mangle)]
 pub(crate) static LOST: PerCpu<u64, { COUNTERS as usize }> = Map::new();
 
-/// One word: the reader sleeps, so the next record must wake it.
+/// What user space says.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-pub(crate) static READER_SLEEPS: Array<u32, 1> = Map::new();
+pub(crate) static CONTROL: Array<Control, 1> = Map::new();
+
+/// Two programs of rules, one after the other: the one in use, and the one that user space writes next.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static RULES: Array<Rule, { 2 * MAX_RULES }> = Map::new();
+
+/// The ceiling's buckets: each the time until which its tokens are spent, ns of CLOCK_MONOTONIC.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static BUCKETS: Array<u64, { control::BUCKETS }> = Map::new();
+
+/// Resets of which no record was made: by the rules (0), for the ceiling (1).
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+static WITHHELD: PerCpu<u64, 2> = Map::new();
 
 /// The last reset of netfilter's on this CPU: a segment passes net_dev_queue once for each device that it is stacked on.
 #[derive(Clone, Copy)]
@@ -119,9 +144,11 @@ pub(crate) struct Kept {
     pub(crate) owner: Process,
     /// The state before CLOSE, 0 before that.
     pub(crate) state_before: u8,
-    /// tcp_reset() was called in FIN_WAIT1 or FIN_WAIT2: 1 its record went out, 2 it was lost.
+    /// tcp_reset() was called in FIN_WAIT1 or FIN_WAIT2, and what became of its record (`Admission::number`).
     pub(crate) receive_in_doubt: u8,
-    pub(crate) _padding: [u8; 6],
+    /// The owner holds the socket, and another may have opened it.
+    pub(crate) owner_is_guess: u8,
+    pub(crate) _padding: [u8; 5],
 }
 
 /// What is kept with each socket; the kernel copies it to the children of a listener.
@@ -135,10 +162,22 @@ static SOCKETS: Map<
     { (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize },
 > = Map::new();
 
+type LruHash<K, V, const ENTRIES: usize> = Map<K, V, { BPF_MAP_TYPE_LRU_HASH as usize }, ENTRIES, 0>;
+
 /// Processes by the address of their credentials.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-pub(crate) static PROCESSES: Map<u64, Process, { BPF_MAP_TYPE_LRU_HASH as usize }, 32_768, 0> = Map::new();
+pub(crate) static PROCESSES: LruHash<u64, Known, 32_768> = Map::new();
+
+/// The address of its credentials, by process.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static CREDENTIALS: LruHash<u32, u64, 32_768> = Map::new();
+
+/// Owners of connections in TIME_WAIT, by `Ends::key`.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static CLOSED: LruHash<u64, Process, 16_384> = Map::new();
 
 /// What is kept with a full socket, if anything.
 #[inline(always)]
@@ -186,6 +225,26 @@ pub(crate) fn count_captured(cause: Cause, origin: Origin, direction: Direction,
 #[inline(always)]
 pub(crate) fn count_lost(cause: Cause, origin: Origin, direction: Direction, by: i64) {
     add(&LOST, cause, origin, direction, by);
+}
+
+#[inline(always)]
+fn count_withheld(index: u32, by: i64) {
+    if let Some(counter) = WITHHELD.get(&index) {
+        // SAFETY: the slot is this CPU's own, and lives as long as the map.
+        unsafe { *counter = (*counter).wrapping_add_signed(by) };
+    }
+}
+
+/// Counts a reset that the rules drop.
+#[inline(always)]
+pub(crate) fn count_filtered(by: i64) {
+    count_withheld(0, by);
+}
+
+/// Counts a reset that is over the ceiling.
+#[inline(always)]
+pub(crate) fn count_over_ceiling(by: i64) {
+    count_withheld(1, by);
 }
 
 /// Whether this very segment was the last that was queued on this CPU, on another device; remembers it.

@@ -27,6 +27,10 @@ static DROP_CLASSES: [u8; 256] = [0xfd; 256];
 #[unsafe(no_mangle)]
 static HAS_TAI_CLOCK: u32 = 0xfc1a_0001;
 
+/// 1 where `bpf_loop` is to be had (5.17 on).
+#[unsafe(no_mangle)]
+static HAS_LOOP: u32 = 0xfc1a_0002;
+
 /// An argument of a tracepoint.
 #[inline(always)]
 pub(crate) fn argument(context: *const c_void, number: usize) -> u64 {
@@ -122,4 +126,11 @@ pub(crate) fn drop_class(reason: u32) -> ReasonClass {
 pub(crate) fn has_tai_clock() -> bool {
     // SAFETY: as in `place`.
     unsafe { read_volatile(&raw const HAS_TAI_CLOCK) == 1 }
+}
+
+/// Whether the kernel loops for a program, without which no rules run in it.
+#[inline(always)]
+pub(crate) fn has_loop() -> bool {
+    // SAFETY: as in `place`.
+    unsafe { read_volatile(&raw const HAS_LOOP) == 1 }
 }

@@ -58,6 +58,7 @@ pub const IPV6: u8 = 2;
 /// Ports from `low` to `high`, both inside.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "zerocopy", derive(zerocopy::IntoBytes, zerocopy::Immutable))]
 pub struct PortRange {
     /// The lowest.
     pub low: u16,
@@ -73,6 +74,7 @@ impl PortRange {
 /// The addresses whose bits under `mask` are `value`. Words of an address's 16 bytes as they stand in memory.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "zerocopy", derive(zerocopy::IntoBytes, zerocopy::Immutable))]
 pub struct Network {
     /// The bits.
     pub value: [u32; 4],
@@ -88,6 +90,7 @@ impl Network {
 /// One rule: every test must hold.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "zerocopy", derive(zerocopy::IntoBytes, zerocopy::Immutable))]
 pub struct Rule {
     /// A bit for each [`crate::Cause`] by number.
     pub causes: u32,
@@ -191,7 +194,8 @@ pub struct Outcome {
     pub rule: u32,
 }
 
-/// The first rule that matches; `None` where none does, and a record is made.
+/// The first rule that matches; `None` where none does, and a record is made. The probes walk the rules by `bpf_loop`,
+/// in the same order.
 #[inline(always)]
 pub fn evaluate(rules: &[Rule; MAX_RULES], facts: &Facts) -> Option<Outcome> {
     let mut index = 0;
@@ -213,7 +217,7 @@ pub fn evaluate(rules: &[Rule; MAX_RULES], facts: &Facts) -> Option<Outcome> {
     None
 }
 
-/// Whether every test of one rule holds. Of its own, so that a probe may call it from `bpf_loop`.
+/// Whether every test of one rule holds.
 #[inline(always)]
 pub fn matches(rule: &Rule, facts: &Facts) -> bool {
     let ip_version = if facts.ip_version == 4 { IPV4 } else { IPV6 };
@@ -228,26 +232,34 @@ pub fn matches(rule: &Rule, facts: &Facts) -> bool {
     if rule.tests == 0 {
         return true;
     }
-    let mut failed = 0;
-    if rule.tests & TEST_REASON != 0 && !reason_matches(&rule.reasons, facts.reason) {
-        failed |= TEST_REASON;
+    // One test after the other, each decided before the next: results that were gathered first would double the paths
+    // that the verifier follows with each of them.
+    let tests = rule.tests;
+    let negated = rule.negated;
+    if tests & TEST_REASON != 0 && reason_matches(&rule.reasons, facts.reason) == (negated & TEST_REASON != 0) {
+        return false;
     }
-    if rule.tests & TEST_NAMESPACE != 0 && rule.network_namespace != facts.network_namespace {
-        failed |= TEST_NAMESPACE;
+    if tests & TEST_NAMESPACE != 0
+        && (rule.network_namespace == facts.network_namespace) == (negated & TEST_NAMESPACE != 0)
+    {
+        return false;
     }
-    if rule.tests & TEST_LOCAL_PORT != 0 && !port_matches(&rule.local_ports, facts.local_port) {
-        failed |= TEST_LOCAL_PORT;
+    if tests & TEST_LOCAL_PORT != 0
+        && port_matches(&rule.local_ports, facts.local_port) == (negated & TEST_LOCAL_PORT != 0)
+    {
+        return false;
     }
-    if rule.tests & TEST_PEER_PORT != 0 && !port_matches(&rule.peer_ports, facts.peer_port) {
-        failed |= TEST_PEER_PORT;
+    if tests & TEST_PEER_PORT != 0 && port_matches(&rule.peer_ports, facts.peer_port) == (negated & TEST_PEER_PORT != 0)
+    {
+        return false;
     }
-    if rule.tests & TEST_LOCAL_ADDRESS != 0 && !address_matches(&rule.local_networks, &facts.local_address) {
-        failed |= TEST_LOCAL_ADDRESS;
+    if tests & TEST_LOCAL_ADDRESS != 0
+        && address_matches(&rule.local_networks, &facts.local_address) == (negated & TEST_LOCAL_ADDRESS != 0)
+    {
+        return false;
     }
-    if rule.tests & TEST_PEER_ADDRESS != 0 && !address_matches(&rule.peer_networks, &facts.peer_address) {
-        failed |= TEST_PEER_ADDRESS;
-    }
-    failed == rule.negated
+    tests & TEST_PEER_ADDRESS == 0
+        || address_matches(&rule.peer_networks, &facts.peer_address) != (negated & TEST_PEER_ADDRESS != 0)
 }
 
 #[inline(always)]
@@ -263,27 +275,24 @@ fn reason_matches(reasons: &[u32; MAX_REASONS], reason: u32) -> bool {
 
 #[inline(always)]
 fn port_matches(ranges: &[PortRange; MAX_PORT_RANGES], port: u16) -> bool {
-    let mut index = 0;
-    let mut matched = false;
-    while index < MAX_PORT_RANGES {
-        matched |= ranges[index].low <= port && port <= ranges[index].high;
-        index += 1;
-    }
-    matched
+    in_range(&ranges[0], port) || in_range(&ranges[1], port) || in_range(&ranges[2], port) || in_range(&ranges[3], port)
+}
+
+#[inline(always)]
+fn in_range(range: &PortRange, port: u16) -> bool {
+    range.low <= port && port <= range.high
 }
 
 #[inline(always)]
 fn address_matches(networks: &[Network; MAX_NETWORKS], address: &[u32; 4]) -> bool {
-    let mut index = 0;
-    let mut matched = false;
-    while index < MAX_NETWORKS {
-        let network = &networks[index];
-        let different = ((address[0] & network.mask[0]) ^ network.value[0])
-            | ((address[1] & network.mask[1]) ^ network.value[1])
-            | ((address[2] & network.mask[2]) ^ network.value[2])
-            | ((address[3] & network.mask[3]) ^ network.value[3]);
-        matched |= different == 0;
-        index += 1;
-    }
-    matched
+    in_network(&networks[0], address) || in_network(&networks[1], address)
+}
+
+#[inline(always)]
+fn in_network(network: &Network, address: &[u32; 4]) -> bool {
+    let different = ((address[0] & network.mask[0]) ^ network.value[0])
+        | ((address[1] & network.mask[1]) ^ network.value[1])
+        | ((address[2] & network.mask[2]) ^ network.value[2])
+        | ((address[3] & network.mask[3]) ^ network.value[3]);
+    different == 0
 }

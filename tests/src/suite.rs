@@ -2,7 +2,7 @@
 
 use std::{
     ops::Range,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -54,44 +54,54 @@ pub struct Outcome {
     time_differences: Vec<Duration>,
 }
 
-/// Acts every scenario whose name contains the filter in each of its variants. Without a collector, only the wire is
+/// Acts every scenario whose name contains one of the filters in each of its variants. Without a collector, only the wire is
 /// judged.
 ///
 /// # Errors
 /// The scenarios cannot be listed, or the directory for captures not made.
-pub fn run(filter: &str, collector: Option<&Collector>) -> Result<Vec<Outcome>> {
+pub fn run(filters: &[&str], collector: Option<&Collector>) -> Result<Vec<Outcome>> {
     let scenarios = scenario::list()?;
     let own_machine = std::env::var_os("RESET_TESTS_OWN_MACHINE").is_some();
-    let chosen = scenarios.iter().filter(|one| one.name.contains(filter) && (own_machine || !one.own_machine));
-    let variants: Vec<(&Scenario, Variant)> =
-        chosen.flat_map(|one| one.on.iter().map(move |&variant| (one, variant))).collect();
-    // What changes the machine must not meet the others.
-    let at_a_time = if own_machine { 1 } else { SIDE_BY_SIDE };
+    let variants = std::env::var("RESET_TESTS_VARIANTS").unwrap_or_default();
+    let wanted = |variant: &Variant| variants.is_empty() || variants.split(',').any(|name| name == variant.to_string());
+    let chosen = scenarios
+        .iter()
+        .filter(|one| filters.iter().any(|filter| one.name.contains(filter)) && (own_machine || !one.own_machine));
+    let acts: Vec<Act<'_>> =
+        chosen.flat_map(|one| one.on.iter().filter(|on| wanted(on)).map(move |&variant| (one, variant))).collect();
     let directory = std::env::temp_dir().join(format!("reset-collector-tests-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
+    // What changes the whole machine must not meet the others.
+    let (alone, together): (Vec<Act<'_>>, Vec<Act<'_>>) = acts.iter().partition(|(scenario, _)| scenario.own_machine);
+    let mut outcomes = act_all(&together, SIDE_BY_SIDE, collector, &directory);
+    outcomes.extend(act_all(&alone, 1, collector, &directory));
+    if outcomes.iter().all(|outcome| outcome.faults.is_empty()) {
+        std::fs::remove_dir_all(&directory)?;
+    }
+    let place = |outcome: &Outcome| acts.iter().position(|(one, v)| one.name == outcome.name && *v == outcome.variant);
+    outcomes.sort_by_key(place);
+    Ok(outcomes)
+}
+
+type Act<'a> = (&'a Scenario, Variant);
+
+fn act_all(acts: &[Act<'_>], at_a_time: usize, collector: Option<&Collector>, directory: &Path) -> Vec<Outcome> {
     let next = AtomicUsize::new(0);
     let outcomes = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..at_a_time {
             scope.spawn(|| {
-                while let Some(&(scenario, variant)) = variants.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome = act(scenario, variant, collector, &directory);
+                while let Some(&(scenario, variant)) = acts.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let outcome = act(scenario, variant, collector, directory);
                     outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
                 }
             });
         }
     });
-    let mut outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if outcomes.iter().all(|outcome| outcome.faults.is_empty()) {
-        std::fs::remove_dir_all(&directory)?;
-    }
-    let place =
-        |outcome: &Outcome| variants.iter().position(|(one, v)| one.name == outcome.name && *v == outcome.variant);
-    outcomes.sort_by_key(place);
-    Ok(outcomes)
+    outcomes.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn act(scenario: &Scenario, variant: Variant, collector: Option<&Collector>, directory: &std::path::Path) -> Outcome {
+fn act(scenario: &Scenario, variant: Variant, collector: Option<&Collector>, directory: &Path) -> Outcome {
     let mut outcome = Outcome {
         name: scenario.name.clone(),
         variant,
@@ -112,7 +122,7 @@ fn judged(
     scenario: &Scenario,
     variant: Variant,
     collector: Option<&Collector>,
-    directory: &std::path::Path,
+    directory: &Path,
     outcome: &mut Outcome,
 ) -> Result<()> {
     let network = Network::new(scenario.layout(variant))?;

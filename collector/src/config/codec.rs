@@ -37,6 +37,19 @@ pub(super) enum Shown {
     Map(Vec<(String, Shown)>),
 }
 
+impl Shown {
+    /// A number, as a whole one where it is.
+    pub(super) fn number(number: f64) -> Self {
+        // Up to here every whole number is exact.
+        const WHOLE: f64 = (1_u64 << 53) as f64;
+        if number.fract() == 0.0 && (0.0..=WHOLE).contains(&number) {
+            Self::Integer(number as u64)
+        } else {
+            Self::Float(number)
+        }
+    }
+}
+
 impl Serialize for Shown {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -268,7 +281,7 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
 pub(super) fn show_duration(duration: Duration) -> String {
     let ns = duration.as_nanos();
     let units = [("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000)];
-    match units.into_iter().find(|(_, unit)| ns % unit == 0) {
+    match units.into_iter().find(|(_, unit)| ns.is_multiple_of(*unit)) {
         Some((name, unit)) => format!("{}{name}", ns / unit),
         None => format!("{ns}ns"),
     }

@@ -133,16 +133,20 @@ impl Destinations {
 /// What must hold between the keys of a destination.
 fn check(reader: &mut Reader<'_>, node: NodeId, destination: &Destination) {
     let tls = &destination.tls;
+    let tls_node = reader.find(node, &["tls"]);
     if tls.cert_file.is_some() != tls.key_file.is_some() {
         let message = "tls.cert_file and tls.key_file belong together, and one is missing";
-        reader.error(node, message, "both, or neither");
+        reader.error(tls_node, message, "both, or neither");
     }
     if *tls != Tls::default() && destination.endpoint.starts_with("http://") {
         let allowed = "endpoint: https://..., or no tls";
-        reader.warning(node, "tls is set, but http:// is without TLS", allowed);
+        reader.warning(tls_node, "tls is set, but http:// is without TLS", allowed);
     }
-    if destination.retry.max_interval < destination.retry.initial_interval {
-        let message = "retry_on_failure.max_interval is shorter than initial_interval";
+    let retry = &destination.retry;
+    if retry.max_interval < retry.initial_interval {
+        let (max, initial) = (show_duration(retry.max_interval), show_duration(retry.initial_interval));
+        let message = format!("retry_on_failure.max_interval, {max}, is shorter than initial_interval, {initial}");
+        let node = reader.find(node, &["retry_on_failure", "max_interval"]);
         reader.error(node, message, "max_interval no shorter than initial_interval");
     }
 }

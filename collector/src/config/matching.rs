@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     attribute::Attribute,
-    filter::{Condition, End, FactSets, IPV4, IPV6},
+    filter::{self, Condition, End, FactSets, IPV4, IPV6},
     reset::{Cause, Direction, Origin, State, TraceMethod},
 };
 
@@ -68,7 +68,10 @@ pub(super) fn attribute(reader: &mut Reader<'_>, node: NodeId, name: &str) -> Op
     let meant = names().chain(KNOWN_RESOURCE.iter().copied()).find(last_part);
     let is_of_record = RECORD_NAMESPACES.iter().any(|namespace| name.starts_with(namespace));
     if is_of_record || meant.is_some() || name.is_empty() {
-        let allowed = match meant.or_else(|| nearest(name, names())) {
+        let is_of_spans = name.starts_with("client.") || name.starts_with("server.");
+        let near = meant.or_else(|| nearest(name, names()).filter(|_| !is_of_spans));
+        let allowed = match near {
+            None if is_of_spans => "network.local.* is this host's end, network.peer.* the other".into(),
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("any resource attribute, or one of {}", listed(&names().collect::<Vec<_>>())),
         };
@@ -87,7 +90,7 @@ pub(super) fn attribute(reader: &mut Reader<'_>, node: NodeId, name: &str) -> Op
 /// Reads a match; `None`, with errors said, where something is wrong or it can never match.
 pub(super) fn read_match(reader: &mut Reader<'_>, node: NodeId) -> Option<Condition> {
     let condition = read_nested(reader, node, 0)?;
-    if condition.clone().simplified().is_never() {
+    if filter::is_never(&condition.clone().simplified()) {
         reader.error(node, "no reset can ever match this", "conditions that can hold together");
         return None;
     }
@@ -160,7 +163,7 @@ fn read_record_test(reader: &mut Reader<'_>, node: NodeId, attribute: Attribute)
             node,
             attribute,
             "a number of bytes, as 0 or 4KiB, a range \"1-100\", or { gte: 1 }",
-            |text| parse_size(text).map(|bytes| bytes as f64),
+            |text| parse_size(text).map(|bytes| bytes as f64).or_else(|| parse_number(text)),
         ),
         A::SmoothedRtt | A::Duration => {
             read_number(reader, node, attribute, "a time, as 200ms or 0.2 (s), or { gte: 1s, lt: 1m }", |text| {

@@ -4,25 +4,26 @@
 
 use std::{fmt, ops::Range};
 
-/// Problems that are shown of one file at most.
-const MAX_SHOWN: usize = 50;
+/// Problems of one file that are kept at most; the others are counted.
+const MAX_KEPT: usize = 50;
 /// Characters of a line that are shown at most.
 const MAX_LINE: usize = 160;
 
-/// Bytes of the file.
+/// A part of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     bytes: Range<usize>,
+    line: usize,
 }
 
 impl Place {
-    pub(super) fn new(bytes: Range<usize>) -> Self {
-        Self { bytes }
+    /// The bytes, and the line on which they begin, counted from 1.
+    pub(super) fn new(bytes: Range<usize>, line: usize) -> Self {
+        Self { bytes, line }
     }
 
-    /// Counted from 1. Cost grows with the place: for errors only.
-    pub(super) fn line(&self, text: &str) -> usize {
-        1 + text.as_bytes().iter().take(self.bytes.start).filter(|byte| **byte == b'\n').count()
+    pub(super) fn line(&self) -> usize {
+        self.line
     }
 }
 
@@ -51,6 +52,36 @@ impl Problem {
     }
 }
 
+/// The problems of a file: as many as anybody reads, and how many more there are.
+#[derive(Debug, Default)]
+pub(super) struct Problems {
+    kept: Vec<Problem>,
+    left_out: usize,
+}
+
+impl Problems {
+    pub(super) fn count(&self) -> usize {
+        self.kept.len() + self.left_out
+    }
+
+    pub(super) fn push(&mut self, problem: Problem) {
+        if self.kept.len() < MAX_KEPT {
+            return self.kept.push(problem);
+        }
+        self.left_out += 1;
+        // No number of warnings hides an error.
+        if let (false, Some(warning)) = (problem.is_warning, self.kept.iter_mut().rfind(|kept| kept.is_warning)) {
+            *warning = problem;
+        }
+    }
+}
+
+impl From<Problem> for Problems {
+    fn from(problem: Problem) -> Self {
+        Self { kept: vec![problem], left_out: 0 }
+    }
+}
+
 /// A mistake in a configuration file, or a doubt about it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Diagnostic {
@@ -71,7 +102,9 @@ pub struct Diagnostic {
     /// The line itself, with secrets taken out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// How many characters of the line are meant, from the column on.
+    /// Where in `text` the caret stands, counted from 0, and how many characters of it are meant.
+    #[serde(skip)]
+    caret: usize,
     #[serde(skip)]
     width: usize,
 }
@@ -98,6 +131,7 @@ impl Diagnostic {
             message: message.into(),
             allowed: Some(allowed.to_owned()),
             text: None,
+            caret: 0,
             width: 0,
         }
     }
@@ -120,9 +154,9 @@ impl fmt::Display for Diagnostic {
             (Some(line), Some(column)) => writeln!(formatter, "{:margin$}--> {}:{line}:{column}", "", self.file)?,
             _ => writeln!(formatter, "{:margin$}--> {}", "", self.file)?,
         }
-        if let (Some(text), Some(column)) = (&self.text, self.column) {
+        if let Some(text) = &self.text {
             writeln!(formatter, "{number} | {text}")?;
-            writeln!(formatter, "{:margin$} | {:indent$}{}", "", "", "^".repeat(self.width), indent = column - 1)?;
+            writeln!(formatter, "{:margin$} | {:caret$}{}", "", "", "^".repeat(self.width), caret = self.caret)?;
         }
         match &self.allowed {
             Some(allowed) => writeln!(formatter, "{:margin$} = help: {allowed}", ""),
@@ -133,45 +167,60 @@ impl fmt::Display for Diagnostic {
 
 /// Everything that is wrong with a file; warnings with it. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", shown(diagnostics))]
+#[error("{}", shown(diagnostics, *left_out))]
 pub struct ConfigErrors {
     /// In the order of the file.
     pub diagnostics: Vec<Diagnostic>,
+    /// How many more there are.
+    pub left_out: usize,
 }
 
-fn shown(diagnostics: &[Diagnostic]) -> String {
-    let mut shown: Vec<_> = diagnostics.iter().take(MAX_SHOWN).map(ToString::to_string).collect();
-    if diagnostics.len() > MAX_SHOWN {
-        shown.push(format!("and {} more", diagnostics.len() - MAX_SHOWN));
+impl From<Diagnostic> for ConfigErrors {
+    fn from(diagnostic: Diagnostic) -> Self {
+        Self { diagnostics: vec![diagnostic], left_out: 0 }
+    }
+}
+
+fn shown(diagnostics: &[Diagnostic], left_out: usize) -> String {
+    let mut shown: Vec<_> = diagnostics.iter().map(ToString::to_string).collect();
+    if left_out > 0 {
+        shown.push(format!("and {left_out} more"));
     }
     shown.join("\n").trim_end().to_owned()
 }
 
-/// The problems as they are shown, in the order of the file.
-pub(super) fn diagnostics(text: &str, file: &str, mut problems: Vec<Problem>) -> Vec<Diagnostic> {
+/// The problems as they are shown, in the order of the file: the errors, or where there is none the warnings.
+pub(super) fn diagnostics(text: &str, file: &str, problems: Problems) -> Result<Vec<Diagnostic>, ConfigErrors> {
+    let Problems { kept: mut problems, left_out } = problems;
+    if problems.is_empty() {
+        return Ok(Vec::new());
+    }
     problems.sort_by_key(|problem| problem.place.bytes.start);
+    let is_valid = problems.iter().all(|problem| problem.is_warning);
     let secrets = secret_ranges(text);
-    // Lines are counted on from problem to problem, so that many problems cost no more than one.
-    let (mut line, mut counted) = (1, 0);
+    let diagnostics = located(text, file, problems, &secrets);
+    if is_valid { Ok(diagnostics) } else { Err(ConfigErrors { diagnostics, left_out }) }
+}
+
+fn located(text: &str, file: &str, problems: Vec<Problem>, secrets: &[Range<usize>]) -> Vec<Diagnostic> {
     problems
         .into_iter()
         .map(|problem| {
             let start = floor_boundary(text, problem.place.bytes.start);
-            line += text[counted..start].matches('\n').count();
-            counted = start;
             let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
             let line_end = text[start..].find('\n').map_or(text.len(), |newline| start + newline);
             let end = floor_boundary(text, problem.place.bytes.end).clamp(start, line_end);
-            let shown = ShownLine::new(text, line_start..line_end, start..end, &secrets);
+            let shown = ShownLine::new(text, line_start..line_end, start..end, secrets);
             Diagnostic {
                 severity: if problem.is_warning { Severity::Warning } else { Severity::Error },
                 file: file.to_owned(),
-                line: Some(line),
+                line: Some(problem.place.line),
                 column: Some(shown.column),
                 path: problem.path,
                 message: problem.message,
                 allowed: problem.allowed,
                 text: Some(shown.text),
+                caret: shown.caret,
                 width: shown.width,
             }
         })
@@ -185,74 +234,126 @@ fn floor_boundary(text: &str, offset: usize) -> usize {
 struct ShownLine {
     text: String,
     column: usize,
+    caret: usize,
     width: usize,
 }
 
 impl ShownLine {
-    /// A line with its secrets masked, character for character, and what is too long cut off.
+    /// A line with its secrets masked, character for character; of a long line, the part around what is meant.
     fn new(text: &str, line: Range<usize>, meant: Range<usize>, secrets: &[Range<usize>]) -> Self {
+        /// Characters before what is meant in a long line.
+        const BEFORE: usize = 40;
+        const CUT: &str = "... ";
         let column = 1 + text[line.start..meant.start].chars().count();
-        let width = text[meant].trim_end().chars().count().max(1);
+        // Secrets end with their line, so those of this line stand together.
+        let first = secrets.partition_point(|secret| secret.start < line.start);
+        let secrets = &secrets[first..first + secrets[first..].partition_point(|secret| secret.start < line.end)];
         let is_secret = |offset: usize| secrets.iter().any(|secret| secret.contains(&offset));
-        let mut shown: String = text[line.clone()]
-            .char_indices()
-            .map(|(offset, character)| match character {
-                _ if is_secret(line.start + offset) && !character.is_whitespace() => '*',
-                '\t' | '\r' => ' ',
-                character if character.is_control() => '\u{fffd}',
-                character => character,
-            })
-            .take(MAX_LINE.max(column))
-            .collect();
-        shown.truncate(shown.trim_end().len());
-        if text[line].chars().count() > MAX_LINE.max(column) {
-            shown.push_str(" ...");
-        }
-        Self { text: shown, column, width: width.min(MAX_LINE) }
+        let skipped = if column > MAX_LINE { column - 1 - BEFORE } else { 0 };
+        let mut rest = text[line.clone()].char_indices().skip(skipped);
+        let part = rest.by_ref().take(MAX_LINE).map(|(offset, character)| match character {
+            _ if is_secret(line.start + offset) && !character.is_whitespace() => '*',
+            '\t' | '\r' => ' ',
+            character if character.is_control() => '\u{fffd}',
+            character => character,
+        });
+        let part: String = part.collect();
+        let before = if skipped > 0 { CUT } else { "" };
+        let after = if rest.next().is_some() { " ..." } else { "" };
+        let caret = before.len() + column - 1 - skipped;
+        let width =
+            text[meant].trim_end().chars().count().clamp(1, MAX_LINE - (column - 1 - skipped).min(MAX_LINE - 1));
+        Self { text: format!("{before}{}{after}", part.trim_end()), column, caret, width }
     }
 }
 
-/// The parts of a file that may be secrets: what stands under `headers`, and after any key that sounds like one. Found in
-/// the text and not in the tree, since a file that is no YAML has secrets too; so rather too much than too little.
+/// The parts of a file that may be secrets: what stands under `headers`, after any key that sounds like one, and before
+/// the `@` of a URL. Found in the text and not in the tree, since a file that is no YAML has secrets too; so rather too
+/// much than too little.
 fn secret_ranges(text: &str) -> Vec<Range<usize>> {
-    const WORDS: &[&str] = &["authorization", "token", "password", "secret", "api-key", "api_key", "apikey", "bearer"];
     let mut ranges = Vec::new();
     let mut under_headers: Option<usize> = None;
     let mut start = 0;
     for line in text.split_inclusive('\n') {
-        let lower = line.to_ascii_lowercase();
         let content = line.trim_start_matches([' ', '-']);
         let indent = line.len() - content.len();
-        if under_headers
-            .is_some_and(|headers| indent <= headers && !content.trim().is_empty() && !content.starts_with(['}', '#']))
-        {
-            under_headers = None;
-        }
-        let headers = headers_key(&lower);
-        if let Some(at) = headers {
-            ranges.push(start + at + "headers".len()..start + line.len());
-            under_headers = under_headers.or(Some(indent));
-        } else if under_headers.is_some() {
-            ranges.push(start + value_offset(line, indent)..start + line.len());
-        } else if let Some(at) = WORDS.iter().filter_map(|word| lower.find(word)).min() {
-            ranges.push(start + at + value_offset(&line[at..], 0)..start + line.len());
-        }
+        let is_outside = !content.trim().is_empty() && !content.starts_with(['}', '#']);
+        under_headers = under_headers.filter(|headers| indent > *headers || !is_outside);
+        let secret_from = match headers_key(line) {
+            Some(after_key) => {
+                under_headers = under_headers.or(Some(indent));
+                Some(after_key)
+            }
+            None if under_headers.is_some() => Some(line.find(':').map_or(indent, |colon| colon + 1)),
+            None => secret_key(line),
+        };
+        ranges.extend(secret_from.map(|from| start + from..start + line.len()));
+        ranges.extend(user_of_url(line).map(|user| start + user.start..start + user.end));
         start += line.len();
     }
     ranges
 }
 
-/// Where the key `headers` stands in a line in small letters.
+/// Where the value of a key that sounds like a secret begins in a line.
+fn secret_key(line: &str) -> Option<usize> {
+    const WORDS: &[&str] = &["authorization", "token", "password", "secret", "api-key", "api_key", "apikey"];
+    let lower = line.to_ascii_lowercase();
+    let after_key = |at: usize| {
+        let key = lower[at..].trim_start_matches(|c: char| c.is_alphanumeric() || c == '_' || c == '-');
+        let colon = key.trim_start_matches(['"', '\'']).trim_start().strip_prefix(':')?;
+        // `${env:SECRET:-x}` is no key: a key's colon has a space after it.
+        (colon.is_empty() || colon.starts_with([' ', '\t', '\n', '\r', '"'])).then_some(line.len() - colon.len())
+    };
+    let keys = WORDS.iter().flat_map(|word| lower.match_indices(word)).filter_map(|(at, _)| after_key(at));
+    keys.chain(lower.find("bearer ").map(|at| at + "bearer ".len())).min()
+}
+
+/// The user and password of a URL in a line.
+fn user_of_url(line: &str) -> Option<Range<usize>> {
+    let start = line.find("://")? + "://".len();
+    let end =
+        line[start..].find(|c: char| c.is_whitespace() || matches!(c, '/' | '"' | '\'')).unwrap_or(line.len() - start);
+    line[start..start + end].rfind('@').map(|at| start..start + at)
+}
+
+/// Where what follows the key `headers` begins in a line.
 fn headers_key(line: &str) -> Option<usize> {
     const KEY: &str = "headers";
-    line.match_indices(KEY).map(|(at, _)| at).find(|at| {
-        let before = line[..*at].chars().next_back();
-        let after = line[at + KEY.len()..].trim_start_matches(['"', '\'']).trim_start();
-        !before.is_some_and(|before| before.is_alphanumeric() || before == '_') && after.starts_with(':')
+    let lower = line.to_ascii_lowercase();
+    lower.match_indices(KEY).map(|(at, _)| at).find_map(|at| {
+        let before = line[..at].chars().next_back();
+        let after = line[at + KEY.len()..].trim_start_matches(['"', '\'']).trim_start().strip_prefix(':')?;
+        let is_key = !before.is_some_and(|before| before.is_alphanumeric() || before == '_');
+        is_key.then_some(line.len() - after.len())
     })
 }
 
-/// Where the value of a line begins: after its first `:`, else where it is indented to.
-fn value_offset(line: &str, indent: usize) -> usize {
-    line.find(':').map_or(indent.min(line.len()), |colon| colon + 1)
+#[cfg(test)]
+mod tests {
+    use super::secret_ranges;
+
+    #[test]
+    fn secrets_are_masked_and_nothing_else() {
+        let cases = [
+            ("headers: { authorization: abc }", "headers: * ************** *** *"),
+            (
+                "headers:\n  x: abc\n  \"y\":\n    abc\ntimeout: 1s",
+                "headers:\n  x: ***\n  \"y\":\n    ***\ntimeout: 1s",
+            ),
+            ("- headers:\n    x: abc\n  timeout: 1s", "- headers:\n    x: ***\n  timeout: 1s"),
+            ("http_headers: { ports: [80] }", "http_headers: { ports: [80] }"),
+            ("endpoint: ${env:SECRET:-x}", "endpoint: ${env:SECRET:-x}"),
+            ("endpoint: https://user:pass@host:1/", "endpoint: https://*********@host:1/"),
+            ("x-api-key: abc", "x-api-key: ***"),
+            ("- Bearer abc", "- Bearer ***"),
+            ("{\"api_key\":\"abc\"}", "{\"api_key\":******"),
+        ];
+        for (text, expected) in cases {
+            let secrets = secret_ranges(text);
+            let mask = |(at, c): (usize, char)| {
+                if secrets.iter().any(|secret| secret.contains(&at)) && !c.is_whitespace() { '*' } else { c }
+            };
+            assert_eq!(text.char_indices().map(mask).collect::<String>(), expected);
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::{
-    problem::{Place, Problem},
+    problem::{Place, Problem, Problems},
     substitute,
     tree::{Content, NodeId, Tree},
 };
@@ -14,7 +14,7 @@ pub(super) struct Reader<'a> {
     tree: &'a Tree,
     env: &'a dyn Fn(&str) -> Option<String>,
     path: String,
-    problems: Vec<Problem>,
+    problems: Problems,
 }
 
 /// A scalar with its variables substituted.
@@ -44,7 +44,7 @@ impl Scalar<'_> {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(tree: &'a Tree, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Self { tree, env, path: String::new(), problems: Vec::new() }
+        Self { tree, env, path: String::new(), problems: Problems::default() }
     }
 
     /// What a destination starts from: the environment's `OTEL_EXPORTER_OTLP_*` over the defaults. A variable that cannot
@@ -53,13 +53,13 @@ impl<'a> Reader<'a> {
         environment::read(self.env).map_or_else(|_| Destination::default(), |from| from.base)
     }
 
-    pub(super) fn into_problems(self) -> Vec<Problem> {
+    pub(super) fn into_problems(self) -> Problems {
         self.problems
     }
 
     /// Problems found so far.
     pub(super) fn problem_count(&self) -> usize {
-        self.problems.len()
+        self.problems.count()
     }
 
     /// Says that a node is wrong.
@@ -109,6 +109,11 @@ impl<'a> Reader<'a> {
     fn wrong_kind<T>(&mut self, node: NodeId, found: &str, wanted: &str) -> Option<T> {
         self.error(node, format!("{found} stands where one value is wanted"), wanted);
         None
+    }
+
+    /// The node under these keys, or the deepest that there is on the way.
+    pub(super) fn find(&self, root: NodeId, path: &[&str]) -> NodeId {
+        self.tree.find(root, path)
     }
 
     /// Whether the node is the null.

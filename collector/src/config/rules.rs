@@ -30,6 +30,7 @@ impl FilterRules {
             return None;
         }
         let elsewhere = &[("match", "keep: { ... } or drop: { ... }"), ("action", "keep: { ... } or drop: { ... }")];
+        let before = reader.problem_count();
         let found = reader.entries(node, &["keep", "drop"], elsewhere)?;
         let (keep, key, condition) = match found.as_slice() {
             [Some(node), None] => (true, "keep", *node),
@@ -38,6 +39,8 @@ impl FilterRules {
                 reader.error(node, "a rule either keeps or drops", "two rules, in the order in which they are asked");
                 return None;
             }
+            // A key that is not known has been said to be.
+            _ if reader.problem_count() > before => return None,
             _ => {
                 reader.error(node, "the rule says neither keep nor drop", "keep: { ... } or drop: { ... }");
                 return None;
@@ -286,7 +289,7 @@ fn show_rate(rate: &Rate) -> Vec<(String, Shown)> {
         Rate::Ratio(ratio) => vec![("ratio".into(), Shown::Float(ratio.share()))],
         Rate::Limit(limit) => {
             let mut entries =
-                vec![("limit".into(), Shown::Float(limit.per_second)), ("burst".into(), Shown::Float(limit.burst))];
+                vec![("limit".into(), Shown::number(limit.per_second)), ("burst".into(), Shown::number(limit.burst))];
             if !limit.per.is_empty() {
                 let names = limit.per.iter().map(|key| match key {
                     Key::Record(attribute) => Shown::Text(attribute.name().to_owned()),

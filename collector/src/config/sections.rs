@@ -283,26 +283,30 @@ pub(super) const MULTIPLIER: Number = Number { min: 1.0, max: 10.0 };
 /// What must hold between sections.
 pub(super) fn check(reader: &mut Reader<'_>, root: NodeId, settings: &Settings) {
     let correlation = &settings.correlation;
-    let listeners = [
-        ("correlation.otlp_receiver.grpc", correlation.grpc),
-        ("correlation.otlp_receiver.http", correlation.http),
-        ("admin", settings.admin),
+    let listeners: [(&[&str], _); 3] = [
+        (&["correlation", "otlp_receiver", "grpc"], correlation.grpc),
+        (&["correlation", "otlp_receiver", "http"], correlation.http),
+        (&["admin"], settings.admin),
     ];
-    for (at, (name, address)) in listeners.iter().enumerate() {
-        let taken = listeners[..at]
-            .iter()
-            .find(|(_, other)| other.is_some_and(|other| other.port() != 0 && Some(other) == *address));
-        if let (Some((other, _)), Some(address)) = (taken, address) {
-            let message = format!("{other} and {name} both listen on {address}");
-            reader.error(root, message, "an address and port of its own for each");
+    for (at, (path, address)) in listeners.iter().enumerate() {
+        let is_taken = |other: &SocketAddr| other.port() != 0 && Some(*other) == *address;
+        let twin = listeners[..at].iter().find(|(_, other)| other.as_ref().is_some_and(is_taken));
+        if let (Some((other, _)), Some(address)) = (twin, address) {
+            let message = format!("{} and {} both listen on {address}", other.join("."), path.join("."));
+            let node = reader.find(root, &[*path, &["endpoint"]].concat());
+            reader.error(node, message, "an address and port of its own for each");
         }
     }
-    let export = &settings.export;
-    for (index, destination) in export.otlp.iter().enumerate() {
-        let queue = &destination.queue;
-        let twin = export.otlp[..index].iter().any(|other| other.queue.storage == queue.storage);
-        if queue.storage.is_some() && twin {
-            reader.error(root, format!("export.otlp[{index}] shares its storage with another"), "a directory for each");
+    let destinations = &settings.export.otlp;
+    for (index, destination) in destinations.iter().enumerate() {
+        let storage = &destination.queue.storage;
+        let twin = destinations[..index].iter().position(|other| storage.is_some() && other.queue.storage == *storage);
+        if let Some(twin) = twin {
+            let list = reader.find(root, &["export", "otlp"]);
+            let node = reader.list(list).and_then(|items| items.get(index).copied()).unwrap_or(list);
+            let node = reader.find(node, &["sending_queue", "storage"]);
+            let message = format!("export.otlp[{index}] and export.otlp[{twin}] have the same storage");
+            reader.error(node, message, "a directory for each");
         }
     }
 }

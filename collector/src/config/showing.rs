@@ -99,14 +99,14 @@ fn show_patterns(patterns: &[Pattern]) -> impl Iterator<Item = Shown> {
 
 fn show_range(range: &Numbers) -> Shown {
     if range.low == range.high {
-        return Shown::Float(range.low);
+        return Shown::number(range.low);
     }
     let ends = [
         (if range.low_inside { "gte" } else { "gt" }, range.low),
         (if range.high_inside { "lte" } else { "lt" }, range.high),
     ];
     let finite = ends.into_iter().filter(|(_, end)| end.is_finite());
-    Shown::Map(finite.map(|(name, end)| (name.to_owned(), Shown::Float(end))).collect())
+    Shown::Map(finite.map(|(name, end)| (name.to_owned(), Shown::number(end))).collect())
 }
 
 /// The schema that `#/$defs/match` names.

@@ -3,7 +3,7 @@
 //! Bounded against hostile files: depth, nodes, and what aliases would expand to. Aliases share their node; nothing is
 //! copied.
 
-use std::{collections::HashMap, ops::Range};
+use std::collections::HashMap;
 
 use serde_yaml::granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Span};
 
@@ -48,6 +48,16 @@ impl Tree {
         &self.nodes[id]
     }
 
+    /// The node under these keys, or the deepest that there is on the way.
+    pub(super) fn find(&self, root: NodeId, path: &[&str]) -> NodeId {
+        path.iter().fold(root, |node, wanted| match &self.nodes[node].content {
+            Content::Mapping(entries) => {
+                entries.iter().find(|(key, _)| self.text(*key) == *wanted).map_or(node, |(_, value)| *value)
+            }
+            _ => node,
+        })
+    }
+
     /// The text of a scalar; empty for other nodes.
     pub(super) fn text(&self, id: NodeId) -> &str {
         match &self.nodes[id].content {
@@ -59,7 +69,7 @@ impl Tree {
 
 /// The tree of a text and its root; no root where the document is empty. Stops at the first mistake in the YAML itself.
 pub(super) fn parse(text: &str) -> Result<(Tree, Option<NodeId>), Problem> {
-    let mut builder = Builder { text, tree: Tree::default(), open: Vec::new(), anchors: HashMap::new(), root: None };
+    let mut builder = Builder { tree: Tree::default(), open: Vec::new(), anchors: HashMap::new(), root: None };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| syntax_problem(text, &error))?;
         builder.add(event, place(text, &span))?;
@@ -67,8 +77,7 @@ pub(super) fn parse(text: &str) -> Result<(Tree, Option<NodeId>), Problem> {
     Ok((builder.tree, builder.root))
 }
 
-struct Builder<'a> {
-    text: &'a str,
+struct Builder {
     tree: Tree,
     open: Vec<Open>,
     anchors: HashMap<usize, NodeId>,
@@ -88,7 +97,7 @@ enum OpenContent {
     Mapping { entries: Vec<(NodeId, NodeId)>, key: Option<NodeId>, lines: HashMap<String, usize> },
 }
 
-impl Builder<'_> {
+impl Builder {
     fn add(&mut self, event: Event<'_>, place: Place) -> Result<(), Problem> {
         match event {
             Event::DocumentStart(..) if self.root.is_some() => {
@@ -182,7 +191,7 @@ impl Builder<'_> {
                     return Err(Problem::error(place, "", "a key must be a name, not a list or a mapping")
                         .allowed("`name: value`"));
                 };
-                if let Some(line) = lines.insert(text.clone(), place.line(self.text)) {
+                if let Some(line) = lines.insert(text.clone(), place.line()) {
                     let message = format!("the key `{text}` stands twice in one mapping, first on line {line}");
                     return Err(Problem::error(place, "", message).allowed("each key once"));
                 }
@@ -196,7 +205,7 @@ impl Builder<'_> {
 fn place(text: &str, span: &Span) -> Place {
     let start = span.start.byte_offset().unwrap_or(0).min(text.len());
     let end = span.end.byte_offset().unwrap_or(start).clamp(start, text.len());
-    Place::new(Range { start, end })
+    Place::new(start..end, span.start.line())
 }
 
 /// What the parser says, with what to do about the mistakes that are made most.
@@ -205,10 +214,13 @@ fn syntax_problem(text: &str, error: &ScanError) -> Problem {
     let start = marker
         .byte_offset()
         .unwrap_or_else(|| text.char_indices().nth(marker.index()).map_or(text.len(), |(offset, _)| offset));
-    let place = Place::new(start..start);
+    let place = Place::new(start..start, marker.line());
     let (message, allowed): (String, &str) = match error.kind() {
         ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation => {
             ("a tab stands where YAML wants spaces".into(), "spaces for indentation")
+        }
+        ErrorKind::RecursionLimitExceeded => {
+            (format!("collections stand in each other more than {MAX_DEPTH} deep"), "fewer in each other")
         }
         ErrorKind::UnknownAnchor => {
             ("`*` begins an alias, and nothing of this name is anchored".into(), "a pattern in quotes: \"*_timeout\"")

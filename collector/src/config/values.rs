@@ -165,7 +165,7 @@ fn parse_numbers(text: &str, parse: &dyn Fn(&str) -> Option<f64>) -> Result<Numb
         return Ok(Numbers::one(number));
     }
     let ends = text.split_once('-').and_then(|(low, high)| Some((parse(low.trim())?, parse(high.trim())?)));
-    let (low, high) = ends.ok_or("is not a number or a range within what is allowed")?;
+    let (low, high) = ends.ok_or("is neither of these")?;
     let range = Numbers { low, high, low_inside: true, high_inside: true };
     if range.is_empty() { Err("is empty: its end is below its start") } else { Ok(range) }
 }

@@ -2,7 +2,7 @@
 //!
 //! A value that is not known meets no test; so `not` of the test is met.
 
-use std::{cell::Cell, sync::Arc};
+use std::{cell::Cell, io::Write, sync::Arc};
 
 use super::{
     pattern::Pattern,
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     attribute::{Attribute, Value},
     enrich::ResourceValue,
-    reset::{Cause, Direction, Endpoint, Origin, Reset, State},
+    reset::{Cause, Direction, Origin, Reset, State},
 };
 
 /// A condition on a reset.
@@ -88,17 +88,6 @@ pub enum End {
     Source,
     /// `destination`: of the reset segment.
     Destination,
-}
-
-impl End {
-    fn of(self, reset: &Reset) -> Endpoint {
-        match self {
-            Self::Local => reset.local,
-            Self::Peer => reset.peer,
-            Self::Source => reset.source(),
-            Self::Destination => reset.destination(),
-        }
-    }
 }
 
 /// A set of members of each closed list: a bit for each number. All must hold.
@@ -182,13 +171,24 @@ pub(super) const SLOTS: usize = 16;
 pub struct Subject<'a> {
     reset: &'a Reset,
     facts: FactSets,
+    /// By [`End`], in its order.
+    ports: [u16; 4],
+    /// By [`End`], as [`Network::holds`] takes them.
+    addresses: [(u128, bool); 4],
     resource: [Cell<Option<Option<&'a ResourceValue>>>; SLOTS],
 }
 
 impl<'a> Subject<'a> {
     /// Prepares a reset for testing.
     pub fn new(reset: &'a Reset) -> Self {
-        Self { reset, facts: FactSets::of(reset), resource: [const { Cell::new(None) }; SLOTS] }
+        let ends = [reset.local, reset.peer, reset.source(), reset.destination()];
+        Self {
+            reset,
+            facts: FactSets::of(reset),
+            ports: ends.map(|end| end.port),
+            addresses: ends.map(|end| Network::bits(end.address)),
+            resource: [const { Cell::new(None) }; SLOTS],
+        }
     }
 
     fn resource(&self, test: &ResourceTest) -> Option<&'a ResourceValue> {
@@ -209,11 +209,12 @@ impl Condition {
             Self::All(parts) => parts.iter().all(|part| part.matches(subject)),
             Self::Any(parts) => parts.iter().any(|part| part.matches(subject)),
             Self::Not(part) => !part.matches(subject),
-            Self::Facts(sets) => !sets.intersection(subject.facts).is_empty(),
-            Self::Port { end, ports } => ports.contains(end.of(reset).port),
+            // A reset has one member of each list, so its facts are in the sets where nothing of them is left out.
+            Self::Facts(sets) => sets.intersection(subject.facts) == subject.facts,
+            Self::Port { end, ports } => ports.contains(subject.ports[*end as usize]),
             Self::Address { end, networks } => {
-                let address = end.of(reset).address;
-                networks.iter().any(|network| network.contains(address))
+                let address = subject.addresses[*end as usize];
+                networks.iter().any(|network| network.holds(address))
             }
             Self::Number { attribute, ranges } => match attribute.value(reset) {
                 Some(Value::Integer(number)) => ranges.iter().any(|range| range.contains(number as f64)),
@@ -278,21 +279,8 @@ impl Condition {
             Self::Number { .. } => 3,
             Self::Text { .. } => 4,
             Self::Resource(_) => 5,
-            Self::All(_) | Self::Any(_) | Self::Not(_) => 6,
-        }
-    }
-
-    /// About how many steps it takes to look at the whole condition once.
-    pub(super) fn size(&self) -> usize {
-        1 + match self {
-            Self::All(parts) | Self::Any(parts) => parts.iter().map(Self::size).sum(),
-            Self::Not(part) => part.size(),
-            Self::Facts(_) => 0,
-            Self::Port { ports, .. } => ports.ranges().len(),
-            Self::Address { networks, .. } => networks.len(),
-            Self::Number { ranges, .. } => ranges.len(),
-            Self::Text { patterns, .. } => patterns.len(),
-            Self::Resource(test) => test.patterns.len() + test.ranges.len(),
+            Self::Not(part) => part.cost(),
+            Self::All(_) | Self::Any(_) => 6,
         }
     }
 
@@ -317,8 +305,43 @@ impl ResourceTest {
             ResourceValue::List(texts) => texts.iter().any(|text| text_matches(text)),
             ResourceValue::Integer(number) => {
                 self.ranges.iter().any(|range| range.contains(*number as f64))
-                    || (!self.patterns.is_empty() && text_matches(&number.to_string()))
+                    || (!self.patterns.is_empty() && text_matches(Decimal::of(*number).text()))
             }
+        }
+    }
+}
+
+/// The digits of a number, without an allocation.
+struct Decimal {
+    digits: [u8; Self::LENGTH],
+    unused: usize,
+}
+
+impl Decimal {
+    /// Of `i64::MIN`, the longest.
+    const LENGTH: usize = 20;
+
+    fn of(number: i64) -> Self {
+        let mut digits = [0; Self::LENGTH];
+        let mut rest = digits.as_mut_slice();
+        // There is room for every number.
+        let unused = write!(rest, "{number}").map_or(Self::LENGTH, |()| rest.len());
+        Self { digits, unused }
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.digits[..Self::LENGTH - self.unused]).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Decimal;
+
+    #[test]
+    fn decimals() {
+        for number in [0, 7, -1, i64::MIN, i64::MAX] {
+            assert_eq!(Decimal::of(number).text(), number.to_string());
         }
     }
 }

@@ -3,68 +3,100 @@
 //! Every answer `true` is a proof; `false` means "not proven". The analysis looks at pairs of conditions, not at what
 //! several rules cover together.
 
-use super::condition::{Condition, FactSets};
+use std::cell::Cell;
 
-/// At most so many parts of an `all` are compared with each other, to bound the time that a hostile file costs.
-const MAX_PAIRED_PARTS: usize = 32;
+use super::{
+    condition::{Condition, FactSets},
+    range::Numbers,
+};
 
-impl Condition {
-    /// Whether every reset that meets `other` meets this condition too.
-    pub fn covers(&self, other: &Self) -> bool {
-        if self == other || self.is_always() || other.is_never() {
+/// Proves things of conditions, in a bounded number of steps: once they are used up, nothing more is proven.
+pub(super) struct Prover {
+    steps_left: Cell<usize>,
+}
+
+impl Prover {
+    /// One that takes so many steps at most, of some ns each.
+    pub(super) fn new(steps: usize) -> Self {
+        Self { steps_left: Cell::new(steps) }
+    }
+
+    /// Whether the steps are used up, so that an answer `false` says nothing.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.steps_left.get() == 0
+    }
+
+    /// Takes steps; `false` where there are not so many left.
+    fn take(&self, steps: usize) -> bool {
+        let left = self.steps_left.get().saturating_sub(steps);
+        self.steps_left.set(left);
+        left > 0
+    }
+
+    /// Whether every reset that meets `other` meets `condition` too.
+    pub(super) fn covers(&self, condition: &Condition, other: &Condition) -> bool {
+        use Condition as C;
+        if !self.take(1) {
+            return false;
+        }
+        if condition == other || self.is_always(condition) {
             return true;
         }
-        match (self, other) {
-            (Self::All(parts), _) => parts.iter().all(|part| part.covers(other)),
-            (_, Self::Any(parts)) => parts.iter().all(|part| self.covers(part)),
-            (Self::Not(mine), Self::Not(theirs)) => theirs.covers(mine),
-            (Self::Any(parts), _) if parts.iter().any(|part| part.covers(other)) => true,
-            (Self::Not(mine), _) if mine.excludes(other) => true,
-            (_, Self::All(parts)) => parts.iter().any(|part| self.covers(part)),
-            (Self::Facts(mine), Self::Facts(theirs)) => mine.intersection(*theirs) == *theirs,
-            (Self::Port { end, ports }, Self::Port { end: other_end, ports: others }) => {
-                end == other_end && ports.covers(others)
+        match (condition, other) {
+            (C::All(parts), _) => parts.iter().all(|part| self.covers(part, other)),
+            (_, C::Any(parts)) => parts.iter().all(|part| self.covers(condition, part)),
+            (C::Not(mine), C::Not(theirs)) => self.covers(theirs, mine),
+            (C::Any(parts), _) if parts.iter().any(|part| self.covers(part, other)) => true,
+            (C::Not(mine), _) if self.excludes(mine, other) => true,
+            (_, C::All(parts)) => parts.iter().any(|part| self.covers(condition, part)),
+            (C::Facts(mine), C::Facts(theirs)) => mine.intersection(*theirs) == *theirs,
+            (C::Port { end, ports }, C::Port { end: other_end, ports: others }) => {
+                end == other_end && self.take(ports.ranges().len() * others.ranges().len()) && ports.covers(others)
             }
-            (Self::Address { end, networks }, Self::Address { end: other_end, networks: others }) => {
-                end == other_end && each_covered(networks, others, |mine, theirs| mine.covers(theirs))
+            (C::Address { end, networks }, C::Address { end: other_end, networks: others }) => {
+                end == other_end && self.each_covered(networks, others, |mine, theirs| mine.covers(theirs))
             }
-            (Self::Number { attribute, ranges }, Self::Number { attribute: other_attribute, ranges: others }) => {
-                attribute == other_attribute && each_covered(ranges, others, |mine, theirs| mine.covers(theirs))
+            (C::Number { attribute, ranges }, C::Number { attribute: other_attribute, ranges: others }) => {
+                attribute == other_attribute && self.each_covered(ranges, others, Numbers::covers)
             }
-            (Self::Text { attribute, patterns }, Self::Text { attribute: other_attribute, patterns: others }) => {
-                attribute == other_attribute && each_covered(patterns, others, |mine, theirs| mine.covers(theirs))
+            (C::Text { attribute, patterns }, C::Text { attribute: other_attribute, patterns: others }) => {
+                attribute == other_attribute && self.each_covered(patterns, others, |mine, theirs| mine.covers(theirs))
             }
-            (Self::Resource(mine), Self::Resource(theirs)) => {
+            (C::Resource(mine), C::Resource(theirs)) => {
                 mine.name == theirs.name
-                    && each_covered(&mine.patterns, &theirs.patterns, |mine, theirs| mine.covers(theirs))
-                    && each_covered(&mine.ranges, &theirs.ranges, |mine, theirs| mine.covers(theirs))
+                    && self.each_covered(&mine.patterns, &theirs.patterns, |mine, theirs| mine.covers(theirs))
+                    && self.each_covered(&mine.ranges, &theirs.ranges, Numbers::covers)
             }
             _ => false,
         }
     }
 
     /// Whether no reset meets both conditions.
-    pub fn excludes(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Any(parts), _) => parts.iter().all(|part| part.excludes(other)),
-            (_, Self::Any(parts)) => parts.iter().all(|part| self.excludes(part)),
-            (Self::All(parts), _) if parts.iter().any(|part| part.excludes(other)) => true,
-            (_, Self::All(parts)) if parts.iter().any(|part| self.excludes(part)) => true,
-            (Self::Not(mine), _) if mine.covers(other) => true,
-            (_, Self::Not(theirs)) => theirs.covers(self),
-            (Self::Facts(mine), Self::Facts(theirs)) => mine.intersection(*theirs).is_empty(),
-            (Self::Port { end, ports }, Self::Port { end: other_end, ports: others }) => {
-                end == other_end && ports.excludes(others)
+    pub(super) fn excludes(&self, condition: &Condition, other: &Condition) -> bool {
+        use Condition as C;
+        if !self.take(1) {
+            return false;
+        }
+        match (condition, other) {
+            (C::Any(parts), _) => parts.iter().all(|part| self.excludes(part, other)),
+            (_, C::Any(parts)) => parts.iter().all(|part| self.excludes(condition, part)),
+            (C::All(parts), _) if parts.iter().any(|part| self.excludes(part, other)) => true,
+            (_, C::All(parts)) if parts.iter().any(|part| self.excludes(condition, part)) => true,
+            (C::Not(mine), _) if self.covers(mine, other) => true,
+            (_, C::Not(theirs)) => self.covers(theirs, condition),
+            (C::Facts(mine), C::Facts(theirs)) => mine.intersection(*theirs).is_empty(),
+            (C::Port { end, ports }, C::Port { end: other_end, ports: others }) => {
+                end == other_end && self.take(ports.ranges().len() * others.ranges().len()) && ports.excludes(others)
             }
-            (Self::Address { end, networks }, Self::Address { end: other_end, networks: others }) => {
+            (C::Address { end, networks }, C::Address { end: other_end, networks: others }) => {
                 end == other_end
-                    && each_pair(networks, others, |mine, theirs| !mine.covers(theirs) && !theirs.covers(mine))
+                    && self.each_pair(networks, others, |mine, theirs| !mine.covers(theirs) && !theirs.covers(mine))
             }
-            (Self::Number { attribute, ranges }, Self::Number { attribute: other_attribute, ranges: others }) => {
-                attribute == other_attribute && each_pair(ranges, others, |mine, theirs| mine.excludes(theirs))
+            (C::Number { attribute, ranges }, C::Number { attribute: other_attribute, ranges: others }) => {
+                attribute == other_attribute && self.each_pair(ranges, others, Numbers::excludes)
             }
-            (Self::Text { attribute, patterns }, Self::Text { attribute: other_attribute, patterns: others }) => {
-                attribute == other_attribute && each_pair(patterns, others, |mine, theirs| mine.excludes(theirs))
+            (C::Text { attribute, patterns }, C::Text { attribute: other_attribute, patterns: others }) => {
+                attribute == other_attribute && self.each_pair(patterns, others, |mine, theirs| mine.excludes(theirs))
             }
             // A list may hold a value for each of two tests.
             _ => false,
@@ -72,40 +104,50 @@ impl Condition {
     }
 
     /// Whether no reset can meet the condition.
-    pub fn is_never(&self) -> bool {
-        match self {
-            Self::All(parts) => {
-                let paired = &parts[..parts.len().min(MAX_PAIRED_PARTS)];
-                parts.iter().any(Self::is_never)
-                    || paired.iter().enumerate().any(|(at, part)| paired[..at].iter().any(|prior| prior.excludes(part)))
+    pub(super) fn is_never(&self, condition: &Condition) -> bool {
+        use Condition as C;
+        if !self.take(1) {
+            return false;
+        }
+        match condition {
+            C::All(parts) => {
+                parts.iter().any(|part| self.is_never(part))
+                    || parts
+                        .iter()
+                        .enumerate()
+                        .any(|(at, part)| parts[..at].iter().any(|prior| self.excludes(prior, part)))
             }
-            Self::Any(parts) => parts.iter().all(Self::is_never),
-            Self::Not(part) => part.is_always(),
-            Self::Facts(sets) => sets.is_empty(),
-            Self::Port { ports, .. } => ports.ranges().is_empty(),
-            Self::Address { networks, .. } => networks.is_empty(),
-            Self::Number { ranges, .. } => ranges.iter().all(super::range::Numbers::is_empty),
-            Self::Text { patterns, .. } => patterns.is_empty(),
-            Self::Resource(test) => test.patterns.is_empty() && test.ranges.iter().all(|range| range.is_empty()),
+            C::Any(parts) => parts.iter().all(|part| self.is_never(part)),
+            C::Not(part) => self.is_always(part),
+            C::Facts(sets) => sets.is_empty(),
+            C::Port { ports, .. } => ports.ranges().is_empty(),
+            C::Address { networks, .. } => networks.is_empty(),
+            C::Number { ranges, .. } => ranges.iter().all(Numbers::is_empty),
+            C::Text { patterns, .. } => patterns.is_empty(),
+            C::Resource(test) => test.patterns.is_empty() && test.ranges.iter().all(Numbers::is_empty),
         }
     }
 
     /// Whether every reset meets the condition.
-    pub fn is_always(&self) -> bool {
-        match self {
-            Self::All(parts) => parts.iter().all(Self::is_always),
-            Self::Any(parts) => parts.iter().any(Self::is_always),
-            Self::Not(part) => part.is_never(),
-            Self::Facts(sets) => *sets == FactSets::ALL,
+    pub(super) fn is_always(&self, condition: &Condition) -> bool {
+        use Condition as C;
+        if !self.take(1) {
+            return false;
+        }
+        match condition {
+            C::All(parts) => parts.iter().all(|part| self.is_always(part)),
+            C::Any(parts) => parts.iter().any(|part| self.is_always(part)),
+            C::Not(part) => self.is_never(part),
+            C::Facts(sets) => *sets == FactSets::ALL,
             _ => false,
         }
     }
-}
 
-fn each_covered<T>(mine: &[T], theirs: &[T], covers: impl Fn(&T, &T) -> bool) -> bool {
-    theirs.iter().all(|theirs| mine.iter().any(|mine| covers(mine, theirs)))
-}
+    fn each_covered<T>(&self, mine: &[T], theirs: &[T], covers: impl Fn(&T, &T) -> bool) -> bool {
+        self.take(mine.len() * theirs.len()) && theirs.iter().all(|theirs| mine.iter().any(|mine| covers(mine, theirs)))
+    }
 
-fn each_pair<T>(mine: &[T], theirs: &[T], holds: impl Fn(&T, &T) -> bool) -> bool {
-    mine.iter().all(|mine| theirs.iter().all(|theirs| holds(mine, theirs)))
+    fn each_pair<T>(&self, mine: &[T], theirs: &[T], holds: impl Fn(&T, &T) -> bool) -> bool {
+        self.take(mine.len() * theirs.len()) && mine.iter().all(|mine| theirs.iter().all(|theirs| holds(mine, theirs)))
+    }
 }

@@ -156,9 +156,19 @@ impl Network {
 
     /// Whether the address is in the network.
     pub fn contains(&self, address: IpAddr) -> bool {
+        self.holds(Self::bits(address))
+    }
+
+    /// Whether the address with these [`Network::bits`] is in the network.
+    pub fn holds(&self, (bits, is_ipv4): (u128, bool)) -> bool {
+        self.ipv4 == is_ipv4 && bits & self.mask == self.value
+    }
+
+    /// An address as it is compared: its bits, and whether it is IPv4.
+    pub fn bits(address: IpAddr) -> (u128, bool) {
         match address {
-            IpAddr::V4(address) => self.ipv4 && u128::from(address.to_bits()) & self.mask == self.value,
-            IpAddr::V6(address) => !self.ipv4 && address.to_bits() & self.mask == self.value,
+            IpAddr::V4(address) => (u128::from(address.to_bits()), true),
+            IpAddr::V6(address) => (address.to_bits(), false),
         }
     }
 

@@ -52,7 +52,7 @@ fn any_capture() -> impl Strategy<Value = Capture> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(6_000))]
+    #![proptest_config(ProptestConfig::with_cases(3_000))]
 
     #[test]
     fn kernel_then_user_is_user_alone(

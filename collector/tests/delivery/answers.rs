@@ -14,7 +14,7 @@ use reset_collector::{
 
 use crate::{
     backend::{Backend, Reply, logs, numbers},
-    sending::{destination, dropped, fate_of_one},
+    sending::{destination, dropped, fate_of_one, to},
 };
 
 #[tokio::test]
@@ -185,4 +185,25 @@ async fn a_signal_that_is_not_taken_is_asked_once_and_the_other_goes_on() {
     assert!(snapshot.lanes.iter().all(|lane| snapshot.imbalance(lane) == 0));
     let asked = backend.requests().iter().filter(|request| request.path.contains("LogsService")).count();
     assert_eq!(asked, 1);
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_an_endpoint() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("otlp.sock");
+    for (protocol, reply) in [(Protocol::Grpc, Reply::grpc(0)), (Protocol::HttpProtobuf, Reply::http(200))] {
+        let backend = Backend::answering(vec![reply]).await;
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let address = backend.address;
+        let relay = tokio::spawn(async move {
+            let (mut inner, _) = listener.accept().await.unwrap();
+            let mut outer = tokio::net::TcpStream::connect(address).await.unwrap();
+            // The relay ends with whichever side goes first.
+            let _ended = tokio::io::copy_bidirectional(&mut inner, &mut outer).await;
+        });
+        let lane = fate_of_one(&to(&format!("unix://{}", path.display()), protocol)).await;
+        assert_eq!((lane.exported, backend.requests().len()), (10, 1));
+        relay.abort();
+        std::fs::remove_file(&path).unwrap();
+    }
 }

@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use reset_collector::{
     account::{Account, DropReason},
     batch::Batch,
-    export::Exporter,
+    export::{Exporter, forgotten_storage},
     settings::{Destination, Fsync, Queue, WhenFull},
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
@@ -114,6 +114,21 @@ async fn two_collectors_on_one_directory() {
     assert!(error.to_string().contains("in use by another collector"), "{error}");
     first.shutdown(Instant::now()).await;
     assert!(start().is_ok(), "it is free after a shutdown");
+}
+
+#[tokio::test]
+async fn what_waits_for_an_endpoint_that_is_gone_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let [old, new] = ["http://127.0.0.1:1", "http://127.0.0.1:2"].map(|endpoint| stored(endpoint, directory.path()));
+    let account = Arc::new(Account::new());
+    let exporter = Exporter::start(&old, LOGS, account.clone(), &Handle::current()).unwrap();
+    account.read(10);
+    exporter.push(&Batch { resets: 10, logs: Some(logs(0, 10)), traces: None });
+    exporter.shutdown(Instant::now()).await;
+    assert_eq!(account.snapshot().lanes[0].queued, 10, "kept on disk");
+    assert_eq!(forgotten_storage(&[old.clone(), new.clone()]), Vec::<std::path::PathBuf>::new());
+    let forgotten = forgotten_storage(&[new]);
+    assert!(forgotten.len() == 1 && forgotten[0].ends_with("logs"), "{forgotten:?}");
 }
 
 /// A small file system, unmounted when it goes out of scope. `None` without the right to mount.

@@ -98,7 +98,7 @@ async fn metrics_arrive_exact_over_both_protocols() {
         let account = Arc::new(Account::new());
         let mut resets = [0; COUNTERS as usize];
         resets[counter_index(Cause::PortClosed, Origin::Passive, Direction::Transmit) as usize] = 41;
-        account.kernel_counted(&resets, &[]);
+        account.kernel_counted(&resets, 0, &[]);
         let destination = destination(&backend, protocol);
         let interval = Duration::from_secs(3600);
         let telemetry = Telemetry::start(&destination, account.clone(), interval, &Handle::current()).unwrap();

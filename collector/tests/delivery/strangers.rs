@@ -1,12 +1,15 @@
 //! Endpoints that are no OTLP backend, or not the one that was meant: one clear line each, and nothing hangs.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use reset_collector::{
     answer::BODY_LIMIT,
     client::{Client, SendError},
-    settings::{Destination, Protocol, Secret},
+    settings::{Compression, Destination, Protocol, Secret},
     signal::Signal,
 };
 use tokio::{
@@ -155,4 +158,26 @@ async fn connections_are_kept() {
         }
         assert!(backend.requests().iter().all(|request| request.connection == 0));
     }
+}
+
+#[tokio::test]
+async fn a_server_that_never_reads_is_given_up_in_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let held = tokio::spawn(async move {
+        let mut streams = Vec::new();
+        loop {
+            streams.push(listener.accept().await.unwrap());
+        }
+    });
+    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
+        let timeout = Duration::from_millis(300);
+        let destination = Destination { timeout, compression: Compression::None, ..to(&endpoint, protocol) };
+        let client = Client::new(&destination).unwrap();
+        let started = Instant::now();
+        let sent = client.send(Signal::Logs, Bytes::from(vec![0; 32 << 20])).await;
+        assert_eq!(sent, Err(SendError::Timeout(timeout)));
+        assert!(started.elapsed() < 10 * timeout, "{:?}", started.elapsed());
+    }
+    held.abort();
 }

@@ -32,32 +32,32 @@ use tokio::net::TcpListener;
 
 /// What the backend got.
 #[derive(Clone, Debug)]
-pub struct Got {
-    pub path: String,
-    pub headers: HeaderMap,
-    pub body: Bytes,
+pub(crate) struct Got {
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 /// What the backend answers.
 #[derive(Clone, Debug, Default)]
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-    pub trailers: Option<HeaderMap>,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: Option<HeaderMap>,
 }
 
 type Script = Box<dyn Fn(usize, &Got) -> Option<Answer> + Send>;
 
 #[derive(Clone)]
-pub struct FakeBackend {
-    pub address: SocketAddr,
+pub(crate) struct FakeBackend {
+    pub(crate) address: SocketAddr,
     got: Arc<Mutex<Vec<Got>>>,
 }
 
 impl FakeBackend {
     /// Answers each request by the script: `None` is never.
-    pub async fn start(script: impl Fn(usize, &Got) -> Option<Answer> + Send + 'static) -> Self {
+    pub(crate) async fn start(script: impl Fn(usize, &Got) -> Option<Answer> + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let got: Arc<Mutex<Vec<Got>>> = Arc::default();
@@ -80,11 +80,11 @@ impl FakeBackend {
         backend
     }
 
-    pub fn got(&self) -> Vec<Got> {
+    pub(crate) fn got(&self) -> Vec<Got> {
         self.got.lock().expect("not poisoned").clone()
     }
 
-    pub fn last(&self) -> Got {
+    pub(crate) fn last(&self) -> Got {
         self.got().pop().expect("a request")
     }
 }
@@ -128,30 +128,30 @@ impl Body for AnswerBody {
 }
 
 impl Answer {
-    pub fn http(status: u16, body: impl Into<Bytes>, headers: &[(&'static str, &'static str)]) -> Self {
+    pub(crate) fn http(status: u16, body: impl Into<Bytes>, headers: &[(&'static str, &'static str)]) -> Self {
         let status = StatusCode::from_u16(status).expect("a status");
         Self { status, headers: header_map(headers), body: body.into(), trailers: None }
     }
 
-    pub fn grpc(message: &[u8], trailers: &[(&'static str, &'static str)]) -> Self {
+    pub(crate) fn grpc(message: &[u8], trailers: &[(&'static str, &'static str)]) -> Self {
         let headers = header_map(&[("content-type", "application/grpc")]);
         Self { headers, body: frame(0, message), trailers: Some(header_map(trailers)), ..Self::default() }
     }
 
     /// gRPC's errors come in headers alone.
-    pub fn grpc_error(headers: &[(&'static str, &'static str)]) -> Self {
+    pub(crate) fn grpc_error(headers: &[(&'static str, &'static str)]) -> Self {
         let mut all = header_map(headers);
         all.insert("content-type", "application/grpc".parse().expect("a value"));
         Self { headers: all, ..Self::default() }
     }
 }
 
-pub fn header_map(headers: &[(&'static str, &'static str)]) -> HeaderMap {
+pub(crate) fn header_map(headers: &[(&'static str, &'static str)]) -> HeaderMap {
     headers.iter().map(|(name, value)| (name.parse().expect("a name"), value.parse().expect("a value"))).collect()
 }
 
 /// A gRPC message with its prefix.
-pub fn frame(compressed: u8, message: &[u8]) -> Bytes {
+pub(crate) fn frame(compressed: u8, message: &[u8]) -> Bytes {
     let mut frame = BytesMut::new();
     frame.put_u8(compressed);
     frame.put_u32(u32::try_from(message.len()).expect("a length"));
@@ -160,19 +160,19 @@ pub fn frame(compressed: u8, message: &[u8]) -> Bytes {
 }
 
 /// A receiver before a backend.
-pub struct Setup {
-    pub grpc: SocketAddr,
-    pub http: SocketAddr,
-    pub correlator: Arc<Correlator>,
-    pub traffic: Arc<Traffic>,
+pub(crate) struct Setup {
+    pub(crate) grpc: SocketAddr,
+    pub(crate) http: SocketAddr,
+    pub(crate) correlator: Arc<Correlator>,
+    pub(crate) traffic: Arc<Traffic>,
 }
 
-pub struct Options {
-    pub protocol: Protocol,
-    pub limit: usize,
-    pub timeout: Duration,
-    pub headers: Vec<(String, Secret)>,
-    pub owner: Option<Owner>,
+pub(crate) struct Options {
+    pub(crate) protocol: Protocol,
+    pub(crate) limit: usize,
+    pub(crate) timeout: Duration,
+    pub(crate) headers: Vec<(String, Secret)>,
+    pub(crate) owner: Option<Owner>,
 }
 
 impl Default for Options {
@@ -188,7 +188,7 @@ impl Default for Options {
 }
 
 impl Setup {
-    pub async fn start(backend: SocketAddr, options: Options) -> Self {
+    pub(crate) async fn start(backend: SocketAddr, options: Options) -> Self {
         let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
         let settings = Correlation {
             grpc: Some(any),
@@ -218,22 +218,22 @@ impl Setup {
 
 /// What an application got back.
 #[derive(Debug)]
-pub struct Reply {
-    pub status: u16,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-    pub trailers: HeaderMap,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: HeaderMap,
 }
 
 impl Reply {
     /// From the trailers, or the headers of an answer without a body.
-    pub fn grpc_status(&self) -> i32 {
+    pub(crate) fn grpc_status(&self) -> i32 {
         let status = self.trailers.get("grpc-status").or_else(|| self.headers.get("grpc-status"));
         status.and_then(|status| status.to_str().ok()?.parse().ok()).expect("a gRPC status")
     }
 }
 
-pub async fn post(
+pub(crate) async fn post(
     address: SocketAddr,
     path: &str,
     headers: &[(&'static str, &'static str)],
@@ -249,12 +249,12 @@ pub async fn post(
     Reply { status: head.status.as_u16(), headers: head.headers, body: body.to_bytes(), trailers }
 }
 
-pub async fn grpc(setup: &Setup, path: &str, headers: &[(&'static str, &'static str)], body: Bytes) -> Reply {
+pub(crate) async fn grpc(setup: &Setup, path: &str, headers: &[(&'static str, &'static str)], body: Bytes) -> Reply {
     let mut all = vec![("content-type", "application/grpc"), ("te", "trailers")];
     all.extend_from_slice(headers);
     post(setup.grpc, path, &all, body, true).await
 }
 
-pub async fn http(setup: &Setup, path: &str, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+pub(crate) async fn http(setup: &Setup, path: &str, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
     post(setup.http, path, &[("content-type", content_type)], body.into(), false).await
 }

@@ -1,0 +1,98 @@
+//! What the program does on signals, and when its file changes: other rules, counts, the end.
+
+use anyhow::{Context, Result};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{
+    kernel::{Counters, ReasonTables, Tallies},
+    reader::{Order, Orders, Rules},
+    reload::{self, NewSettings, POLL_INTERVAL, Reload, Watch},
+    run::{self, Options},
+    sampler::Sampler,
+    settings::Settings,
+};
+
+/// Exit code after a second signal: what was queued is lost.
+pub const EXIT_AT_ONCE: i32 = 3;
+
+/// Waits for the signal that ends the program (SIGTERM, SIGINT), and does what the others ask for: SIGHUP reads the file
+/// again, as a change of it does; SIGUSR1 prints the counts.
+pub async fn obey(
+    options: &Options,
+    settings: &Settings,
+    reasons: &ReasonTables,
+    counters: &Counters,
+    orders: &Orders,
+) -> Result<()> {
+    let on = |kind| signal(kind).context("cannot listen to signals");
+    let (mut end, mut interrupt) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
+    let (mut counts, mut hangup): (Signal, Signal) = (on(SignalKind::user_defined1())?, on(SignalKind::hangup())?);
+    let mut running = settings.clone();
+    let mut watch = options.config.clone().map(Watch::new);
+    let mut look = interval(POLL_INTERVAL);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = end.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = counts.recv() => print_counts(counters),
+            _ = hangup.recv() => take_over(options, &mut running, reasons, orders),
+            _ = look.tick(), if watch.is_some() => {
+                if watch.as_mut().is_some_and(Watch::has_changed) {
+                    take_over(options, &mut running, reasons, orders);
+                }
+            }
+        }
+    }
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = end.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::warn!("a second signal: ending at once");
+        std::process::exit(EXIT_AT_ONCE);
+    });
+    Ok(())
+}
+
+/// Reads the file again; a bad one changes nothing.
+fn take_over(options: &Options, running: &mut Settings, reasons: &ReasonTables, orders: &Orders) {
+    let Some(path) = &options.config else {
+        tracing::warn!("there is no file to read again: start with --config FILE");
+        return;
+    };
+    let NewSettings { settings, after_restart, warnings } = match reload::reload(path, running) {
+        Reload::Same => return tracing::info!("the configuration means what runs already"),
+        Reload::Refused(errors) => {
+            return tracing::error!("the new configuration is not taken, the old one goes on:\n{errors}");
+        }
+        Reload::New(new) => *new,
+    };
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    orders.give(Order::Reconfigure(Box::new(Rules {
+        capture: settings.capture.clone(),
+        filters: settings.filters.clone(),
+        sampler: Sampler::new(settings.sampling.clone()),
+        program: (!options.dry_run).then(|| run::program(&settings, reasons)),
+    })));
+    tracing::info!("the new configuration runs");
+    if !after_restart.is_empty() {
+        tracing::warn!("these take effect after a restart only: {}", after_restart.join(", "));
+    }
+    *running = settings;
+}
+
+/// The kernel's counts, for a person.
+pub(crate) fn print_counts(counters: &Counters) {
+    let Tallies { captured, filtered, over_ceiling, lost } = counters.read();
+    tracing::info!("{} resets captured, {lost} lost for want of room in the ring buffer", captured.total());
+    if filtered + over_ceiling > 0 {
+        tracing::info!("{filtered} dropped by filters in the kernel, {over_ceiling} over the ceiling");
+    }
+    for (cause, origin, direction, count) in captured.iter() {
+        tracing::info!("{count:>10}  {} {} {}", direction.word(), origin.word(), cause.word());
+    }
+}

@@ -1,0 +1,26 @@
+//! What user space tells the programs while they run, and the sizes that both sides count with.
+
+/// The one entry of the map `CONTROL`; each word is written by itself.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Not 0: the reader sleeps, and the next record must wake it.
+    pub reader_sleeps: u32,
+    /// 0: no rules. Else its lowest bit says which half of the map `RULES` holds the program.
+    pub program: u32,
+    /// Between two records at the ceiling, ns; 0 is no ceiling.
+    pub interval_ns: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Buckets of the ceiling's keys: a power of two.
+pub const BUCKETS: usize = 16_384;
+/// Records that may come at once after quiet, at any ceiling above 0.
+pub const BURST: u64 = 900_000;
+/// A key (a port here, a peer) that is hot has one record for so many of the ceiling's.
+pub const SHARE_OF_KEY: u64 = 16;
+/// A kind (a cause, direction and namespace) that is hot has one record for so many of the ceiling's.
+pub const SHARE_OF_KIND: u64 = 4;
+/// What a key's bucket holds: its share of one second.
+pub const KEY_BURST_NS: u64 = 1_000_000_000;
