@@ -5,7 +5,6 @@ use std::{
     io::ErrorKind,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
     os::fd::OwnedFd,
-    time::Instant,
 };
 
 use anyhow::{Context, Result};
@@ -32,7 +31,7 @@ pub enum Shape {
 const FIRST_SCANNED: u16 = 10_000;
 /// The port that [`Shape::OnePort`] is aimed at.
 const AIM: u16 = 9_999;
-/// Segments between two looks at the clock.
+/// Segments between two questions whether to go on.
 const ROUND: u32 = 256;
 
 /// Connects to a port that nobody listens on, `count` times in all, from so many threads.
@@ -65,35 +64,31 @@ pub fn linger_zero(address: Ipv4Addr, count: u64) -> Result<()> {
     Ok(())
 }
 
-/// Connects from an address of one's own choice and closes with SO_LINGER 0; the port that it came from.
+/// Connects from an end of one's own choice and closes with SO_LINGER 0.
 ///
 /// # Errors
 /// The connection cannot be made.
-pub fn linger_zero_from(from: Ipv4Addr, to: SocketAddrV4) -> Result<u16> {
-    let (socket, port) = bound(from)?;
+pub fn linger_zero_from(from: SocketAddrV4, to: SocketAddrV4) -> Result<()> {
+    let socket = bound(from)?;
     connect(&socket, &to).with_context(|| format!("connecting to {to}"))?;
-    close_with_reset(TcpStream::from(socket))?;
-    Ok(port)
+    close_with_reset(TcpStream::from(socket))
 }
 
-/// Connects from an address of one's own choice to a port that is closed; the port that it came from.
+/// Connects from an end of one's own choice to a port that is closed.
 ///
 /// # Errors
 /// The connection is not refused.
-pub fn refused_from(from: Ipv4Addr, to: SocketAddrV4) -> Result<u16> {
-    let (socket, port) = bound(from)?;
-    match connect(&socket, &to) {
-        Err(Errno::CONNREFUSED) => Ok(port),
+pub fn refused_from(from: SocketAddrV4, to: SocketAddrV4) -> Result<()> {
+    match connect(bound(from)?, &to) {
+        Err(Errno::CONNREFUSED) => Ok(()),
         other => anyhow::bail!("{to} does not refuse: {other:?}"),
     }
 }
 
-fn bound(from: Ipv4Addr) -> Result<(OwnedFd, u16)> {
+fn bound(from: SocketAddrV4) -> Result<OwnedFd> {
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
-    bind(&socket, &SocketAddrV4::new(from, 0))?;
-    let stream = TcpStream::from(socket);
-    let port = stream.local_addr()?.port();
-    Ok((stream.into(), port))
+    bind(&socket, &from).with_context(|| format!("binding {from}"))?;
+    Ok(socket)
 }
 
 fn close_with_reset(stream: TcpStream) -> Result<()> {
@@ -101,16 +96,16 @@ fn close_with_reset(stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Sends SYN segments until a time, as fast as one thread can; how many the kernel took. Closed ports answer each with a
-/// reset.
+/// Sends SYN segments as fast as one thread can, until `goes_on`, which is told how many there were since it was asked
+/// last, says no. Closed ports answer each with a reset.
 ///
 /// # Errors
 /// No raw socket is to be had.
-pub fn syn_flood(shape: Shape, from: Ipv4Addr, to: Ipv4Addr, until: Instant) -> Result<u64> {
+pub fn syn_flood(shape: Shape, from: Ipv4Addr, to: Ipv4Addr, goes_on: impl Fn(u64) -> bool) -> Result<()> {
     let socket = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW)).context("a raw socket")?;
     let there = SocketAddrV4::new(to, 0);
     let (mut sent, mut random) = (0, 0x9e37_79b9_u32 ^ u32::from(from));
-    while Instant::now() < until {
+    while goes_on(std::mem::take(&mut sent)) {
         for _ in 0..ROUND {
             random ^= random << 13;
             random ^= random >> 17;
@@ -126,7 +121,7 @@ pub fn syn_flood(shape: Shape, from: Ipv4Addr, to: Ipv4Addr, until: Instant) -> 
             }
         }
     }
-    Ok(sent)
+    Ok(())
 }
 
 /// A SYN segment with its IP header; the kernel fills in that one's length and checksum (raw(7)).

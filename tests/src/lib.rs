@@ -10,6 +10,7 @@ pub mod capture;
 pub mod collector;
 pub mod flood;
 pub mod judge;
+pub mod metrics;
 pub mod network;
 pub mod process;
 pub mod record;

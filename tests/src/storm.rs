@@ -23,8 +23,12 @@ use crate::{
 
 /// Whence the slow stream comes: an address of the client's that the flood does not use.
 const SLOW_SOURCE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 77);
+/// Its first port; one more for each.
+const SLOW_FIRST_PORT: u16 = 20_000;
 /// A port of the server's that is closed and that the flood is not aimed at.
 const SLOW_CLOSED: u16 = 7;
+/// Threads that flood.
+const FLOODS: usize = 2;
 /// Between two pairs of the slow stream.
 const SLOW_INTERVAL: Duration = Duration::from_millis(100);
 /// After the storm, until what is under way has arrived.
@@ -62,11 +66,20 @@ impl Report {
     }
 }
 
+/// How long a storm goes on: both must be reached.
+#[derive(Clone, Copy, Debug)]
+pub struct Length {
+    /// At least so long.
+    pub time: Duration,
+    /// At least so many segments of the flood.
+    pub segments: u64,
+}
+
 /// Lets a storm of one shape go over a collector started with these arguments.
 ///
 /// # Errors
 /// A host, the collector or a socket fails.
-pub fn run(shape: Shape, duration: Duration, arguments: &[&str]) -> Result<Report> {
+pub fn run(shape: Shape, length: Length, arguments: &[&str]) -> Result<Report> {
     // Hosts first: their numbers are needed to tell their records from others'.
     let network = Network::new(Layout::Wire)?;
     prepare(&network)?;
@@ -83,7 +96,7 @@ pub fn run(shape: Shape, duration: Duration, arguments: &[&str]) -> Result<Repor
     let out_before = sent(&network)?;
     let before = usage(collector.pid())?;
     let started = Instant::now();
-    let (segments, slow_ports) = storm(&network, shape, started + duration)?;
+    let (segments, slow_ports) = storm(&network, shape, length)?;
     let elapsed = started.elapsed();
     std::thread::sleep(SETTLE);
     let after = usage(collector.pid())?;
@@ -122,41 +135,44 @@ fn sent(network: &Network) -> Result<u64> {
 }
 
 /// The flood and the slow stream: segments sent, and the ports that the slow stream came from.
-fn storm(network: &Network, shape: Shape, until: Instant) -> Result<(u64, HashSet<u16>)> {
+fn storm(network: &Network, shape: Shape, length: Length) -> Result<(u64, HashSet<u16>)> {
     let (client, server) = (&network.client, &network.server);
     let listener = server.enter(|| TcpListener::bind((server.v4, 0)))??;
     let open = listener.local_addr()?.port();
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let floods: Vec<_> = (0..2)
-            .map(|_| scope.spawn(|| client.enter(|| flood::syn_flood(shape, client.v4, server.v4, until))?))
+    let (segments, over, until) = (AtomicU64::new(0), AtomicBool::new(false), Instant::now() + length.time);
+    let goes_on = |sent: u64| {
+        let all = segments.fetch_add(sent, Ordering::Relaxed) + sent;
+        !over.load(Ordering::Relaxed) && (all < length.segments || Instant::now() < until)
+    };
+    let ports = std::thread::scope(|scope| {
+        let floods: Vec<_> = (0..FLOODS)
+            .map(|_| scope.spawn(|| client.enter(|| flood::syn_flood(shape, client.v4, server.v4, goes_on))?))
             .collect();
         let accepts = scope.spawn(|| flood::accept_all(&listener, || over.load(Ordering::Relaxed)));
-        let stream = scope.spawn(|| client.enter(|| slow_stream(server.v4, open, until))?);
-        let ended = |what: &str| format!("{what} ended");
-        let ports = stream.join().map_err(|_| anyhow::anyhow!(ended("the slow stream")))?;
+        let ports = client.enter(|| slow_stream(server.v4, open, || goes_on(0)));
         over.store(true, Ordering::Relaxed);
-        accepts.join().map_err(|_| anyhow::anyhow!(ended("accepting")))??;
-        let mut segments = 0;
+        let panicked = |_| anyhow::anyhow!("a thread of the storm panicked");
+        accepts.join().map_err(panicked)??;
         for flood in floods {
-            segments += flood.join().map_err(|_| anyhow::anyhow!(ended("a flood")))??;
+            flood.join().map_err(panicked)??;
         }
-        Ok((segments, ports?))
-    })
+        ports?
+    })?;
+    Ok((segments.into_inner(), ports))
 }
 
-fn slow_stream(server: Ipv4Addr, open: u16, until: Instant) -> Result<HashSet<u16>> {
+fn slow_stream(server: Ipv4Addr, open: u16, goes_on: impl Fn() -> bool) -> Result<HashSet<u16>> {
     let mut ports = HashSet::new();
     let mut next = Instant::now();
-    while next < until {
+    let mut ends = (SLOW_FIRST_PORT..).map(|port| SocketAddrV4::new(SLOW_SOURCE, port));
+    let mut end = || ends.next().context("the storm is too long: no port is left");
+    while goes_on() {
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
         next += SLOW_INTERVAL;
-        for port in [
-            flood::linger_zero_from(SLOW_SOURCE, SocketAddrV4::new(server, open))?,
-            flood::refused_from(SLOW_SOURCE, SocketAddrV4::new(server, SLOW_CLOSED))?,
-        ] {
-            ensure!(ports.insert(port), "port {port} came twice: the streams are too long to be told apart");
-        }
+        let (first, second) = (end()?, end()?);
+        flood::linger_zero_from(first, SocketAddrV4::new(server, open))?;
+        flood::refused_from(second, SocketAddrV4::new(server, SLOW_CLOSED))?;
+        ports.extend([first.port(), second.port()]);
     }
     Ok(ports)
 }

@@ -1,7 +1,6 @@
 //! At full speed nothing is lost, and what the kernel counted is what was captured.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, reason = "the rate is worth a line")]
 
 use std::{
     net::SocketAddr,

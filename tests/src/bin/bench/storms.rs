@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use reset_collector_tests::{flood::Shape, storm};
+use reset_collector_tests::{
+    flood::Shape,
+    storm::{self, Length},
+};
 
 use crate::table::Report;
 
-const STORM: Duration = Duration::from_secs(20);
+const STORM: Length = Length { time: Duration::from_secs(20), segments: 0 };
 
 /// Measures and reports.
 ///
@@ -36,7 +39,7 @@ pub(crate) fn measure(report: &mut Report, configuration: &dyn Fn(&str) -> Resul
         ]);
     }
     report.table(
-        &format!("A storm of {} s, every record printed as JSON into a pipe", STORM.as_secs()),
+        &format!("A storm of {} s, every record printed as JSON into a pipe", STORM.time.as_secs()),
         &[
             "storm",
             "segments a second",
