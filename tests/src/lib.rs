@@ -10,6 +10,7 @@ pub mod capture;
 pub mod collector;
 pub mod judge;
 pub mod network;
+pub mod owner;
 pub mod record;
 pub mod reference;
 pub mod scenario;

@@ -1,0 +1,131 @@
+//! Who owned each connection: real programs, both ends of each, never a wrong name.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "the table is what one reads when it fails")]
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use reset_collector_tests::{
+    collector::Collector,
+    network::{Layout, Network},
+    owner::{DueOwner, Naming, OwnerCase, RunningCase, build_peer},
+    record::Record,
+    skip_reason,
+};
+
+/// Cases whose connections are older than the collector.
+const OLDER: &str = "older_than_the_collector";
+const RECORD_PATIENCE: Duration = Duration::from_secs(5);
+/// After the last record that is due, for records that are not.
+const EXTRA_WAIT: Duration = Duration::from_millis(300);
+
+/// What came of one case.
+#[derive(Default)]
+struct Row {
+    ends: usize,
+    right: usize,
+    /// Of these: another of the owners that are true than the holder itself.
+    by_acceptor: usize,
+    nobody: usize,
+    wrong: usize,
+    faults: Vec<String>,
+}
+
+#[test]
+fn every_end_names_its_owner() -> Result<()> {
+    if let Some(reason) = skip_reason() {
+        println!("{reason}");
+        return Ok(());
+    }
+    let filter = std::env::var("RESET_TESTS_OWNERS").unwrap_or_default();
+    let peer = build_peer()?;
+    let cases: Vec<OwnerCase> = OwnerCase::list()?.into_iter().filter(|case| case.name.contains(&filter)).collect();
+    let (older, others): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.name.ends_with(OLDER));
+    let mut begun: Vec<(OwnerCase, Network, RunningCase)> = Vec::new();
+    for case in older {
+        let network = Network::new(Layout::Loopback)?;
+        let mut running = case.start(&network.server, &peer)?;
+        running.wait_ready()?;
+        begun.push((case, network, running));
+    }
+    let collector = Collector::start(&[], &[])?;
+    let mut rows = Vec::new();
+    for (case, network, running) in begun {
+        rows.push((case, judge(running, &network, &collector)?));
+    }
+    for case in others {
+        let network = Network::new(Layout::Loopback)?;
+        let running = case.start(&network.server, &peer)?;
+        rows.push((case, judge(running, &network, &collector)?));
+    }
+    let (status, said) = collector.stop()?;
+    print_table(&rows);
+    ensure!(status.success(), "the collector ended with {status}: {said}");
+    let faults = rows.iter().filter(|(_, row)| !row.faults.is_empty()).count();
+    assert_eq!(faults, 0, "{faults} cases with a fault: see the table");
+    Ok(())
+}
+
+fn judge(running: RunningCase, network: &Network, collector: &Collector) -> Result<Row> {
+    let mut row = Row::default();
+    let due = match running.finish() {
+        Ok(due) => due,
+        Err(error) => {
+            row.faults.push(format!("{error:#}"));
+            return Ok(row);
+        }
+    };
+    row.ends = due.len();
+    let records = awaited(collector, network.server.inode, due.len())?;
+    let mut left: Vec<&Record> = records.iter().collect();
+    for one in &due {
+        let record = left.iter().position(|record| one.is_of(record)).map(|place| left.swap_remove(place));
+        let naming = record.map_or(Naming::NoRecord, |record| one.judge(record));
+        row.enter(one, naming, record);
+    }
+    row.faults.extend(left.iter().map(|record| format!("not due: {record:?}")));
+    Ok(row)
+}
+
+fn awaited(collector: &Collector, namespace: u32, due: usize) -> Result<Vec<Record>> {
+    let deadline = Instant::now() + RECORD_PATIENCE;
+    while collector.records(&[namespace])?.len() < due && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(EXTRA_WAIT);
+    collector.records(&[namespace])
+}
+
+impl Row {
+    fn enter(&mut self, due: &DueOwner, naming: Naming, record: Option<&Record>) {
+        match naming {
+            Naming::Right(0) | Naming::RightlyNobody => self.right += 1,
+            Naming::Right(_) => {
+                self.right += 1;
+                self.by_acceptor += 1;
+            }
+            Naming::Nobody => self.nobody += 1,
+            Naming::Wrong => self.wrong += 1,
+            Naming::NoRecord => {}
+        }
+        if !naming.is_right() {
+            let named = |record: &Record| {
+                let cause = record.text("tcp.reset.cause");
+                format!("{cause}, {:?} {}", record.number("process.pid"), record.text("process.executable.name"))
+            };
+            self.faults.push(format!("{naming:?}: {due:?}: {}", record.map(named).unwrap_or_default()));
+        }
+    }
+}
+
+fn print_table(rows: &[(OwnerCase, Row)]) {
+    println!("{:<40} {:>5} {:>6} {:>10} {:>7} {:>6}  what", "case", "ends", "right", "(acceptor)", "nobody", "wrong");
+    for (case, row) in rows {
+        let Row { ends, right, by_acceptor, nobody, wrong, faults } = row;
+        println!("{:<40} {ends:>5} {right:>6} {by_acceptor:>10} {nobody:>7} {wrong:>6}  {}", case.name, case.what);
+        for fault in faults.iter().take(6) {
+            println!("    {}", fault.trim().replace('\n', "\n    "));
+        }
+    }
+}
