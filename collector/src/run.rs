@@ -26,6 +26,7 @@ use crate::{
     export::Exporter,
     forward::Backend,
     kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables},
+    owners::Owners,
     pipeline::{Output, Pipeline, Stages},
     pushdown::{self, Knowledge, Program},
     reader::{self, Order, Orders},
@@ -71,10 +72,15 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     let correlator = Correlator::new(&settings.correlation, settings.export.signals.traces && !outputs.is_empty());
     let services = runtime.block_on(Services::start(settings, destinations, &account, &correlator))?;
     let mut kernel = attach(settings, options)?;
+    let processes = kernel.take_processes().context("the kernel's map of processes is taken")?;
+    kernel.look_at_tasks();
+    let started = Instant::now();
+    kernel.look_at_files();
+    tracing::debug!("sockets that were there already have their owners after {:?}", started.elapsed());
     account.set_hooks(hooks(&kernel));
     announce(&kernel);
     let (counters, reasons) = (kernel.counters(), kernel.reasons().clone());
-    let stages = stages(settings, options, &kernel, outputs, &account, correlator);
+    let stages = stages(settings, options, &kernel, Owners::new(processes), outputs, &account, correlator);
     if let Some(btf) = &options.btf {
         try_hooks(&mut kernel, &stages, btf, &account)?;
     }
@@ -128,7 +134,7 @@ fn try_hooks(kernel: &mut Kernel, stages: &Stages, btf: &Path, account: &Account
     let strangers = |_: &[u8]| account.read_and_dropped(DropReason::SelfTest, 1);
     match selftest::run(kernel, &stages.decoder, btf, Path::new(PROC), strangers)? {
         selftest::Outcome::Passed { resets } => {
-            account.read_and_dropped(DropReason::SelfTest, resets as u64);
+            account.read_and_dropped(DropReason::SelfTest, resets);
             tracing::info!("--btf: {resets} resets made to try the hooks came out right");
         }
         skipped => tracing::warn!("--btf: the hooks could not be tried: {skipped:?}"),
@@ -170,6 +176,7 @@ fn stages(
     settings: &Settings,
     options: &Options,
     kernel: &Kernel,
+    owners: Owners,
     outputs: Vec<Output>,
     account: &Arc<Account>,
     correlator: Arc<Correlator>,
@@ -180,6 +187,7 @@ fn stages(
     let spans = settings.export.signals.traces && !outputs.is_empty();
     Stages {
         decoder,
+        owners,
         enricher,
         correlator,
         capture: settings.capture.clone(),

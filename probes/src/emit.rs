@@ -82,22 +82,22 @@ impl Draft {
         {
             retract_receive(socket);
         }
-        let admission = self.reserve(&Ends::of_received(segment), network_namespace(skb));
-        let Admission::Record(record) = admission else { return };
+        let ends = Ends::of_received(segment);
+        let Admission::Record(record) = self.reserve(&ends, network_namespace(skb)) else { return };
         record.segment_flags = segment.flags;
         record.sequence = if segment.flags & ACK != 0 { segment.acknowledgement } else { 0 };
-        self.write_socket(record, socket, holder);
+        self.write_socket(record, socket, holder, &ends);
         submit(record);
     }
 
     /// A reset came and no connection accepted it.
     #[inline(always)]
     pub(crate) fn not_accepted(self, skb: *const u8, segment: &Segment, socket: Option<Socket>, holder: Holder) {
-        let admission = self.reserve(&Ends::of_received(segment), network_namespace(skb));
-        let Admission::Record(record) = admission else { return };
+        let ends = Ends::of_received(segment);
+        let Admission::Record(record) = self.reserve(&ends, network_namespace(skb)) else { return };
         record.segment_flags = segment.flags;
         record.sequence = segment.sequence;
-        self.write_socket(record, socket, holder);
+        self.write_socket(record, socket, holder, &ends);
         submit(record);
     }
 
@@ -113,7 +113,11 @@ impl Draft {
 
     /// Writes what a socket other than the segment's own hook knows; only full sockets may be read.
     #[inline(always)]
-    fn write_socket(&self, record: &mut ResetRecord, socket: Option<Socket>, holder: Holder) {
+    fn write_socket(&self, record: &mut ResetRecord, socket: Option<Socket>, holder: Holder, ends: &Ends) {
+        if matches!(holder, Holder::TimeWait) {
+            owner::write_of_time_wait(record, ends);
+            return;
+        }
         let Some(socket) = socket else { return };
         match holder {
             Holder::Connection(state) => {

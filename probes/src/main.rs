@@ -15,9 +15,11 @@ mod owner;
 mod read;
 mod segment;
 
+use core::ffi::c_void;
+
 use aya_ebpf::{EbpfContext, macros::btf_tracepoint, programs::BtfTracePointContext};
 use reset_collector_probes::{
-    Direction, Hook, Origin, State, UNKNOWN_REASON,
+    Cause, Direction, Hook, Origin, State, UNKNOWN_REASON,
     cause::{self, Holder, ReasonClass},
     flag,
 };
@@ -89,12 +91,7 @@ fn net_dev_queue(context: BtfTracePointContext) -> i32 {
     if map::is_repeated(skb, &segment) {
         return 0;
     }
-    let draft = Draft::new(
-        Hook::DeviceQueue,
-        Direction::Transmit,
-        Origin::Firewall,
-        reset_collector_probes::Cause::FirewallReject,
-    );
+    let draft = Draft::new(Hook::DeviceQueue, Direction::Transmit, Origin::Firewall, Cause::FirewallReject);
     draft.sent_by_firewall(skb, &segment);
     0
 }
@@ -112,14 +109,14 @@ fn inet_sock_set_state(context: BtfTracePointContext) -> i32 {
 /// `sched_process_fork(parent, child)`: new credentials, so that the process behind a socket's file is known.
 #[btf_tracepoint(function = "sched_process_fork")]
 fn sched_process_fork(context: BtfTracePointContext) -> i32 {
-    owner::process_starts(argument(context.as_ptr(), 1) as *const u8);
+    owner::process_is(argument(context.as_ptr(), 1) as *const u8);
     0
 }
 
 /// `sched_process_exec(p, old_pid, bprm)`: new credentials and a new name.
 #[btf_tracepoint(function = "sched_process_exec")]
 fn sched_process_exec(context: BtfTracePointContext) -> i32 {
-    owner::process_starts(argument(context.as_ptr(), 0) as *const u8);
+    owner::process_is(argument(context.as_ptr(), 0) as *const u8);
     0
 }
 
@@ -127,6 +124,28 @@ fn sched_process_exec(context: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exit")]
 fn sched_process_exit(context: BtfTracePointContext) -> i32 {
     owner::process_exits(argument(context.as_ptr(), 0) as *const u8);
+    0
+}
+
+/// `iter/task`: processes that were there before us, by their credentials.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn every_task(context: *const c_void) -> i32 {
+    owner::process_is(argument(context, 1) as *const u8);
+    0
+}
+
+/// `iter/task_file`: sockets that were there before us, by who holds them.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+extern "C" fn every_file(context: *const c_void) -> i32 {
+    let (task, file) = (argument(context, 1) as *const u8, argument(context, 3) as *const u8);
+    if !task.is_null()
+        && !file.is_null()
+        && let Some(socket) = Socket::of_file(file)
+    {
+        owner::socket_is_held(socket, file, task);
+    }
     0
 }
 
@@ -143,7 +162,12 @@ fn sent(socket: Option<Socket>, skb: *const u8, reason: u16) {
     let Some(segment) = Segment::received(skb) else { return };
     let (holder, retracts) = answering(socket);
     let queue_full = matches!(holder, Holder::Listener) && socket.is_some_and(Socket::accept_queue_is_full);
-    let cause = cause::of_passive(class, holder, segment.flags, queue_full);
+    let mut cause = cause::of_passive(class, holder, segment.flags, queue_full);
+    // TCP_LINGER2 below 0 ends the connection in FIN_WAIT1 under the same reason, at the ACK of its FIN.
+    if matches!(cause, Cause::DataAfterClose) && segment.length == 0 && socket.is_some_and(Socket::linger2_is_negative)
+    {
+        cause = Cause::LingerZero;
+    }
     let mut draft = Draft::new(Hook::SendReset, Direction::Transmit, Origin::Passive, cause);
     draft.reason = reason;
     draft.state = state_of(holder);

@@ -20,7 +20,11 @@ use reset_collector_probes::{
     rule::{MAX_RULES, Rule},
 };
 
-use crate::{owner::Process, read::load, segment::Segment};
+use crate::{
+    owner::{Known, Process},
+    read::load,
+    segment::Segment,
+};
 
 /// The definition of a map as the loader reads it from BTF: lengths of array types, never dereferenced.
 #[repr(C)]
@@ -140,9 +144,11 @@ pub(crate) struct Kept {
     pub(crate) owner: Process,
     /// The state before CLOSE, 0 before that.
     pub(crate) state_before: u8,
-    /// tcp_reset() was called in FIN_WAIT1 or FIN_WAIT2: 1 its record went out, 2 it was lost.
+    /// tcp_reset() was called in FIN_WAIT1 or FIN_WAIT2, and what became of its record (`Admission::number`).
     pub(crate) receive_in_doubt: u8,
-    pub(crate) _padding: [u8; 6],
+    /// The owner holds the socket, and another may have opened it.
+    pub(crate) owner_is_guess: u8,
+    pub(crate) _padding: [u8; 5],
 }
 
 /// What is kept with each socket; the kernel copies it to the children of a listener.
@@ -156,10 +162,22 @@ static SOCKETS: Map<
     { (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize },
 > = Map::new();
 
+type LruHash<K, V, const ENTRIES: usize> = Map<K, V, { BPF_MAP_TYPE_LRU_HASH as usize }, ENTRIES, 0>;
+
 /// Processes by the address of their credentials.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-pub(crate) static PROCESSES: Map<u64, Process, { BPF_MAP_TYPE_LRU_HASH as usize }, 32_768, 0> = Map::new();
+pub(crate) static PROCESSES: LruHash<u64, Known, 32_768> = Map::new();
+
+/// The address of its credentials, by process.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static CREDENTIALS: LruHash<u32, u64, 32_768> = Map::new();
+
+/// Owners of connections in TIME_WAIT, by `Ends::key`.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static CLOSED: LruHash<u64, Process, 16_384> = Map::new();
 
 /// What is kept with a full socket, if anything.
 #[inline(always)]

@@ -29,6 +29,8 @@ pub(crate) struct Segment {
     pub(crate) sequence: u32,
     pub(crate) acknowledgement: u32,
     pub(crate) flags: u8,
+    /// Bytes of data.
+    pub(crate) length: u16,
 }
 
 /// The first 16 bytes of a TCP header, as words.
@@ -45,7 +47,9 @@ struct TcpHeader {
 #[repr(C)]
 struct Ipv4Header {
     version_and_length: u8,
-    _tos: [u8; 8],
+    _tos: u8,
+    total_length: u16,
+    _fragment: [u8; 5],
     protocol: u8,
     _checksum: u16,
     source: u32,
@@ -56,7 +60,8 @@ struct Ipv4Header {
 #[repr(C)]
 struct Ipv6Header {
     version: u8,
-    _flow: [u8; 5],
+    _flow: [u8; 3],
+    payload_length: u16,
     next: u8,
     _hops: u8,
     source: [u32; 4],
@@ -78,13 +83,14 @@ impl Segment {
     fn read(head: *const u8, network: u16, transport: Option<u16>) -> Option<Self> {
         let ip = head.wrapping_add(network as usize);
         let first: Ipv4Header = copy_at(ip);
-        let (source, destination, tcp) = match first.version_and_length >> 4 {
+        let (source, destination, tcp, end) = match first.version_and_length >> 4 {
             4 => {
                 if first.protocol != IPPROTO_TCP {
                     return None;
                 }
                 let length = ((first.version_and_length & 15) as usize) * 4;
-                (mapped(first.source), mapped(first.destination), ip.wrapping_add(length))
+                let end = u16::from_be(first.total_length) as u64;
+                (mapped(first.source), mapped(first.destination), ip.wrapping_add(length), end)
             }
             6 => {
                 let header: Ipv6Header = copy_at(ip);
@@ -92,10 +98,12 @@ impl Segment {
                     Some(transport) => head.wrapping_add(transport as usize),
                     None => skip_extensions(ip, header.next)?,
                 };
-                (header.source, header.destination, after)
+                let end = u16::from_be(header.payload_length) as u64 + size_of::<Ipv6Header>() as u64;
+                (header.source, header.destination, after, end)
             }
             _ => return None,
         };
+        let before = (tcp as u64).wrapping_sub(ip as u64);
         let tcp: TcpHeader = copy_at(tcp);
         // A header shorter than 20 bytes is none.
         if tcp.offset_and_flags[0] >> 4 < 5 {
@@ -109,6 +117,7 @@ impl Segment {
             sequence: u32::from_be(tcp.sequence),
             acknowledgement: u32::from_be(tcp.acknowledgement),
             flags: tcp.offset_and_flags[1],
+            length: end.saturating_sub(before + u64::from(tcp.offset_and_flags[0] >> 4) * 4) as u16,
         })
     }
 }

@@ -61,19 +61,33 @@ impl Backend {
         );
         let file = directory.join("otelcol.yaml");
         std::fs::write(&file, configuration)?;
-        let program = tool("otelcol")?;
-        let said = std::fs::File::create(directory.join("said.log"))?;
-        let child = Command::new(&program)
-            .arg("--config")
-            .arg(&file)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(said)
-            .spawn()
-            .with_context(|| format!("{} is missing: run tests/setup", program.display()))?;
-        let mut backend = Self { child, directory, grpc, http };
+        let mut backend = Self { child: spawn(&directory)?, directory, grpc, http };
         backend.wait_ready()?;
         Ok(backend)
+    }
+
+    /// Kills it as a crash would.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Starts it again at the same addresses, after [`Self::kill`].
+    ///
+    /// # Errors
+    /// It does not start; its own text.
+    pub fn restart(&mut self) -> Result<()> {
+        self.child = spawn(&self.directory)?;
+        self.wait_ready()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     fn wait_ready(&mut self) -> Result<()> {
@@ -111,6 +125,19 @@ impl Backend {
         }
         Ok(logs)
     }
+}
+
+fn spawn(directory: &std::path::Path) -> Result<Child> {
+    let program = tool("otelcol")?;
+    let said = std::fs::File::create(directory.join("said.log"))?;
+    Command::new(&program)
+        .arg("--config")
+        .arg(directory.join("otelcol.yaml"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(said)
+        .spawn()
+        .with_context(|| format!("{} is missing: run tests/setup", program.display()))
 }
 
 impl Log {
