@@ -4,8 +4,8 @@
 owners.py --list
 owners.py CASE NAMESPACE V4 V6 PEER      PEER is the built peer/peer.go
 
-A program under test speaks a protocol of two lines: whoever holds a connection says its pid, and is told `reset` or is
-reset itself. So the truth comes from the holder, not from who was asked to start it. A case that calls ready() waits
+A program under test speaks a protocol of two lines: asked `who`, the holder of a connection says its pid; then it is told
+`reset`, or is reset itself. So the truth comes from the holder, not from who was asked to start it. A case that calls ready() waits
 there for a line on standard input: what it did before is older than the collector.
 """
 
@@ -22,13 +22,14 @@ import traceback
 DIRECTORY = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, DIRECTORY)
 
-from hosts import CLOSE, CLOSE_WAIT, Host, Skip, _die_with_parent, linger, port, until, wait_state, wait_unread
+from hosts import CLOSE, CLOSE_WAIT, Host, Skip, _die_with_parent, _libc, linger, port, until, wait_state, wait_unread
 from segments import forge
 
 PYTHON = [sys.executable, "-B", f"{DIRECTORY}/peer/peer.py"]
 NODE = ["node", f"{DIRECTORY}/peer/peer.js"]
 ADDRESS = "127.0.0.1"
 TIMES = 3
+PR_CAPBSET_DROP = 24
 CASES = {}
 
 
@@ -123,6 +124,7 @@ def ends(connection):
 
 def holder(connection, others=()):
     """Who holds the other end, by its own word."""
+    connection.sendall(b"who\n")
     return Owner(int(connection.makefile("rb").readline()), others)
 
 
@@ -512,33 +514,66 @@ def refused(act):
 
 
 @case
+def new_credentials_of_the_same_user(act):
+    """credentials given up by processes that live on are handed to others, under the same user"""
+    given_up = []
+    for _ in range(100):
+        pid = os.fork()
+        if pid == 0:
+            _die_with_parent()
+            os.setuid(65534)  # as a worker does: its first credentials are free, and it stays
+            _die_with_parent()
+            signal.pause()
+        given_up.append(pid)
+    time.sleep(0.2)  # they are freed after a grace period of RCU
+    for turn in range(100):
+        credentials_changed(act, lambda: _libc.prctl(PR_CAPBSET_DROP, 20, 0, 0, 0), turn % 2 == 0)
+    for pid in given_up:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def become_nobody():
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    _die_with_parent()
+
+
+@case
 def other_credentials(act):
     """processes that come and go and change user, so that what names them in the kernel is used again and again"""
     for turn in range(100):
-        listener = act.listen()
         subprocess.run(["busybox", "true"], check=True)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                _die_with_parent()
-                os.setgroups([])
-                os.setgid(65534)
-                os.setuid(65534)
-                # Its second set of credentials opens the accepted socket's file.
-                connection, _ = listener.accept()
-                listener.close()
-                connection.sendall(b"%d\n" % os.getpid())
-                if connection.recv(16) == b"reset\n":
-                    linger(connection)
-                    connection.close()
-            finally:
-                os._exit(0)
-        connection = act.connect(port(listener))
-        listener.close()
-        theirs = holder(connection)
-        assert theirs.pids == [pid]
-        both_ways(act, connection, theirs, turn % 2 == 0)
-        os.waitpid(pid, 0)
+        credentials_changed(act, become_nobody, turn % 2 == 0)
+
+
+def credentials_changed(act, change, by_them, reads=True):
+    """A process changes its credentials, and then opens a socket's file by accepting."""
+    listener = act.listen()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _die_with_parent()
+            change()
+            connection, _ = listener.accept()
+            listener.close()
+            if reads:
+                connection.recv(16)
+            connection.sendall(b"%d\n" % os.getpid())
+            if connection.recv(16) == b"reset\n":
+                linger(connection)
+                connection.close()
+            else:
+                signal.pause()
+        finally:
+            os._exit(0)
+    connection = act.connect(port(listener))
+    listener.close()
+    theirs = holder(connection)
+    assert theirs.pids == [pid]
+    both_ways(act, connection, theirs, by_them)
+    os.waitpid(pid, 0)
 
 
 def main(arguments):

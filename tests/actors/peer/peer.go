@@ -32,9 +32,10 @@ func number(text string) int { return must(strconv.Atoi(text)) }
 
 func hold(connection net.Conn) {
 	defer connection.Close()
+	lines := bufio.NewReader(connection)
+	lines.ReadString('\n')
 	fmt.Fprintf(connection, "%d\n", os.Getpid())
-	line, _ := bufio.NewReader(connection).ReadString('\n')
-	if line == "reset\n" {
+	if line, _ := lines.ReadString('\n'); line == "reset\n" {
 		must(0, connection.(*net.TCPConn).SetLinger(0))
 	}
 }

@@ -6,10 +6,9 @@ const net = require("node:net");
 
 function hold(connection) {
   connection.on("error", () => {});
-  connection.write(`${process.pid}\n`);
-  connection.once("data", (line) => {
-    if (line.toString() === "reset\n") connection.resetAndDestroy();
-    else connection.end();
+  connection.on("data", (line) => {
+    if (line.toString() === "who\n") connection.write(`${process.pid}\n`);
+    else connection.resetAndDestroy();
   });
 }
 

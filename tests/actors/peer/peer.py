@@ -15,8 +15,10 @@ PREFORKED = 3
 def hold(connection):
     """Says whose it is, and does what the other end asks."""
     try:
+        lines = connection.makefile("rb")
+        lines.readline()
         connection.sendall(b"%d\n" % os.getpid())
-        if connection.makefile("rb").readline() == b"reset\n":
+        if lines.readline() == b"reset\n":
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     except OSError:
         pass
