@@ -102,6 +102,12 @@ const PLANS: &[Plan] = &[
         sees_resets: false,
     },
     Plan {
+        tracepoint: "tcp_rcv_space_adjust",
+        programs: &[(1, "tcp_rcv_space_adjust")],
+        sees: "owners of connections that were handed on",
+        sees_resets: false,
+    },
+    Plan {
         tracepoint: "tcp_send_reset",
         programs: &[(3, "tcp_send_reset"), (2, "tcp_send_reset_without_reason")],
         sees: "resets that TCP sends",

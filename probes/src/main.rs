@@ -106,6 +106,15 @@ fn inet_sock_set_state(context: BtfTracePointContext) -> i32 {
     0
 }
 
+/// `tcp_rcv_space_adjust(sk)`: a process has read data. The kernel has no hook where one accepts a connection.
+#[btf_tracepoint(function = "tcp_rcv_space_adjust")]
+fn tcp_rcv_space_adjust(context: BtfTracePointContext) -> i32 {
+    if let Some(socket) = Socket::from_argument(context.as_ptr(), 0) {
+        owner::socket_is_read(socket);
+    }
+    0
+}
+
 /// `sched_process_fork(parent, child)`: new credentials, so that the process behind a socket's file is known.
 #[btf_tracepoint(function = "sched_process_fork")]
 fn sched_process_fork(context: BtfTracePointContext) -> i32 {

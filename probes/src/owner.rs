@@ -131,6 +131,18 @@ pub(crate) fn process_exits(task: *const u8) {
     CREDENTIALS.remove(&pid);
 }
 
+/// A process has read from the connection: it holds it, whoever accepted it and with whatever credentials.
+#[inline(always)]
+pub(crate) fn socket_is_read(socket: Socket) {
+    let (Some(kept), Some(task)) = (kept(socket.pointer()), Task::acting(socket)) else { return };
+    if kept.socket == socket.pointer() as u64 && kept.owner.pid == task.pid() && kept.owner_is_guess == 0 {
+        return;
+    }
+    kept.owner = task.process();
+    kept.socket = socket.pointer() as u64;
+    kept.owner_is_guess = 0;
+}
+
 /// Names the owner of a socket that was there before us, found in a task's file table.
 #[inline(always)]
 pub(crate) fn socket_is_held(socket: Socket, file: *const u8, task: *const u8) {
@@ -231,7 +243,9 @@ pub(crate) fn write_holder(record: &mut ResetRecord, socket: Socket) {
             return;
         }
     }
-    if let Some(kept) = kept
+    // Without a file it waits to be accepted, and is the listener's; with one, whoever listened may be another process.
+    if credential.is_null()
+        && let Some(kept) = kept
         && kept.owner.pid != 0
     {
         write(record, &kept.owner, OwnerSource::Listener);

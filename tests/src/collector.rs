@@ -129,6 +129,20 @@ impl Collector {
         counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).next_back().unwrap_or(0)
     }
 
+    /// Kills it at once, and returns the lines that it had printed and that were kept; the last may be cut off.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub fn kill(mut self) -> Result<Vec<String>> {
+        self.child.kill()?;
+        self.child.wait()?;
+        for reader in self.readers.drain(..) {
+            reader.join().map_err(|_| anyhow::anyhow!("a reader panicked"))?;
+        }
+        let lines = std::mem::take(&mut *lock(&self.lines));
+        Ok(lines)
+    }
+
     /// Ends it by SIGINT, as ^C does, and returns how it ended and what it had said.
     ///
     /// # Errors

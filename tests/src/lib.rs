@@ -12,6 +12,7 @@ pub mod flood;
 pub mod judge;
 pub mod metrics;
 pub mod network;
+pub mod owner;
 pub mod process;
 pub mod record;
 pub mod reference;
