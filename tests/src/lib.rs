@@ -8,12 +8,14 @@
 pub mod backend;
 pub mod capture;
 pub mod collector;
+pub mod jaeger;
 pub mod judge;
 pub mod network;
 pub mod record;
 pub mod reference;
 pub mod scenario;
 pub mod suite;
+pub mod traced;
 
 use std::path::PathBuf;
 
