@@ -11,7 +11,7 @@ use reset_collector_tests::{
     backend::Backend,
     collector::Collector,
     jaeger::Jaeger,
-    network::{Layout, Network},
+    network::{Host, Layout, Network},
     skip_reason,
     traced::{self, Judge, Program, Side, Truth, Verdict},
 };
@@ -87,16 +87,11 @@ fn resets_stand_on_the_spans_of_their_requests() -> Result<()> {
     let jaeger = Jaeger::start_on(agent)?;
     let backend = Backend::start_on(agent)?;
     let config = std::env::temp_dir().join(format!("reset-collector-traces-{}.yaml", std::process::id()));
-    std::fs::write(
-        &config,
-        format!(
-            "correlation: {{ otlp_receiver: {{ grpc: {{ endpoint: \"{0}:4327\" }}, http: {{ endpoint: \"{0}:4328\" }} }} }}\n\
-             export:\n  signals: [logs, traces]\n  otlp:\n    - {{ endpoint: \"http://{1}\", signals: [traces] }}\n    \
-             - {{ endpoint: \"http://{2}\", signals: [logs] }}\n",
-            agent.v4, jaeger.grpc, backend.grpc
-        ),
-    )?;
-    let collector = Collector::start_on(agent, &["--config", &config.to_string_lossy()], &[])?;
+    std::fs::write(&config, configuration(workload, agent))?;
+    // Pass-through goes to where traces go.
+    let [traces, logs] = [jaeger.grpc, backend.grpc].map(|address| format!("http://{address}"));
+    let variables = [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &*traces), ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", &*logs)];
+    let collector = Collector::start_on(agent, &["--config", &config.to_string_lossy()], &variables)?;
     let (mut running, mut truths) = (Vec::new(), Vec::new());
     let wanted = std::env::var("RESET_TESTS_PROGRAMS").unwrap_or_default();
     let programs = PROGRAMS.iter().enumerate().filter(|(_, program)| program.name.contains(&wanted));
@@ -160,6 +155,17 @@ fn resets_stand_on_the_spans_of_their_requests() -> Result<()> {
     let faults: Vec<_> = verdicts.iter().filter(|(truth, verdict)| is_fault(truth, verdict)).collect();
     ensure!(faults.is_empty(), "{faults:#?}");
     Ok(())
+}
+
+/// Resets of other hosts, where other tests may run, are none of ours.
+fn configuration(workload: &Host, agent: &Host) -> String {
+    let grpc = format!("grpc: {{ endpoint: \"{}:4327\" }}", agent.v4);
+    let http = format!("http: {{ endpoint: \"{}:4328\" }}", agent.v4);
+    format!(
+        "filters:\n  - drop: {{ not: {{ tcp.network_namespace: {} }} }}\n\
+         correlation: {{ otlp_receiver: {{ {grpc}, {http} }} }}\nexport: {{ signals: [logs, traces] }}\n",
+        workload.inode
+    )
 }
 
 fn is_fault(truth: &Truth, verdict: &Verdict) -> bool {

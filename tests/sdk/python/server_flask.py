@@ -25,7 +25,7 @@ def slow():
 
 @app.post("/ignore")
 def ignore():
-    return "not wanted", 413
+    return "not wanted", 413, {"connection": "close"}
 
 
 @app.get("/abort")
