@@ -157,6 +157,49 @@ fn resets_stand_on_the_spans_of_their_requests() -> Result<()> {
     Ok(())
 }
 
+/// Jaeger takes traces only and says so: with one line of configuration the rest is switched off, and said once.
+#[test]
+fn jaeger_alone_needs_one_line() -> Result<()> {
+    if let Some(reason) = skip_reason() {
+        println!("{reason}");
+        return Ok(());
+    }
+    const ROUNDS: usize = 4;
+    let network = Network::new(Layout::Wire)?;
+    let (workload, agent) = (&network.client, &network.server);
+    let jaeger = Jaeger::start_on(agent)?;
+    let config = std::env::temp_dir().join(format!("reset-collector-jaeger-{}.yaml", std::process::id()));
+    let others = format!("filters:\n  - drop: {{ not: {{ tcp.network_namespace: {} }} }}\n", workload.inode);
+    std::fs::write(&config, format!("{others}export: {{ otlp: {{ endpoint: \"http://{}\" }} }}\n", jaeger.grpc))?;
+    let collector = Collector::start_on(agent, &["--config", &config.to_string_lossy()], &[])?;
+    for _ in 0..ROUNDS {
+        let refused = workload.enter(|| std::net::TcpStream::connect("127.0.0.1:9"))?;
+        ensure!(refused.is_err(), "something listens at port 9");
+        std::thread::sleep(Duration::from_millis(500)); // a batch of its own
+    }
+    let deadline = Instant::now() + ARRIVAL_PATIENCE;
+    let spans = loop {
+        let spans = jaeger.all_spans()?;
+        if spans.len() >= 2 * ROUNDS || Instant::now() > deadline {
+            break spans;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    let (_, said) = collector.stop()?;
+    std::fs::remove_file(&config)?;
+    // Each refusal is sent here and received here.
+    let resets = spans.iter().filter(|span| span.operation == "tcp.reset" && span.resets().count() == 1).count();
+    ensure!(resets == 2 * ROUNDS && spans.len() == resets, "{resets} resets of {} spans: {said}", spans.len());
+    for (signal, lines) in [("logs", 1), ("traces", 0)] {
+        let found = said.lines().filter(|line| line.contains(&format!("does not take {signal}"))).count();
+        ensure!(found == lines, "{found} lines about {signal}: {said}");
+    }
+    let one = spans.first().map(|span| span.trace_id.clone()).unwrap_or_default();
+    println!("GET /api/traces/{one}\n{:#}", jaeger.get(&format!("/api/traces/{one}"))?);
+    println!("{said}");
+    Ok(())
+}
+
 /// Resets of other hosts, where other tests may run, are none of ours.
 fn configuration(workload: &Host, agent: &Host) -> String {
     let grpc = format!("grpc: {{ endpoint: \"{}:4327\" }}", agent.v4);
