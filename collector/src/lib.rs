@@ -84,6 +84,7 @@ pub mod sentence;
 pub mod settings;
 pub mod signal;
 pub mod signals;
+pub mod snapshot;
 pub mod splice;
 pub mod splice_json;
 mod storage;
