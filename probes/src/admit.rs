@@ -15,7 +15,7 @@ use crate::{
     read::has_loop,
 };
 
-/// Buckets of keys.
+/// Buckets of keys; a key that shares one with a flood shares its limit.
 const BUCKET_MASK: u32 = control::BUCKETS as u32 - 1;
 
 /// `BPF_RB_AVAIL_DATA` and `BPF_RB_RING_SIZE` (include/uapi/linux/bpf.h).
@@ -133,58 +133,34 @@ fn is_hot(facts: &Facts, interval: u64, now: u64) -> bool {
     let peer = Share::of(mix_address(kind, &facts.peer_address), now, of_key);
     let kind = Share::of(mix(kind, 3), now, interval * control::SHARE_OF_KIND);
     let (Some(port), Some(peer), Some(kind)) = (port, peer, kind) else { return true };
-    port.take(now);
-    peer.take(now);
-    kind.take(now);
+    port.take();
+    peer.take();
+    kind.take();
     false
 }
 
-/// What a key may take: a token of one of its two buckets. A key that shares one of them with a flood has the other.
-struct Share(Token, Token);
-
-impl Share {
-    #[inline(always)]
-    fn of(hash: u32, now: u64, interval: u64) -> Option<Self> {
-        let share = Self(Token::of(hash, now, interval), Token::of(mix(hash, 4), now, interval));
-        (share.0.arrival <= now || share.1.arrival <= now).then_some(share)
-    }
-
-    #[inline(always)]
-    fn take(self, now: u64) {
-        self.0.take(now);
-        self.1.take(now);
-    }
-}
-
-/// The next token of a bucket, by the bucket's number: the verifier follows no pointer that may be one of two.
-struct Token {
-    bucket: u32,
-    /// When the token is there: until `now`, or later.
+/// A token that a key may take.
+struct Share {
+    bucket: *mut u64,
     arrival: u64,
 }
 
-impl Token {
-    /// The next token of a bucket that refills one each `interval` and holds one second's worth.
+impl Share {
+    /// The next token of a bucket that refills one each `interval` and holds one second's worth, if there is one.
     #[inline(always)]
-    fn of(hash: u32, now: u64, interval: u64) -> Self {
+    fn of(hash: u32, now: u64, interval: u64) -> Option<Self> {
         // Bucket 0 is the total's.
-        let bucket = hash & BUCKET_MASK | 1;
-        let spent = match BUCKETS.get(&bucket) {
-            // SAFETY: as for the total.
-            Some(spent) => unsafe { core::ptr::read_volatile(spent) },
-            None => 0,
-        };
-        Self { bucket, arrival: spent.max(now.saturating_sub(control::KEY_BURST_NS)) + interval }
+        let bucket = BUCKETS.get(&(hash & BUCKET_MASK | 1))?;
+        // SAFETY: as for the total.
+        let spent = unsafe { core::ptr::read_volatile(bucket) };
+        let arrival = spent.max(now.saturating_sub(control::KEY_BURST_NS)) + interval;
+        (arrival <= now).then_some(Self { bucket, arrival })
     }
 
     #[inline(always)]
-    fn take(self, now: u64) {
-        if self.arrival <= now
-            && let Some(spent) = BUCKETS.get(&self.bucket)
-        {
-            // SAFETY: as for the total.
-            unsafe { core::ptr::write_volatile(spent, self.arrival) };
-        }
+    fn take(self) {
+        // SAFETY: as for the total.
+        unsafe { core::ptr::write_volatile(self.bucket, self.arrival) };
     }
 }
 

@@ -14,8 +14,8 @@ pub struct Control {
     pub reserved: u32,
 }
 
-/// Buckets of the ceiling's keys: a power of two.
-pub const BUCKETS: usize = 16_384;
+/// Buckets of the ceiling's keys: a power of two, so many that a key seldom shares one with a flood.
+pub const BUCKETS: usize = 131_072;
 /// Records that may come at once after quiet, at any ceiling above 0.
 pub const BURST: u64 = 900_000;
 /// A key (a port here, a peer) that is hot has one record for so many of the ceiling's.

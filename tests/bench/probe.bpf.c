@@ -3,7 +3,8 @@
  * 200 bytes (probes/src/lib.rs) into a ring buffer, with the socket's facts and its owner. Built with CO-RE against the
  * running kernel, it is what the collector's programs are measured next to.
  *
- * It does less than they do: no rules, no ceiling, no facts kept from before the reset (state, duration, who connected).
+ * As theirs, the record has what is gone by the time of the reset (state, duration, who connected), kept with the socket at
+ * changes of state. It does less than they do: no rules, no ceiling, no cause, no owner of accepted connections.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_endian.h>
@@ -46,6 +47,21 @@ struct {
 	__type(key, u32);
 	__type(value, u64);
 } captured SEC(".maps");
+
+/* What is kept with a socket. */
+struct kept {
+	u64 established_ns, owner_start_ns;
+	char owner_comm[16];
+	u32 owner_pid;
+	u32 state_before;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct kept);
+} sockets SEC(".maps");
 
 /* Resets without a record: the ring buffer was full. */
 unsigned long long lost;
@@ -103,10 +119,14 @@ static __always_inline void write_ends(struct record *record, const struct sock 
 	}
 }
 
-static __always_inline void write_facts(struct record *record, struct sock *sk)
+static __always_inline void write_facts(struct record *record, struct sock *sk, struct kept *kept)
 {
 	record->socket = (u64)sk;
 	record->state = sk->__sk_common.skc_state;
+	if (kept && record->state == TCP_CLOSE)
+		record->state = kept->state_before;
+	if (kept && kept->established_ns)
+		record->duration_ns = bpf_ktime_get_ns() - kept->established_ns;
 	record->network_namespace = sk->__sk_common.skc_net.net->ns.inum;
 	record->cgroup_id = sk->sk_cgrp_data.cgroup->kn->id;
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
@@ -121,7 +141,7 @@ static __always_inline void write_facts(struct record *record, struct sock *sk)
 	record->unacked_bytes = tcp->snd_nxt - tcp->snd_una;
 }
 
-static __always_inline void write_owner(struct record *record, struct sock *sk)
+static __always_inline void write_owner(struct record *record, struct sock *sk, struct kept *kept)
 {
 	if (sk->sk_lock.owned) {
 		struct task_struct *task = bpf_get_current_task_btf();
@@ -136,6 +156,13 @@ static __always_inline void write_owner(struct record *record, struct sock *sk)
 		record->owner_start_ns = task->group_leader->start_boottime;
 		bpf_probe_read_kernel(record->owner_comm, sizeof(record->owner_comm), task->group_leader->comm);
 		record->owner_source = 1;
+		return;
+	}
+	if (kept && kept->owner_pid) {
+		record->owner_pid = kept->owner_pid;
+		record->owner_start_ns = kept->owner_start_ns;
+		__builtin_memcpy(record->owner_comm, kept->owner_comm, sizeof(record->owner_comm));
+		record->owner_source = 2;
 		return;
 	}
 	struct socket *socket = sk->sk_socket;
@@ -181,8 +208,9 @@ int BPF_PROG(c_send_reset, struct sock *sk, struct sk_buff *skb, enum sk_rst_rea
 		write_ends(record, sk);
 	/* Full sockets only: neither a request (NEW_SYN_RECV) nor TIME_WAIT. */
 	if (sk && sk->__sk_common.skc_state != 12 && sk->__sk_common.skc_state != 6) {
-		write_facts(record, sk);
-		write_owner(record, sk);
+		struct kept *kept = bpf_sk_storage_get(&sockets, sk, NULL, 0);
+		write_facts(record, sk, kept);
+		write_owner(record, sk, kept);
 	}
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 	return 0;
@@ -196,9 +224,37 @@ int BPF_PROG(c_receive_reset, struct sock *sk)
 		return 0;
 	record->hook = 1;
 	write_ends(record, sk);
-	write_facts(record, sk);
-	write_owner(record, sk);
+	struct kept *kept = bpf_sk_storage_get(&sockets, sk, NULL, 0);
+	write_facts(record, sk, kept);
+	write_owner(record, sk, kept);
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(c_set_state, struct sock *sk, int old, int new)
+{
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	if (new == TCP_CLOSE) {
+		struct kept *kept = bpf_sk_storage_get(&sockets, sk, NULL, 0);
+		if (kept)
+			kept->state_before = old;
+		return 0;
+	}
+	if (new != TCP_SYN_SENT && new != TCP_LISTEN && new != TCP_ESTABLISHED)
+		return 0;
+	struct kept *kept = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!kept)
+		return 0;
+	if (new == TCP_ESTABLISHED) {
+		kept->established_ns = bpf_ktime_get_ns();
+		return 0;
+	}
+	struct task_struct *task = bpf_get_current_task_btf();
+	kept->owner_pid = task->tgid;
+	kept->owner_start_ns = task->group_leader->start_boottime;
+	bpf_probe_read_kernel(kept->owner_comm, sizeof(kept->owner_comm), task->group_leader->comm);
 	return 0;
 }
 

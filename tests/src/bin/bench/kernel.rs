@@ -62,8 +62,8 @@ fn tell(report: &mut Report, figures: &Figures) {
         if program.starts_with("c_") {
             continue;
         }
-        let theirs = program.strip_prefix("tcp_").map(|name| (*load, format!("c_{name}")));
-        let theirs = theirs.and_then(|key| figures.get(&key)).map(|figures| median(figures));
+        let in_c = format!("c_{}", program.trim_start_matches("tcp_").trim_start_matches("inet_sock_"));
+        let theirs = figures.get(&(*load, in_c)).map(|figures| median(figures));
         let own = median(ours);
         rows.push(vec![
             (*load).to_owned(),

@@ -26,8 +26,8 @@ const STARTS: usize = 7;
 const IDLE: Duration = Duration::from_secs(10);
 /// Windows tried for one in which nobody on the host was reset.
 const IDLE_TRIES: usize = 6;
-const TURNS: usize = 7;
-const TURN: Duration = Duration::from_millis(1_500);
+const TURNS: usize = 5;
+const TURN: Duration = Duration::from_millis(1_000);
 
 /// From the start of the process to the first line on a reset, where resets are made without a pause.
 ///
