@@ -176,11 +176,15 @@ fn fit_of_own_connection(seen: &Seen, reset: &Reset) -> Fit {
     let coarse = seen.start_unix_ns.is_multiple_of(1_000_000) && after < 1_000_000;
     let cut_short = sent && coarse && reset.connection.unsent_bytes.is_some_and(|unsent| unsent > 0);
     let unanswered = reset.connection.bytes_sent == Some(0) && reset.connection.bytes_received.is_some_and(|n| n > 0);
-    let open = left_unread || cut_short || unanswered || failure_fits(seen, reset);
+    let unacked = reset.connection.unacked_bytes.is_some_and(|unacked| unacked > 0);
+    // The client had left before the answer was written.
+    let unwanted = !sent && reset.state == Some(State::CloseWait) && unacked;
+    let open = left_unread || cut_short || unanswered || unwanted || failure_fits(seen, reset);
     // With the end of the stream sent, no other request can have begun: the rest of this one's body lies there.
     let ended = matches!(reset.state, Some(State::FinWait1 | State::FinWait2));
+    let rest_came = sent && ended && reset.cause == Cause::DataAfterClose;
     let late = if left_unread && ended { CLOSED } else { LATE };
-    if after <= nanoseconds(late) && open { Fit::Late } else { Fit::No }
+    if after <= nanoseconds(late) && (open || rest_came) { Fit::Late } else { Fit::No }
 }
 
 /// A span that does not name its connection: its failure must be such as the reset makes, and at its time.

@@ -74,8 +74,17 @@ const PROGRAMS: &[Instrumented] = &[
     client("Node fetch", &["node", "client.js", "fetch"], "grpc"),
 ];
 
-/// FastAPI gives an application no way to its socket; Flask's own server takes one request per connection.
-const IMPOSSIBLE: &[(&str, &str)] = &[("Python FastAPI", "server_aborts"), ("Python Flask", "third_of_five")];
+/// What a program never does: FastAPI gives an application no way to its socket. Flask's own server takes one request
+/// per connection, and reads a body that nobody wants. FastAPI's and Node's servers write nothing to a client that left.
+const IMPOSSIBLE: &[(&str, &str)] = &[
+    ("Python FastAPI", "server_aborts"),
+    ("Python FastAPI", "gives_up_late"),
+    ("Python Flask", "third_of_five"),
+    ("Python Flask", "unread_body"),
+    ("Node http", "gives_up_late"),
+];
+
+const TIME_WAIT: &str = "the client closed long before: the kernel keeps a TIME_WAIT, which has no owner";
 
 /// What cannot be decided without reading the wire: program, end, case, why. These may be missing, never wrong.
 const NOT_DECIDABLE: &[(&str, Side, &str, &str)] = &[
@@ -90,6 +99,17 @@ const NOT_DECIDABLE: &[(&str, Side, &str, &str)] = &[
         "the transport tries again: one span, two resets, it names the second",
     ),
     ("Node http", Side::Client, "drip", "the span is healthy and does not name the connection"),
+    (
+        "Node http",
+        Side::Server,
+        "server_aborts",
+        "the span may end a millisecond early, and all that was sent was taken",
+    ),
+    ("Python requests", Side::Client, "late", TIME_WAIT),
+    ("Python httpx", Side::Client, "late", TIME_WAIT),
+    ("Go net/http", Side::Client, "late", TIME_WAIT),
+    ("Node http", Side::Client, "late", TIME_WAIT),
+    ("Node fetch", Side::Client, "late", TIME_WAIT),
 ];
 
 #[test]

@@ -166,6 +166,15 @@ fn http_servers() {
         let eight: Vec<Span> = (0..8).map(|n| span(n + 1, 40_001 + u16::from(n), 0, 30)).collect();
         check(&name("one of eight"), &eight, &[at_server(40_006, 10_000)], &on(6));
         let lingering = |state, at_ms| Reset { state: Some(state), time_unix_ns: ZERO + at_ms * MS, ..upload.clone() };
+        let more = Reset { cause: Cause::DataAfterClose, ..lingering(State::FinWait2, 23) };
+        check(&name("the rest of the body came after the end"), &one, &[more], &on(1));
+        let unacked = |state| Reset {
+            state: Some(state),
+            connection: Connection { unacked_bytes: Some(118), ..at_server(1, 0).connection },
+            ..at_server(40_001, 22_000)
+        };
+        check(&name("the client had left before the answer"), &one, &[unacked(State::CloseWait)], &on(1));
+        check(&name("it took the answer"), &one, &[unacked(State::Established)], &[Said::Nothing]);
         let [fin_wait, later] = [520, 1_100].map(|at_ms| lingering(State::FinWait2, at_ms));
         check(&name("the body lies unread after the end of the stream"), &one, &[fin_wait], &on(1));
         check(&name("the same, too late"), &one, &[later], &[Said::Nothing]);
