@@ -25,6 +25,10 @@ const NEAR: Duration = Duration::from_millis(250);
 /// The same for a call that does not say that it was reset: a connection may have ended otherwise.
 const VERY_NEAR: Duration = Duration::from_millis(100);
 
+/// A server that ends a request with its body unread sends the end of the stream first and closes later (Go: half a
+/// second); a client that gave up resets when the answer comes.
+const CLOSED: Duration = Duration::from_secs(1);
+
 /// What a span tells of its connection.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
@@ -172,8 +176,15 @@ fn fit_of_own_connection(seen: &Seen, reset: &Reset) -> Fit {
     let coarse = seen.start_unix_ns.is_multiple_of(1_000_000) && after < 1_000_000;
     let cut_short = sent && coarse && reset.connection.unsent_bytes.is_some_and(|unsent| unsent > 0);
     let unanswered = reset.connection.bytes_sent == Some(0) && reset.connection.bytes_received.is_some_and(|n| n > 0);
-    let open = left_unread || cut_short || unanswered || failure_fits(seen, reset);
-    if after <= nanoseconds(LATE) && open { Fit::Late } else { Fit::No }
+    let unacked = reset.connection.unacked_bytes.is_some_and(|unacked| unacked > 0);
+    // The client had left before the answer was written.
+    let unwanted = !sent && reset.state == Some(State::CloseWait) && unacked;
+    let open = left_unread || cut_short || unanswered || unwanted || failure_fits(seen, reset);
+    // With the end of the stream sent, no other request can have begun: the rest of this one's body lies there.
+    let ended = matches!(reset.state, Some(State::FinWait1 | State::FinWait2));
+    let rest_came = sent && ended && reset.cause == Cause::DataAfterClose;
+    let late = if left_unread && ended { CLOSED } else { LATE };
+    if after <= nanoseconds(late) && (open || rest_came) { Fit::Late } else { Fit::No }
 }
 
 /// A span that does not name its connection: its failure must be such as the reset makes, and at its time.
@@ -185,7 +196,24 @@ fn fit_of_failure(seen: &Seen, reset: &Reset) -> Fit {
         _ => VERY_NEAR,
     };
     let near = u128::from(seen.end_unix_ns.saturating_sub(reset.time_unix_ns)) <= near.as_nanos();
-    if holds(seen, reset.time_unix_ns) && near && failure_fits(seen, reset) { Fit::Failed } else { Fit::No }
+    let in_time = holds(seen, reset.time_unix_ns) || seen.failure == Failure::GivenUp && has_left(seen, reset);
+    if in_time && near && failure_fits(seen, reset) { Fit::Failed } else { Fit::No }
+}
+
+/// Whether a call that went well may have left its answer half read, so that the reset could be its own as well as
+/// that of a call which gave up: neither can be said to be the one.
+pub fn may_have_left(seen: &Seen, reset: &Reset) -> bool {
+    seen.role == Role::Client && seen.failure == Failure::None && is_server(seen, reset) && has_left(seen, reset)
+}
+
+/// The client closed, and the answer that came afterwards was reset: the call had ended.
+fn has_left(seen: &Seen, reset: &Reset) -> bool {
+    let after = reset.time_unix_ns.checked_sub(seen.end_unix_ns);
+    let established = reset.connection.duration_ns.map(|duration| reset.time_unix_ns.saturating_sub(duration));
+    seen.role == Role::Client
+        && reset.cause == Cause::DataAfterClose
+        && after.is_some_and(|after| after <= nanoseconds(CLOSED))
+        && established.is_some_and(|established| established <= seen.end_unix_ns)
 }
 
 /// `localhost` is tried at `::1` first: refused, and all is well at 127.0.0.1. Such a socket was never idle.

@@ -44,6 +44,8 @@ impl Group {
             (None, _) => evidence::fit_of_unknown_sender(seen, reset),
         });
         let fit = fit.max().unwrap_or(Fit::No);
+        let own = sender.zip(self.owner).is_some_and(|(sender, owner)| same_process(sender, &owner));
+        self.candidates.incomplete |= own && self.resets.iter().any(|reset| evidence::may_have_left(seen, reset));
         self.candidates.note(seen, fit)
     }
 

@@ -94,6 +94,13 @@ def respond(connection, path, headers, body, client_port, port):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"x" * 1000)
         time.sleep(0.1)
         reset(connection)
+    elif behaviour == "late":  # the client has given up by then
+        time.sleep(0.5)
+        connection.sendall(ok)
+        time.sleep(0.05)
+        error = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        tell(*truth, made=error != 0)
+        return False
     elif behaviour == "unread":  # most of the request's body lies in the socket
         time.sleep(0.05)
         connection.close()
@@ -193,12 +200,21 @@ def server_aborts(port, case):
 def unread_body(port, case):
     call = Call(port, case)
     try:
-        call.send("/ignore", b"x" * 4_000_000)
-    except ConnectionResetError:
+        call.send("/ignore", b"x" * 16_000_000)  # more than a server reads to throw away
+    except (ConnectionResetError, BrokenPipeError):
         return call.tell()
-    except OSError:
+    except TimeoutError:
         pass
     call.await_reset()
+
+
+def gives_up_late(port, case):
+    """The answer comes when nobody is there to take it."""
+    call = Call(port, case)
+    call.send("/slow")
+    time.sleep(0.1)
+    call.socket.close()
+    call.tell()
 
 
 def third_of_five(port, case):

@@ -118,13 +118,12 @@ impl Program {
         }
     }
 
-    /// Waits until it ends.
+    /// Waits until it ends, and says whether all went well.
     ///
     /// # Errors
     /// It cannot be waited for.
-    pub fn wait(&mut self) -> Result<()> {
-        self.child.wait()?;
-        Ok(())
+    pub fn wait(&mut self) -> Result<bool> {
+        Ok(self.child.wait()?.success())
     }
 
     /// The truths that it has told so far; all of them once it has ended.

@@ -165,6 +165,21 @@ fn http_servers() {
         check(&name("within the second, just after the first"), &five, &[unread], &on(2));
         let eight: Vec<Span> = (0..8).map(|n| span(n + 1, 40_001 + u16::from(n), 0, 30)).collect();
         check(&name("one of eight"), &eight, &[at_server(40_006, 10_000)], &on(6));
+        let lingering = |state, at_ms| Reset { state: Some(state), time_unix_ns: ZERO + at_ms * MS, ..upload.clone() };
+        let more = Reset { cause: Cause::DataAfterClose, ..lingering(State::FinWait2, 23) };
+        check(&name("the rest of the body came after the end"), &one, &[more], &on(1));
+        let unacked = |state| Reset {
+            state: Some(state),
+            connection: Connection { unacked_bytes: Some(118), ..at_server(1, 0).connection },
+            ..at_server(40_001, 22_000)
+        };
+        check(&name("the client had left before the answer"), &one, &[unacked(State::CloseWait)], &on(1));
+        check(&name("it took the answer"), &one, &[unacked(State::Established)], &[Said::Nothing]);
+        let [fin_wait, later] = [520, 1_100].map(|at_ms| lingering(State::FinWait2, at_ms));
+        check(&name("the body lies unread after the end of the stream"), &one, &[fin_wait], &on(1));
+        check(&name("the same, too late"), &one, &[later], &[Said::Nothing]);
+        let open = lingering(State::Established, 520);
+        check(&name("the stream was open: another request's bytes"), &one, &[open], &[Said::Nothing]);
         let port_used_again = Reset {
             connection: Connection { duration_ns: Some(5 * MS), ..Connection::default() },
             ..at_server(40_001, 19_000)
@@ -308,6 +323,31 @@ fn healthy_clients_have_no_reset() {
     for (name, span) in cases {
         check(name, &[span], &[at_client(40_001, 10_000)], &[Said::Nothing]);
     }
+}
+
+#[test]
+fn clients_that_gave_up_before_the_answer() {
+    let python = python_client(1, 0, 20).exception("requests.exceptions.ReadTimeout", "Read timed out.");
+    let go = go_client(1, 0, 20).text("error.type", "timeout").failed("context deadline exceeded");
+    let answered = |at_ms: u64, established_ms: u64| {
+        let connection = Connection { duration_ns: Some((at_ms - established_ms) * MS), ..Connection::default() };
+        Reset {
+            peer: at_client(1, 0).peer,
+            local: at_client(40_001, 0).local,
+            connection,
+            ..by_server(1, at_ms * 1_000, Cause::DataAfterClose)
+        }
+    };
+    let healthy = go_client(2, 0, 25);
+    for span in [python, go] {
+        let alone = std::slice::from_ref(&span);
+        check("the answer comes later", alone, &[answered(300, 0)], &on(1));
+        check("much later", alone, &[answered(1_100, 0)], &[Said::Nothing]);
+        check("on a connection that came later", alone, &[answered(300, 30)], &[Said::Nothing]);
+        let both = [span.clone(), healthy.clone()];
+        check("or another call left its answer half read", &both, &[answered(300, 0)], &[Said::Ambiguous]);
+    }
+    check("a healthy call alone", &[healthy], &[answered(300, 0)], &[Said::Nothing]);
 }
 
 #[test]

@@ -59,7 +59,10 @@ func callHTTP(arguments []string) error {
 			answer, err := client.Post(base+"/unread", "text/plain", bytes.NewReader(make([]byte, 4_000_000)))
 			finish(answer, err)
 		case "drip":
-			drip(client, base+"/drip")
+			leave(client, base+"/drip", 100*time.Millisecond)
+		case "late":
+			leave(client, base+"/late", 300*time.Millisecond)
+			time.Sleep(500 * time.Millisecond)
 		case "third_of_five":
 			for _, path := range []string{"fast", "fast", "before/third", "fast", "fast"} {
 				get(client, base+"/"+path)
@@ -100,9 +103,9 @@ func finish(answer *http.Response, err error) {
 	}
 }
 
-// drip goes away in the middle of an answer: its context ends.
-func drip(client *http.Client, url string) {
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+// leave goes away before the answer has ended: its context ends.
+func leave(client *http.Client, url string, after time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), after)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

@@ -35,6 +35,7 @@ const acts = {
   connection_refused: () => attempt(`http://127.0.0.1:${refusedPort}/refused`),
   unread: () => attempt(`${base}/unread`, { body: "x".repeat(4_000_000) }),
   drip: () => attempt(`${base}/drip`, { abortAfter: 100 }),
+  late: () => attempt(`${base}/late`, { abortAfter: 300 }),
   third_of_five: async () => {
     for (const path of ["fast", "fast", "before/third", "fast", "fast"]) await attempt(`${base}/${path}`);
   },

@@ -61,6 +61,12 @@ def connection_refused():
         attempt(client.get, f"{refused}/refused")
 
 
+def late():
+    with session() as client:
+        attempt(client.get, f"{base}/late", timeout=0.3)
+        time.sleep(0.5)
+
+
 def third_of_five():
     with session() as client:
         for path in ("fast", "fast", "before/third", "fast", "fast"):
