@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::record::Record;
+use crate::{network::Host, record::Record};
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
 const END_PATIENCE: Duration = Duration::from_secs(20);
@@ -34,19 +34,35 @@ impl Collector {
     /// # Errors
     /// It ended or was not ready in time; what it said.
     pub fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
-        Self::start_keeping(arguments, variables, |_| true)
+        Self::start_by(Command::new(program()?), arguments, variables, |_| true)
     }
 
-    /// The same, but of the lines that it prints only those are kept that `keep` takes.
+    /// Starts it on a host, as [`Self::start`] does here.
     ///
     /// # Errors
-    /// As for [`Self::start`].
+    /// As there.
+    pub fn start_on(host: &Host, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
+        Self::start_by(host.command_of(&program()?), arguments, variables, |_| true)
+    }
+
+    /// As [`Self::start`], but of the lines that it prints only those are kept that `keep` takes.
+    ///
+    /// # Errors
+    /// As there.
     pub fn start_keeping(
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        keep: impl FnMut(&str) -> bool + Send + 'static,
+    ) -> Result<Self> {
+        Self::start_by(Command::new(program()?), arguments, variables, keep)
+    }
+
+    fn start_by(
+        mut command: Command,
         arguments: &[&str],
         variables: &[(&str, &str)],
         mut keep: impl FnMut(&str) -> bool + Send + 'static,
     ) -> Result<Self> {
-        let mut command = Command::new(program()?);
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OTEL_")) {
             command.env_remove(name);
         }

@@ -9,6 +9,7 @@ pub mod backend;
 pub mod capture;
 pub mod collector;
 pub mod flood;
+pub mod jaeger;
 pub mod judge;
 pub mod metrics;
 pub mod network;
@@ -19,6 +20,7 @@ pub mod reference;
 pub mod scenario;
 pub mod storm;
 pub mod suite;
+pub mod traced;
 
 use std::path::PathBuf;
 

@@ -19,6 +19,7 @@ use crate::{
     flood::{self, Shape},
     network::{DEVICE, Layout, Network},
     process::{Usage, usage},
+    record::Record,
 };
 
 /// Whence the slow stream comes: an address of the client's that the flood does not use.
@@ -31,6 +32,8 @@ const SLOW_CLOSED: u16 = 7;
 const FLOODS: usize = 2;
 /// Between two pairs of the slow stream.
 const SLOW_INTERVAL: Duration = Duration::from_millis(100);
+/// The causes that each pair of the slow stream certainly has.
+const CERTAIN: [&str; 3] = ["linger_zero", "port_closed", "refused_by_peer"];
 /// After the storm, until what is under way has arrived.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -45,7 +48,7 @@ pub struct Report {
     pub sent: u64,
     /// Resets that the collector counted as sent on these hosts.
     pub captured: u64,
-    /// Resets of the slow stream, both directions.
+    /// Resets of the slow stream that were certainly made, whatever packets the flood pushed off the wire.
     pub slow_made: u64,
     /// Those of which a record was printed.
     pub slow_told: u64,
@@ -108,8 +111,8 @@ pub fn run(shape: Shape, length: Length, arguments: &[&str]) -> Result<Report> {
         elapsed,
         sent,
         captured,
-        // Each pair: one connection refused, one closed with a reset; each sent by one host and received by the other.
-        slow_made: slow_ports.len() as u64 * 2,
+        // Each pair: one connection refused, whose reset was sent and received, and one closed, whose reset was sent.
+        slow_made: slow_ports.len() as u64 / 2 * CERTAIN.len() as u64,
         slow_told,
         flood_told: flood_told.load(Ordering::Relaxed),
         before,
@@ -184,12 +187,12 @@ fn gather(collector: Collector, here: &[String], slow_ports: &HashSet<u16>) -> R
     let (mut slow, mut foreign) = (HashSet::new(), 0);
     for line in lines {
         if here.iter().any(|host| line.contains(host)) {
-            let record = crate::record::Record::parse(&line)?;
+            let record = Record::parse(&line)?;
             let ends = [record.source, record.destination];
-            if let Some(end) = ends.iter().find(|end| end.ip() == SLOW_SOURCE && slow_ports.contains(&end.port())) {
-                let direction = record.text("network.io.direction").to_owned();
-                ensure!(slow.insert((end.port(), direction)), "told twice: {line}");
-            }
+            let end = ends.iter().find(|end| end.ip() == SLOW_SOURCE && slow_ports.contains(&end.port()));
+            let cause = CERTAIN.iter().find(|cause| record.text("tcp.reset.cause") == **cause);
+            // Where a segment was lost the same is sent again.
+            slow.extend(end.map(|end| end.port()).zip(cause));
         } else if line.contains("\"transmit\"") {
             foreign += 1;
         }
