@@ -232,7 +232,11 @@ impl<'a> Judge<'a> {
         let alone = |spans: &Vec<&Span>| spans.iter().all(|span| span.operation == "tcp.reset");
         let none = method.is_empty() && self.traces.get(trace.as_str()).is_none_or(alone);
         let Some((true_trace, true_span)) = self.true_span(truth) else {
-            return if none { Verdict::Right("none".into()) } else { Verdict::Wrong(format!("{method} {trace} {span}")) };
+            return if none {
+                Verdict::Right("none".into())
+            } else {
+                Verdict::Wrong(format!("{method} {trace} {span}"))
+            };
         };
         if method == "ambiguous" && span.is_empty() {
             return Verdict::Ambiguous;
@@ -257,10 +261,12 @@ impl<'a> Judge<'a> {
     fn true_span(&self, truth: &Truth) -> Option<(String, Option<String>)> {
         if truth.case == "connection_refused" {
             // The peer cannot witness what never came: the span that called that port.
-            let called = |span: &&&Span| span.tags.get("span.kind").is_some_and(|kind| kind == "client") && {
-                let port = format!(":{}/", truth.peer_port);
-                let urls = ["url.full", "http.url"].map(|name| span.tags.get(name).and_then(Value::as_str));
-                urls.into_iter().flatten().any(|url| url.contains(&port))
+            let called = |span: &&&Span| {
+                span.tags.get("span.kind").is_some_and(|kind| kind == "client") && {
+                    let port = format!(":{}/", truth.peer_port);
+                    let urls = ["url.full", "http.url"].map(|name| span.tags.get(name).and_then(Value::as_str));
+                    urls.into_iter().flatten().any(|url| url.contains(&port))
+                }
             };
             let span = self.traces.values().flatten().find(called)?;
             return Some((span.trace_id.clone(), Some(span.span_id.clone())));

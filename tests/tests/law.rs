@@ -34,6 +34,7 @@ const CLOSED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALH
 const BACKEND_KILLS: usize = 5;
 const STOPPED_FOR: Duration = Duration::from_secs(10);
 const CUT_OFF_FOR: Duration = Duration::from_secs(5);
+/// How often the collector is killed, unless `RESET_TESTS_KILLS` says it.
 const COLLECTOR_KILLS: u64 = 20;
 const LONGEST_RUN_MS: u64 = 1_200;
 /// What a killed collector may take with it: a batch that waits for more, and a pipeline on a machine that is busy.
@@ -246,11 +247,12 @@ fn killed_at_any_instant_it_loses_no_more_than_the_tail() -> Result<()> {
             storage.0.display()
         );
         let file = Scratch::configuration("killed", admin, "", "json", &destination)?;
+        let kills = std::env::var("RESET_TESTS_KILLS").ok().map_or(Ok(COLLECTOR_KILLS), |text| text.parse())?;
         let over = AtomicBool::new(false);
         let (mut printed, mut tail, mut recovered) = (HashSet::new(), HashSet::new(), 0);
         std::thread::scope(|scope| -> Result<()> {
             scope.spawn(|| load(&over));
-            let runs = (0..COLLECTOR_KILLS).try_for_each(|_| -> Result<()> {
+            let runs = (0..kills).try_for_each(|_| -> Result<()> {
                 let run = killed_run(&file.0, admin, network.client.inode)?;
                 recovered += run.recovered;
                 printed.extend(run.printed);
@@ -270,7 +272,7 @@ fn killed_at_any_instant_it_loses_no_more_than_the_tail() -> Result<()> {
         let lost_tail = tail.iter().filter(|one| !arrived.contains_key(*one)).count();
         let twice: u64 = arrived.values().map(|times| times - 1).sum();
         println!(
-            "{COLLECTOR_KILLS} kills: {} records printed and {} in the last {TAIL:?} before a kill; {} arrived, {twice} of \
+            "{kills} kills: {} records printed and {} in the last {TAIL:?} before a kill; {} arrived, {twice} of \
              them again; lost: {} and {lost_tail}; {recovered} recovered from storage",
             printed.len(),
             tail.len(),

@@ -212,7 +212,8 @@ fn configuration(workload: &Host, agent: &Host) -> String {
 }
 
 fn is_fault(truth: &Truth, verdict: &Verdict) -> bool {
-    let known = NOT_DECIDABLE.iter().any(|(program, case, _)| truth.program == *program && truth.case.starts_with(case));
+    let known =
+        NOT_DECIDABLE.iter().any(|(program, case, _)| truth.program == *program && truth.case.starts_with(case));
     match verdict {
         Verdict::Right(_) => false,
         Verdict::Wrong(_) => true,
@@ -221,10 +222,7 @@ fn is_fault(truth: &Truth, verdict: &Verdict) -> bool {
 }
 
 /// Waits until nothing is missing, or for as long as a span and its reset may take.
-fn awaited(
-    truths: &[Truth],
-    judge: impl Fn() -> Result<Vec<(Truth, Verdict)>>,
-) -> Result<Vec<(Truth, Verdict)>> {
+fn awaited(truths: &[Truth], judge: impl Fn() -> Result<Vec<(Truth, Verdict)>>) -> Result<Vec<(Truth, Verdict)>> {
     ensure!(!truths.is_empty(), "no program told anything");
     std::thread::sleep(SETTLED);
     let deadline = Instant::now() + ARRIVAL_PATIENCE - SETTLED;
@@ -244,7 +242,10 @@ fn tell_all(truths: &[Truth], backend: &Backend, jaeger: &Jaeger, network: &Netw
     for truth in truths {
         println!("{truth:?}");
         for log in judge.records(truth) {
-            println!("    record at {} {} {} {:?}", log.time_ns, log.record["traceId"], log.record["spanId"], log.attributes);
+            println!(
+                "    record at {} {} {} {:?}",
+                log.time_ns, log.record["traceId"], log.record["spanId"], log.attributes
+            );
         }
         for span in truth.trace_id.as_deref().map(|trace| jaeger.trace(trace)).transpose()?.into_iter().flatten() {
             println!("    span {} of {:?}: {} {:?}", span.span_id, span.parent_id, span.operation, span.tags);
