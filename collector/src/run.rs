@@ -82,6 +82,7 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     kernel.look_at_files();
     tracing::debug!("sockets that were there already have their owners after {:?}", started.elapsed());
     account.set_hooks(hooks(&kernel));
+    let listeners = runtime.block_on(async { signals::Listeners::new() })?;
     announce(&kernel);
     let (counters, reasons) = (kernel.counters(), kernel.reasons().clone());
     let stages = stages(settings, options, &kernel, Owners::new(processes), pods, outputs, &account, correlator);
@@ -90,7 +91,7 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     }
     let (orders, thread) = start_reader(kernel, stages)?;
     look_after(&account, &counters, &orders);
-    runtime.block_on(signals::obey(options, settings, &reasons, &counters, &orders))?;
+    runtime.block_on(signals::obey(listeners, options, settings, &reasons, &counters, &orders))?;
     orders.give(Order::Stop);
     let exporters = thread.join().map_err(|_| anyhow!("the reader failed; its message stands above"))?;
     runtime.block_on(async {

@@ -18,18 +18,42 @@ use crate::{
 /// Exit code after a second signal: what was queued is lost.
 pub const EXIT_AT_ONCE: i32 = 3;
 
+/// The signals that the program listens to, from now on: until then they have their usual effect.
+#[derive(Debug)]
+pub struct Listeners {
+    end: Signal,
+    interrupt: Signal,
+    counts: Signal,
+    hangup: Signal,
+}
+
+impl Listeners {
+    /// Begins to listen; call it inside the runtime, and before anybody is told that the program is ready.
+    ///
+    /// # Errors
+    /// The system does not let us.
+    pub fn new() -> Result<Self> {
+        let on = |kind| signal(kind).context("cannot listen to signals");
+        Ok(Self {
+            end: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            counts: on(SignalKind::user_defined1())?,
+            hangup: on(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Waits for the signal that ends the program (SIGTERM, SIGINT), and does what the others ask for: SIGHUP reads the file
 /// again, as a change of it does; SIGUSR1 prints the counts.
 pub async fn obey(
+    listeners: Listeners,
     options: &Options,
     settings: &Settings,
     reasons: &ReasonTables,
     counters: &Counters,
     orders: &Orders,
 ) -> Result<()> {
-    let on = |kind| signal(kind).context("cannot listen to signals");
-    let (mut end, mut interrupt) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
-    let (mut counts, mut hangup): (Signal, Signal) = (on(SignalKind::user_defined1())?, on(SignalKind::hangup())?);
+    let Listeners { mut end, mut interrupt, mut counts, mut hangup } = listeners;
     let mut running = settings.clone();
     let mut watch = options.config.clone().map(Watch::new);
     let mut look = interval(POLL_INTERVAL);

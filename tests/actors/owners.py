@@ -54,6 +54,7 @@ class Owner:
 
     def __init__(self, pid, others=()):
         self.pids = [pid, *others]
+        self.may_be_unnamed = False
         self.names = sorted({name(each) for each in self.pids for name in (executable, comm)})
 
 
@@ -68,8 +69,9 @@ class Case:
 
     def due(self, what, direction, local, peer, owner):
         """A record that is due, of the end with the port `local`; no owner, no process in it."""
-        pids, names = (owner.pids, owner.names) if owner else ([], [])
-        row = {"what": what, "direction": direction, "local_port": local, "peer_port": peer, "pids": pids, "names": names}
+        row = {"what": what, "direction": direction, "local_port": local, "peer_port": peer}
+        row |= {"pids": owner.pids, "names": owner.names} if owner else {"pids": [], "names": []}
+        row["may_be_unnamed"] = owner is None or owner.may_be_unnamed
         print(json.dumps(row), flush=True)
 
     def reset(self, sender, receiver, ports):
@@ -527,10 +529,14 @@ def new_credentials_of_the_same_user(act):
         given_up.append(pid)
     time.sleep(0.2)  # they are freed after a grace period of RCU
     for turn in range(100):
-        credentials_changed(act, lambda: _libc.prctl(PR_CAPBSET_DROP, 20, 0, 0, 0), turn % 2 == 0)
+        credentials_changed(act, drop_capability, turn % 2 == 0, reads=turn % 4 < 2)
     for pid in given_up:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def drop_capability():
+    _libc.prctl(PR_CAPBSET_DROP, 20, 0, 0, 0)
 
 
 def become_nobody():
@@ -545,12 +551,14 @@ def other_credentials(act):
     """processes that come and go and change user, so that what names them in the kernel is used again and again"""
     for turn in range(100):
         subprocess.run(["busybox", "true"], check=True)
-        credentials_changed(act, become_nobody, turn % 2 == 0)
+        credentials_changed(act, become_nobody, turn % 2 == 0, reads=turn % 4 < 2)
 
 
-def credentials_changed(act, change, by_them, reads=True):
-    """A process changes its credentials, and then opens a socket's file by accepting."""
+def credentials_changed(act, change, by_them, reads):
+    """A process changes its credentials, and then opens a socket's file by accepting. One that reads nothing and is gone
+    by the next look through all tasks may stay unnamed; nobody else may be named."""
     listener = act.listen()
+    reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
@@ -559,20 +567,31 @@ def credentials_changed(act, change, by_them, reads=True):
             connection, _ = listener.accept()
             listener.close()
             if reads:
-                connection.recv(16)
+                connection.recv(4)
             connection.sendall(b"%d\n" % os.getpid())
-            if connection.recv(16) == b"reset\n":
-                linger(connection)
-                connection.close()
-            else:
-                signal.pause()
+            if os.read(reader, 1) == b"r":
+                abort(connection)
         finally:
             os._exit(0)
     connection = act.connect(port(listener))
     listener.close()
-    theirs = holder(connection)
-    assert theirs.pids == [pid]
-    both_ways(act, connection, theirs, by_them)
+    if reads:
+        connection.sendall(b"who\n")
+    assert int(connection.makefile("rb").readline()) == pid
+    theirs = Owner(pid)
+    theirs.may_be_unnamed = not reads
+    mine, other = ends(connection)
+    if by_them:
+        act.reset(theirs, act.me, (other, mine))
+        os.write(writer, b"r")
+        wait_state(connection, CLOSE)
+        connection.close()
+    else:
+        act.reset(act.me, theirs, (mine, other))
+        abort(connection)
+        os.write(writer, b"e")
+    os.close(reader)
+    os.close(writer)
     os.waitpid(pid, 0)
 
 

@@ -43,6 +43,8 @@ pub struct DueOwner {
     pids: Vec<i64>,
     /// Of the executable, or of the main thread where it has ended.
     names: Vec<String>,
+    /// It is a known limit that nobody is named here.
+    may_be_unnamed: bool,
 }
 
 /// How the record of one end fared.
@@ -52,6 +54,8 @@ pub enum Naming {
     Right(usize),
     /// It names nobody, and rightly so.
     RightlyNobody,
+    /// It names nobody where there is one: a known limit.
+    NobodyAsKnown,
     /// It names nobody where there is one.
     Nobody,
     /// It names another.
@@ -63,7 +67,7 @@ pub enum Naming {
 impl Naming {
     /// Whether it is what is due.
     pub fn is_right(self) -> bool {
-        matches!(self, Self::Right(_) | Self::RightlyNobody)
+        matches!(self, Self::Right(_) | Self::RightlyNobody | Self::NobodyAsKnown)
     }
 }
 
@@ -80,6 +84,7 @@ impl DueOwner {
     pub fn judge(&self, record: &Record) -> Naming {
         match (record.number("process.pid"), self.pids.is_empty()) {
             (None, true) => Naming::RightlyNobody,
+            (None, false) if self.may_be_unnamed => Naming::NobodyAsKnown,
             (None, false) => Naming::Nobody,
             (Some(pid), _) => {
                 let name = record.text("process.executable.name");

@@ -34,6 +34,7 @@ const CLOSED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALH
 const BACKEND_KILLS: usize = 5;
 const STOPPED_FOR: Duration = Duration::from_secs(10);
 const CUT_OFF_FOR: Duration = Duration::from_secs(5);
+/// How often the collector is killed, unless `RESET_TESTS_KILLS` says it.
 const COLLECTOR_KILLS: u64 = 20;
 const LONGEST_RUN_MS: u64 = 1_200;
 /// What a killed collector may take with it: a batch that waits for more, and a pipeline on a machine that is busy.
@@ -138,6 +139,7 @@ fn the_backend_is_killed_stopped_and_cut_off() -> Result<()> {
         let file = Scratch::configuration("backend", admin, "", "\"off\"", &destination)?;
         let _collector = Collector::start(&["--config", &file.0.to_string_lossy()], &[])?;
         let over = AtomicBool::new(false);
+        let before = network.client.tcp_counter("OutRsts")?;
         std::thread::scope(|scope| -> Result<()> {
             scope.spawn(|| load(&over));
             let looks = scope.spawn(|| looks(admin, &over));
@@ -157,7 +159,7 @@ fn the_backend_is_killed_stopped_and_cut_off() -> Result<()> {
             ensure!(most > 100 && dropped == 0, "nothing waited, or something was lost");
             Ok(())
         })?;
-        let sent = network.client.tcp_counter("OutRsts")?;
+        let sent = network.client.tcp_counter("OutRsts")? - before;
         let unique: HashSet<_> = arrived(&backend, network.client.inode)?.into_keys().collect();
         ensure!(unique.len() as u64 >= 2 * sent, "{sent} resets here, {} records of both ends arrived", unique.len());
         Ok(())
@@ -211,6 +213,7 @@ fn the_ring_buffer_overflows() -> Result<()> {
         let destination = format!("    endpoint: \"http://{}\"\n", backend.grpc);
         let file = Scratch::configuration("ring", admin, ", ring_buffer_size: 64KiB", "\"off\"", &destination)?;
         let collector = Collector::start(&["--config", &file.0.to_string_lossy()], &[])?;
+        let before = network.client.tcp_counter("OutRsts")?;
         // It reads nothing meanwhile, as on a machine that gives it no time.
         signal(collector.pid(), Signal::STOP)?;
         flood::refused(CLOSED, BURST, 2);
@@ -218,7 +221,7 @@ fn the_ring_buffer_overflows() -> Result<()> {
         let metrics = wait_until_settled(admin)?;
         let lost = metrics.sum("reset_collector_dropped_resets_total", &[("reason", "ring_buffer_full")]);
         let captured = metrics.sum("tcp_resets_total", &[]);
-        let (sent, arrived) = (network.client.tcp_counter("OutRsts")?, backend.logs()?.len() as u64);
+        let (sent, arrived) = (network.client.tcp_counter("OutRsts")? - before, backend.logs()?.len() as u64);
         println!(
             "{sent} resets sent here; {captured} counted, {lost} lost for want of room, {arrived} records arrived"
         );
@@ -244,11 +247,12 @@ fn killed_at_any_instant_it_loses_no_more_than_the_tail() -> Result<()> {
             storage.0.display()
         );
         let file = Scratch::configuration("killed", admin, "", "json", &destination)?;
+        let kills = std::env::var("RESET_TESTS_KILLS").ok().map_or(Ok(COLLECTOR_KILLS), |text| text.parse())?;
         let over = AtomicBool::new(false);
         let (mut printed, mut tail, mut recovered) = (HashSet::new(), HashSet::new(), 0);
         std::thread::scope(|scope| -> Result<()> {
             scope.spawn(|| load(&over));
-            let runs = (0..COLLECTOR_KILLS).try_for_each(|_| -> Result<()> {
+            let runs = (0..kills).try_for_each(|_| -> Result<()> {
                 let run = killed_run(&file.0, admin, network.client.inode)?;
                 recovered += run.recovered;
                 printed.extend(run.printed);
@@ -268,7 +272,7 @@ fn killed_at_any_instant_it_loses_no_more_than_the_tail() -> Result<()> {
         let lost_tail = tail.iter().filter(|one| !arrived.contains_key(*one)).count();
         let twice: u64 = arrived.values().map(|times| times - 1).sum();
         println!(
-            "{COLLECTOR_KILLS} kills: {} records printed and {} in the last {TAIL:?} before a kill; {} arrived, {twice} of \
+            "{kills} kills: {} records printed and {} in the last {TAIL:?} before a kill; {} arrived, {twice} of \
              them again; lost: {} and {lost_tail}; {recovered} recovered from storage",
             printed.len(),
             tail.len(),

@@ -122,7 +122,7 @@ impl Row {
                 self.right += 1;
                 self.by_acceptor += 1;
             }
-            Naming::Nobody => self.nobody += 1,
+            Naming::Nobody | Naming::NobodyAsKnown => self.nobody += 1,
             Naming::Wrong => self.wrong += 1,
             Naming::NoRecord => {}
         }
