@@ -131,10 +131,17 @@ pub(crate) fn process_exits(task: *const u8) {
     CREDENTIALS.remove(&pid);
 }
 
-/// A process has read from the connection: it holds it, whoever accepted it and with whatever credentials.
+/// A process has read from the connection: it holds it, whoever accepted it. The common reader leaves after a few loads:
+/// it opened the socket's file itself, with the credentials that it has.
 #[inline(always)]
 pub(crate) fn socket_is_read(socket: Socket) {
-    let (Some(kept), Some(task)) = (kept(socket.pointer()), Task::acting(socket)) else { return };
+    let Some(task) = Task::acting(socket) else { return };
+    let of_socket: *const u8 = load(socket.pointer(), Field::SkSocket);
+    let file: *const u8 = load(of_socket, Field::SocketFile);
+    if load::<u64>(file, Field::FileCred) == load::<u64>(task.0, Field::TaskCred) {
+        return;
+    }
+    let Some(kept) = kept(socket.pointer()) else { return };
     if kept.socket == socket.pointer() as u64 && kept.owner.pid == task.pid() && kept.owner_is_guess == 0 {
         return;
     }
