@@ -53,6 +53,7 @@ mod notice;
 pub mod otel_context;
 pub mod payload;
 pub mod pipeline;
+pub mod plan;
 pub mod pods;
 pub mod printable;
 pub mod process;

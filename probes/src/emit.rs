@@ -16,6 +16,7 @@ use crate::{
     owner::{self, Task},
     read::has_tai_clock,
     segment::{Segment, network_namespace},
+    write::zero,
 };
 
 /// `BPF_RB_NO_WAKEUP` and `BPF_RB_FORCE_WAKEUP` (include/uapi/linux/bpf.h): the default wakes the reader for each
@@ -186,8 +187,8 @@ impl Draft {
         record.cgroup_id = 0;
         record.network_namespace = network_namespace;
         record.sequence = 0;
-        record.trace_id = [0; 16];
-        record.span_id = [0; 8];
+        zero::<_, 4>(&mut record.trace_id);
+        zero::<_, 2>(&mut record.span_id);
         record.direction = self.direction as u8;
         record.origin = self.origin as u8;
         record.cause = self.cause as u8;

@@ -20,7 +20,11 @@ use reset_collector_probes::{
     rule::{MAX_RULES, Rule},
 };
 
-use crate::{owner::Process, read::load, segment::Segment};
+use crate::{
+    owner::Process,
+    read::{has_socket_storage, load},
+    segment::Segment,
+};
 
 /// The definition of a map as the loader reads it from BTF: lengths of array types, never dereferenced.
 #[repr(C)]
@@ -145,6 +149,17 @@ pub(crate) struct Kept {
     pub(crate) _padding: [u8; 6],
 }
 
+impl Kept {
+    const NOTHING: Self = Self {
+        socket: 0,
+        established_ns: 0,
+        owner: Process { start_ns: 0, pid: 0, _padding: 0, comm: [0; 2] },
+        state_before: 0,
+        receive_in_doubt: 0,
+        _padding: [0; 6],
+    };
+}
+
 /// What is kept with each socket; the kernel copies it to the children of a listener.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
@@ -156,6 +171,12 @@ static SOCKETS: Map<
     { (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize },
 > = Map::new();
 
+/// The same by the socket's address, where tracing programs may not use the storage of sockets (before 5.11). Bounded:
+/// the longest unused makes room; an address that is used again begins anew with its socket.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+static SOCKETS_BY_ADDRESS: Map<u64, Kept, { BPF_MAP_TYPE_LRU_HASH as usize }, 65_536, 0> = Map::new();
+
 /// Processes by the address of their credentials.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
@@ -164,6 +185,10 @@ pub(crate) static PROCESSES: Map<u64, Process, { BPF_MAP_TYPE_LRU_HASH as usize 
 /// What is kept with a full socket, if anything.
 #[inline(always)]
 pub(crate) fn kept(socket: *const u8) -> Option<&'static mut Kept> {
+    if !has_socket_storage() {
+        // SAFETY: the verifier knows the value's size; the map keeps the memory.
+        return SOCKETS_BY_ADDRESS.get(&(socket as u64)).and_then(|kept| unsafe { kept.as_mut() });
+    }
     // SAFETY: the verifier knows `socket` as a trusted `struct sock`; the value lives as long as the socket.
     unsafe {
         bpf_sk_storage_get(SOCKETS.pointer(), socket.cast_mut().cast(), core::ptr::null_mut(), 0)
@@ -175,6 +200,12 @@ pub(crate) fn kept(socket: *const u8) -> Option<&'static mut Kept> {
 /// What is kept with a full socket, begun now if need be.
 #[inline(always)]
 pub(crate) fn kept_or_new(socket: *const u8) -> Option<&'static mut Kept> {
+    if !has_socket_storage() {
+        return kept(socket).or_else(|| {
+            SOCKETS_BY_ADDRESS.set(&(socket as u64), &Kept::NOTHING);
+            kept(socket)
+        });
+    }
     // SAFETY: as in `kept`.
     let kept = unsafe {
         bpf_sk_storage_get(
@@ -187,6 +218,14 @@ pub(crate) fn kept_or_new(socket: *const u8) -> Option<&'static mut Kept> {
         .as_mut()
     }?;
     Some(kept)
+}
+
+/// Forgets what an earlier socket left at the address of a child that begins; in the storage of sockets there is none.
+#[inline(always)]
+pub(crate) fn forget(socket: *const u8) {
+    if !has_socket_storage() {
+        SOCKETS_BY_ADDRESS.remove(&(socket as u64));
+    }
 }
 
 #[inline(always)]

@@ -5,13 +5,16 @@
 //! `struct cred` of the process that called socket() or accept(), each process has its own (`copy_creds`,
 //! kernel/cred.c), and it lives as long as the file does. So an accepted connection needs no hook of its own.
 
-use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
+use core::ptr::NonNull;
+
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf};
 use reset_collector_probes::{COMM_LEN, OwnerSource, ResetRecord, field::Field, flag};
 
 use crate::{
     connection::Socket,
     map::{PROCESSES, kept},
-    read::{copy, load},
+    read::{copy, has_typed_task, load},
+    write::zero,
 };
 
 /// Bits of `task_struct.flags` (include/linux/sched.h).
@@ -29,9 +32,9 @@ pub(crate) struct Process {
     pub(crate) comm: [u64; COMM_LEN / 8],
 }
 
-/// A task of the kernel.
+/// A task of the kernel. Never null, so that no task at all is one register that is 0, and none that nobody wrote.
 #[derive(Clone, Copy)]
-pub(crate) struct Task(*const u8);
+pub(crate) struct Task(NonNull<u8>);
 
 impl Task {
     /// The task that acts on the socket, where the kernel says truly who that is: it holds the socket's lock.
@@ -40,33 +43,45 @@ impl Task {
         if !socket.is_owned() {
             return None;
         }
-        // SAFETY: a plain helper.
-        let task = Self(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
-        (load::<u32>(task.0, Field::TaskFlags) & PF_KTHREAD == 0).then_some(task)
+        // SAFETY: plain helpers.
+        let task = if has_typed_task() {
+            unsafe { bpf_get_current_task_btf() }.cast()
+        } else {
+            unsafe { bpf_get_current_task() as *mut u8 }
+        };
+        let task = Self(NonNull::new(task)?);
+        (task.load::<u32>(Field::TaskFlags) & PF_KTHREAD == 0).then_some(task)
+    }
+
+    /// Loads a member: where the verifier does not know the running task's type, by copying.
+    #[inline(always)]
+    fn load<T: Copy>(&self, field: Field) -> T {
+        let task = self.0.as_ptr().cast_const();
+        if has_typed_task() { load(task, field) } else { copy(task, field) }
     }
 
     #[inline(always)]
     pub(crate) fn exiting(&self) -> bool {
-        load::<u32>(self.0, Field::TaskFlags) & PF_EXITING != 0
+        self.load::<u32>(Field::TaskFlags) & PF_EXITING != 0
     }
 
     #[inline(always)]
     fn signaled(&self) -> bool {
-        load::<u32>(self.0, Field::TaskFlags) & PF_SIGNALED != 0
+        self.load::<u32>(Field::TaskFlags) & PF_SIGNALED != 0
     }
 
     #[inline(always)]
     fn pid(&self) -> u32 {
-        load(self.0, Field::TaskTgid)
+        self.load(Field::TaskTgid)
     }
 
     /// The process that the task belongs to.
     #[inline(always)]
     pub(crate) fn process(&self) -> Process {
-        let leader: *const u8 = load(self.0, Field::TaskLeader);
+        let leader: *const u8 = self.load(Field::TaskLeader);
         Process {
-            start_ns: load(leader, Field::TaskStart),
-            pid: load(self.0, Field::TaskTgid),
+            start_ns: copy(leader, Field::TaskStart),
+            pid: self.pid(),
             _padding: 0,
             comm: copy(leader, Field::TaskComm),
         }
@@ -76,10 +91,11 @@ impl Task {
 /// Remembers a process by its new credentials.
 #[inline(always)]
 pub(crate) fn process_starts(task: *const u8) {
-    if task.is_null() || load::<u32>(task, Field::TaskPid) != load::<u32>(task, Field::TaskTgid) {
+    let Some(known) = NonNull::new(task.cast_mut()) else { return };
+    if load::<u32>(task, Field::TaskPid) != load::<u32>(task, Field::TaskTgid) {
         return;
     }
-    PROCESSES.set(&load::<u64>(task, Field::TaskCred), &Task(task).process());
+    PROCESSES.set(&load::<u64>(task, Field::TaskCred), &Task(known).process());
 }
 
 /// Forgets a process, before its credentials' address can be another's.
@@ -96,11 +112,11 @@ pub(crate) fn process_exits(task: *const u8) {
 pub(crate) fn write_none(record: &mut ResetRecord) {
     record.credential = 0;
     record.owner_start_ns = 0;
-    record.owner_comm = [0; COMM_LEN];
-    record.owner_pid = 0;
-    record.actor_pid = 0;
-    record.thread_id = 0;
-    record.exit_code = 0;
+    zero::<_, 4>(&mut record.owner_comm);
+    zero::<_, 1>(&mut record.owner_pid);
+    zero::<_, 1>(&mut record.actor_pid);
+    zero::<_, 1>(&mut record.thread_id);
+    zero::<_, 1>(&mut record.exit_code);
     record.owner_source = OwnerSource::None as u8;
 }
 
@@ -120,10 +136,10 @@ fn write(record: &mut ResetRecord, process: &Process, source: OwnerSource) {
 /// Writes the task that acted, and that it owns the socket unless it is a killer from outside.
 #[inline(always)]
 pub(crate) fn write_acting(record: &mut ResetRecord, socket: Socket, task: Task, is_owner: bool) {
-    record.thread_id = load(task.0, Field::TaskPid);
+    record.thread_id = task.load(Field::TaskPid);
     if task.exiting() {
         record.flags |= flag::EXITING;
-        record.exit_code = load(task.0, Field::TaskExitCode);
+        record.exit_code = task.load(Field::TaskExitCode);
         if task.signaled() {
             record.flags |= flag::SIGNALED;
         }

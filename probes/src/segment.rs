@@ -19,6 +19,14 @@ const DST_POINTER: u64 = !7;
 /// Extension headers that are followed; RFC 8200 asks that each appear at most once, so four is plenty for a reset.
 const EXTENSION_HEADERS: usize = 4;
 
+/// Without options.
+const TCP_HEADER_LEN: usize = 20;
+/// Options that are looked at for a signature: it takes 18 of at most 40 bytes, so that at most 22 stand before it.
+const TCP_OPTIONS: usize = 23;
+/// The MD5 signature option (RFC 2385, section 3.0).
+const MD5_SIGNATURE: u8 = 19;
+const MD5_SIGNATURE_LEN: usize = 18;
+
 /// Addresses, ports and flags of a segment, the ports in the host's byte order.
 #[derive(Clone, Copy)]
 pub(crate) struct Segment {
@@ -29,6 +37,8 @@ pub(crate) struct Segment {
     pub(crate) sequence: u32,
     pub(crate) acknowledgement: u32,
     pub(crate) flags: u8,
+    /// With its options.
+    header_len: u8,
 }
 
 /// The first 16 bytes of a TCP header, as words.
@@ -109,8 +119,32 @@ impl Segment {
             sequence: u32::from_be(tcp.sequence),
             acknowledgement: u32::from_be(tcp.acknowledgement),
             flags: tcp.offset_and_flags[1],
+            header_len: (tcp.offset_and_flags[0] >> 4) * 4,
         })
     }
+}
+
+/// Whether a segment that came carries the MD5 signature option (RFC 2385).
+#[inline(always)]
+pub(crate) fn is_signed(skb: *const u8, segment: &Segment) -> bool {
+    let head: *const u8 = load(skb, Field::SkbHead);
+    let tcp = head.wrapping_add(load::<u16>(skb, Field::SkbTransportHeader) as usize);
+    let mut at = TCP_HEADER_LEN;
+    for _ in 0..TCP_OPTIONS {
+        if at + MD5_SIGNATURE_LEN > segment.header_len as usize {
+            return false;
+        }
+        let [kind, length]: [u8; 2] = copy_at(tcp.wrapping_add(at));
+        match kind {
+            MD5_SIGNATURE => return length as usize == MD5_SIGNATURE_LEN,
+            // The end of the options, and no operation.
+            0 => return false,
+            1 => at += 1,
+            _ if length < 2 => return false,
+            _ => at += length as usize,
+        }
+    }
+    false
 }
 
 /// An IPv4 address as `::ffff:a.b.c.d`.
@@ -191,7 +225,7 @@ pub(crate) fn socket_state(skb: *const u8) -> Option<u8> {
 
 /// Whether the route that the segment took ends here.
 #[inline(always)]
-fn is_for_this_host(skb: *const u8) -> bool {
+pub(crate) fn is_for_this_host(skb: *const u8) -> bool {
     let route = (load::<u64>(skb, Field::SkbRefdst) & DST_POINTER) as *const u8;
     if route.is_null() {
         return false;
