@@ -146,7 +146,7 @@ fn sched_process_exit(context: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn sent(context: *const c_void, reason: u16) {
     let class = reset_class(reason);
-    let socket = if is_null(context, 0) { None } else { Socket::from_argument(context, 0) };
+    let socket = Socket::from_argument(context, 0);
     let skb = argument(context, 1) as *const u8;
     if is_null(context, 1) || skb.is_null() {
         if let Some(socket) = socket {
@@ -172,6 +172,8 @@ fn sent(context: *const c_void, reason: u16) {
 fn answering(socket: Option<Socket>) -> (Holder, bool) {
     let Some(socket) = socket else { return (Holder::None, false) };
     match socket.state() {
+        // No socket, where the verifier drops the check for it (`is_null`): a load through null reads as 0.
+        0 => (Holder::None, false),
         NEW_SYN_RECV => (Holder::Request, false),
         number => match State::from_number(number) {
             Some(State::Listen) => (Holder::Listener, false),
