@@ -125,3 +125,89 @@ fn tracepoint(hook: &'static str, programs: &[(usize, &'static str)], types: &Ty
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Types of a kernel with these tracepoints, each with its number of arguments, and these functions.
+    fn kernel(tracepoints: &[(&str, u32)], functions: &[&str]) -> Types {
+        const POINTER: u32 = 2;
+        const TYPEDEF: u32 = 8;
+        const FUNCTION: u32 = 12;
+        const PROTOTYPE: u32 = 13;
+        let (mut types, mut strings, mut last) = (Vec::new(), vec![0], 0);
+        let mut add = |kind: u32, count: u32, name: &str, of: u32| {
+            let at = strings.len() as u32;
+            strings.extend(name.bytes().chain([0]));
+            types.extend([at, kind << 24 | count, of].iter().flat_map(|word| word.to_ne_bytes()));
+            types.extend((0..count * 8).map(|_| 0));
+            last += 1;
+            last
+        };
+        for (name, arguments) in tracepoints {
+            let prototype = add(PROTOTYPE, arguments + 1, "", 0);
+            let pointer = add(POINTER, 0, "", prototype);
+            add(TYPEDEF, 0, &format!("btf_trace_{name}"), pointer);
+        }
+        for name in functions {
+            let prototype = add(PROTOTYPE, 2, "", 0);
+            add(FUNCTION, 0, name, prototype);
+        }
+        let mut bytes = 0xeb9f_u16.to_ne_bytes().to_vec();
+        bytes.extend([1, 0]);
+        let words = [24, 0, types.len(), types.len(), strings.len()];
+        bytes.extend(words.iter().flat_map(|word| (*word as u32).to_ne_bytes()));
+        bytes.extend(types);
+        bytes.extend(strings);
+        Types::parse(bytes).expect("BTF")
+    }
+
+    fn step(hook: &str, types: &Types) -> Step {
+        PLANS.iter().find(|plan| plan.hook == hook).expect("a plan").step(types)
+    }
+
+    #[test]
+    fn the_program_is_the_one_for_so_many_arguments() {
+        for (hook, arguments, program) in [
+            ("tcp_send_reset", 2, "tcp_send_reset_without_reason"),
+            ("tcp_send_reset", 3, "tcp_send_reset"),
+            ("kfree_skb", 2, "kfree_skb_without_reason"),
+            ("kfree_skb", 3, "kfree_skb_without_socket"),
+            ("kfree_skb", 4, "kfree_skb"),
+        ] {
+            let attach = step(hook, &kernel(&[(hook, arguments)], &[]));
+            assert!(
+                matches!(&attach, Step::Attach(names) if *names == [(hook, program)]),
+                "{hook} {arguments}: {attach:?}"
+            );
+        }
+        let Step::CannotRun(why) = step("kfree_skb", &kernel(&[("kfree_skb", 7)], &[])) else { panic!("it runs") };
+        assert!(why.contains("7 arguments"), "{why}");
+        let Step::CannotRun(why) = step("kfree_skb", &kernel(&[], &[])) else { panic!("it runs") };
+        assert!(why.contains("no tracepoint kfree_skb"), "{why}");
+    }
+
+    #[test]
+    fn functions_are_entered_only_where_the_tracepoint_leaves_something_out() {
+        let both = ["tcp_v4_send_reset", "tcp_v6_send_reset"];
+        let hook = "tcp_v4_send_reset";
+        assert_eq!(step(hook, &kernel(&[("tcp_send_reset", 3)], &both)), Step::NotNeeded);
+        assert!(
+            matches!(step(hook, &kernel(&[("tcp_send_reset", 2)], &both)), Step::Attach(names) if names.len() == 2)
+        );
+        let Step::CannotRun(why) = step(hook, &kernel(&[("tcp_send_reset", 2)], &both[..1])) else { panic!("it runs") };
+        assert!(why.contains("tcp_v6_send_reset"), "{why}");
+    }
+
+    #[test]
+    fn every_hook_can_run_on_this_kernel_or_is_not_needed() {
+        let types = Types::from_file(Path::new(crate::kernel::KERNEL_BTF)).expect("this kernel has BTF");
+        for plan in PLANS {
+            let step = plan.step(&types);
+            assert!(!matches!(step, Step::CannotRun(_)), "{}: {step:?}", plan.hook);
+        }
+    }
+}
