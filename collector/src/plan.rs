@@ -20,7 +20,11 @@ enum Way {
     Tracepoint(&'static [(usize, &'static str)]),
     /// To the entries of functions, each with its program: where a tracepoint has so many arguments that it leaves
     /// something out, and not elsewhere.
-    Entries { tracepoint: &'static str, arguments: usize, functions: &'static [(&'static str, &'static str)] },
+    Entries {
+        tracepoint: &'static str,
+        arguments: &'static [usize],
+        functions: &'static [(&'static str, &'static str)],
+    },
 }
 
 /// Every hook, in the order in which they are attached: what keeps facts before what needs them.
@@ -59,7 +63,7 @@ pub const PLANS: &[Plan] = &[
         hook: "tcp_v4_send_reset",
         way: Way::Entries {
             tracepoint: "tcp_send_reset",
-            arguments: 2,
+            arguments: &[2],
             functions: &[("tcp_v4_send_reset", "tcp_v4_send_reset"), ("tcp_v6_send_reset", "tcp_v6_send_reset")],
         },
         sees: "resets that TCP sends without a socket, or in TIME_WAIT",
@@ -70,6 +74,20 @@ pub const PLANS: &[Plan] = &[
         way: Way::Tracepoint(&[(1, "tcp_receive_reset")]),
         sees: "resets that a socket receives",
         sees_resets: true,
+    },
+    Plan {
+        hook: "tcp_check_req",
+        way: Way::Entries {
+            tracepoint: "kfree_skb",
+            arguments: &[2, 3],
+            functions: &[
+                ("tcp_check_req", "tcp_check_req"),
+                ("tcp_timewait_state_process", "tcp_timewait_state_process"),
+                ("tcp_rcv_state_process", "tcp_rcv_state_process"),
+            ],
+        },
+        sees: "whom a reset came for that no connection accepts",
+        sees_resets: false,
     },
     Plan {
         hook: "kfree_skb",
@@ -102,7 +120,7 @@ impl Plan {
         match &self.way {
             Way::Tracepoint(programs) => tracepoint(self.hook, programs, types),
             Way::Entries { tracepoint, arguments, functions } => {
-                if types.tracepoint_arguments(tracepoint) != Some(*arguments) {
+                if !types.tracepoint_arguments(tracepoint).is_some_and(|count| arguments.contains(&count)) {
                     return Step::NotNeeded;
                 }
                 match functions.iter().find(|(function, _)| !types.has_function(function)) {

@@ -15,6 +15,7 @@ mod map;
 mod owner;
 mod passive;
 mod read;
+mod receiver;
 mod segment;
 mod write;
 
@@ -225,7 +226,11 @@ fn dropped(skb: *const u8, reason: u32, receiver: Option<Socket>) {
 fn dropped_as(skb: *const u8, class: ReasonClass, reason: u32, receiver: Option<Socket>) {
     let Some(segment) = segment::of_dropped(skb, class) else { return };
     // Early demultiplexing's socket shows its state, but the verifier does not trust it further.
-    let holder = match receiver.map(Socket::state).or_else(|| segment::socket_state(skb)) {
+    let state = match receiver {
+        Some(socket) => Some(socket.state()),
+        None => map::noted_receiver(skb, &segment).or_else(|| segment::socket_state(skb)),
+    };
+    let holder = match state {
         None => Holder::None,
         // A request socket's segment is freed on its listener, and its reason is its own.
         Some(state) => match (state, class) {

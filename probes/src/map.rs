@@ -132,6 +132,21 @@ struct Queued {
 #[unsafe(no_mangle)]
 static LAST_QUEUED: PerCpu<Queued, 1> = Map::new();
 
+/// The reset that TCP last handed to a socket on this CPU, and the socket's state. The numbers too, since the memory of
+/// one that was accepted is soon another's.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Received {
+    skb: u64,
+    ports: u64,
+    numbers: u64,
+    state: u64,
+}
+
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+static LAST_RECEIVED: PerCpu<Received, 1> = Map::new();
+
 /// What is kept with a socket.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -268,6 +283,29 @@ pub(crate) fn count_over_ceiling(by: i64) {
     count_withheld(1, by);
 }
 
+/// Notes the state of the socket that a reset was handed to.
+#[inline(always)]
+pub(crate) fn note_receiver(skb: *const u8, segment: &Segment, state: u8) {
+    let Some(last) = LAST_RECEIVED.get(&0) else { return };
+    let received = Received {
+        skb: skb as u64,
+        ports: segment.both_ports(),
+        numbers: segment.both_numbers(),
+        state: u64::from(state),
+    };
+    // SAFETY: the slot is this CPU's own, and lives as long as the map.
+    unsafe { *last = received };
+}
+
+/// The state of the socket that this reset was handed to, if it was noted.
+#[inline(always)]
+pub(crate) fn noted_receiver(skb: *const u8, segment: &Segment) -> Option<u8> {
+    // SAFETY: the slot is this CPU's own, and lives as long as the map.
+    let last = unsafe { LAST_RECEIVED.get(&0)?.as_ref() }?;
+    let same = last.skb == skb as u64 && last.ports == segment.both_ports() && last.numbers == segment.both_numbers();
+    same.then_some(last.state as u8)
+}
+
 /// Whether this very segment was the last that was queued on this CPU, on another device; remembers it.
 #[inline(always)]
 pub(crate) fn is_repeated(skb: *const u8, segment: &Segment) -> bool {
@@ -275,8 +313,7 @@ pub(crate) fn is_repeated(skb: *const u8, segment: &Segment) -> bool {
     // SAFETY: the slot is this CPU's own, and lives as long as the map.
     let last = unsafe { &mut *last };
     let device: u64 = load(skb, Field::SkbDev);
-    let ports = u64::from(segment.source_port) << 16 | u64::from(segment.destination_port);
-    let numbers = u64::from(segment.sequence) << 32 | u64::from(segment.acknowledgement);
+    let (ports, numbers) = (segment.both_ports(), segment.both_numbers());
     if last.skb == skb as u64 && last.ports == ports && last.numbers == numbers && last.first_device != device {
         return true;
     }

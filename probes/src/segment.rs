@@ -74,6 +74,18 @@ struct Ipv6Header {
 }
 
 impl Segment {
+    /// Both ports in one word.
+    #[inline(always)]
+    pub(crate) fn both_ports(&self) -> u64 {
+        u64::from(self.source_port) << 16 | u64::from(self.destination_port)
+    }
+
+    /// Sequence and acknowledgement number in one word.
+    #[inline(always)]
+    pub(crate) fn both_numbers(&self) -> u64 {
+        u64::from(self.sequence) << 32 | u64::from(self.acknowledgement)
+    }
+
     /// The segment that came in and that TCP answers.
     #[inline(always)]
     pub(crate) fn received(skb: *const u8) -> Option<Self> {
