@@ -13,7 +13,7 @@ COPY . .
 RUN cargo build --locked --release --package reset-collector --features kubernetes \
  && mkdir -p /root-of-image/etc/ssl/certs /root-of-image/etc/reset-collector /root-of-image/var/lib/reset-collector \
  && cp target/release/reset-collector /root-of-image/reset-collector \
- && cp config/reset-collector.yaml /root-of-image/etc/reset-collector/ \
+ && printf 'admin: { endpoint: "127.0.0.1:9464" }\n' >/root-of-image/etc/reset-collector/reset-collector.yaml \
  && cp /etc/ssl/certs/ca-certificates.crt /root-of-image/etc/ssl/certs/
 
 FROM scratch
@@ -26,7 +26,7 @@ COPY --from=build /root-of-image/ /
 # Root, because capabilities reach another user's program in a container only where the runtime sets ambient ones. It needs
 # four of them and no more: see docs/security.md.
 USER 0:0
-# Asks the admin endpoint, which the configuration must name (admin.endpoint).
+# Asks the admin endpoint. The image's own file has it on 127.0.0.1:9464 and nothing else; mount yours over it.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["/reset-collector", "health"]
 ENTRYPOINT ["/reset-collector"]
-CMD ["run"]
+CMD ["run", "--config", "/etc/reset-collector/reset-collector.yaml"]

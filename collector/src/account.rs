@@ -31,12 +31,15 @@ pub const DURATION_BOUNDS: [f64; 14] =
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneId(u64);
 
+/// What is done before each look at the counters.
+type BeforeLook = Box<dyn Fn(&Account) + Send + Sync>;
+
 /// The counters, shared by the whole program.
 pub struct Account {
     state: Mutex<State>,
     started: SystemTime,
     /// Called before each look, so that nothing need be told while nobody looks.
-    before_look: OnceLock<Box<dyn Fn(&Self) + Send + Sync>>,
+    before_look: OnceLock<BeforeLook>,
 }
 
 struct State {

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use crate::reset::{Cause, Direction, Origin, Reset};
+use crate::reset::{Cause, Reset};
 
 /// A value of an attribute, borrowed where it can be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -131,9 +131,6 @@ pub fn error_type(reset: &Reset) -> Option<&'static str> {
         Cause::ResetByPeer if reset.owner.is_some() => Some("connection_reset"),
         Cause::AdminKill | Cause::OutOfMemory => Some("connection_reset"),
         Cause::KeepaliveTimeout | Cause::UserTimeout | Cause::RetransmitTimeout => Some("timed_out"),
-        Cause::Mptcp if reset.direction == Direction::Receive && reset.origin == Origin::Peer => {
-            Some("connection_reset")
-        }
         _ => None,
     }
 }

@@ -23,7 +23,7 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
-    RingBufferFull "ring_buffer_full" "The kernel's ring buffer was full: raise capture.ring_buffer_bytes",
+    RingBufferFull "ring_buffer_full" "The kernel's ring buffer was full: raise capture.ring_buffer_size",
     OverCeiling "over_ceiling" "More records a second than capture.max_records_per_second",
     Undecodable "undecodable" "The kernel's record could not be read: the probes and the collector do not match",
     QueueFull "queue_full" "The queue was full: the backend is away or too slow, or sending_queue.queue_size too small",

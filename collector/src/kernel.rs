@@ -4,6 +4,7 @@
 //! nothing about a reset: the programs do, and [`crate::reset`] reads what they wrote.
 
 use std::{
+    io,
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     sync::Arc,
@@ -12,7 +13,7 @@ use std::{
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{Program, ProgramError},
+    programs::{Iter, Program, ProgramError},
 };
 use probes::{
     COUNTERS, Cause, Direction, Origin,
@@ -26,6 +27,7 @@ use zerocopy::IntoBytes;
 
 use crate::{
     btf::{BtfError, Types},
+    owners::Processes,
     plan::{PLANS, Plan, Step},
     pushdown,
 };
@@ -147,6 +149,8 @@ impl Counters {
 pub struct Kernel {
     /// The programs and their links, until detached.
     programs: Option<Ebpf>,
+    btf: Btf,
+    processes: Option<Processes>,
     ring: RingBuf<MapData>,
     control: Array<MapData, [u32; 4]>,
     rules: Array<MapData, [u8; RULE_LEN]>,
@@ -234,6 +238,8 @@ impl Kernel {
             PerCpuArray::try_from(take(&mut programs, "WITHHELD")?).map_err(|_| KernelError::Map("WITHHELD"))?;
         let captured =
             PerCpuArray::try_from(take(&mut programs, "CAPTURED")?).map_err(|_| KernelError::Map("CAPTURED"))?;
+        let processes =
+            Processes::try_from(take(&mut programs, "PROCESSES")?).map_err(|_| KernelError::Map("PROCESSES"))?;
         let lost = PerCpuArray::try_from(take(&mut programs, "LOST")?).map_err(|_| KernelError::Map("LOST"))?;
         let coverage: Vec<Coverage> = PLANS
             .iter()
@@ -252,6 +258,8 @@ impl Kernel {
         }
         Ok(Self {
             programs: Some(programs),
+            btf: aya_btf,
+            processes: Some(processes),
             ring,
             control,
             rules,
@@ -270,6 +278,28 @@ impl Kernel {
     /// Which hooks run here, and why the others do not.
     pub fn coverage(&self) -> &[Coverage] {
         &self.coverage
+    }
+
+    /// The map of processes by their credentials; there is one, for one taker.
+    pub fn take_processes(&mut self) -> Option<Processes> {
+        self.processes.take()
+    }
+
+    /// Looks through all tasks, so that processes are known by the credentials that they have now.
+    pub fn look_at_tasks(&mut self) {
+        self.iterate("every_task", "task");
+    }
+
+    /// Looks through the open files of all tasks, so that sockets that are there already have an owner.
+    pub fn look_at_files(&mut self) {
+        self.iterate("every_file", "task_file");
+    }
+
+    fn iterate(&mut self, program: &'static str, kind: &str) {
+        let Some(programs) = &mut self.programs else { return };
+        if let Err(error) = iterate(programs, program, kind, &self.btf) {
+            tracing::warn!("owners of some sockets will not be known, the kernel's {kind} cannot be walked: {error}");
+        }
     }
 
     /// The kernel's names for its reasons.
@@ -344,6 +374,23 @@ fn sum(map: &PerCpuArray<MapData, u64>, counters: u32) -> Counts {
     let one =
         |index| map.get(&index, 0).map_or(0, |values| values.iter().fold(0u64, |sum, value| sum.wrapping_add(*value)));
     Counts((0..counters).map(one).collect())
+}
+
+/// Runs an iterator's program over all that it iterates.
+fn iterate(programs: &mut Ebpf, name: &'static str, kind: &str, btf: &Btf) -> Result<(), String> {
+    let program: &mut Iter = programs
+        .program_mut(name)
+        .ok_or_else(|| format!("the embedded object has no program {name}: rebuild it with `make probes`"))?
+        .try_into()
+        .map_err(|error: ProgramError| error.to_string())?;
+    match program.load(kind, btf) {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+        Err(error) => return Err(explain(name, "loaded", &error)),
+    }
+    let link = program.attach().and_then(|id| program.take_link(id)).map_err(|error| chain(&error))?;
+    let mut file = link.into_file().map_err(|error| chain(&error))?;
+    io::copy(&mut file, &mut io::sink()).map_err(|error| error.to_string())?;
+    Ok(())
 }
 
 /// Puts the object that fits this kernel into it; no program of it is loaded yet.

@@ -51,6 +51,7 @@ mod namespace;
 mod netlink;
 mod notice;
 pub mod otel_context;
+pub mod owners;
 pub mod payload;
 pub mod pipeline;
 pub mod plan;

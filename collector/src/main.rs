@@ -205,7 +205,10 @@ fn refuse(error: &anyhow::Error) -> ExitCode {
 
 /// One message on standard error.
 fn fail(error: &anyhow::Error) -> ExitCode {
+    let text = format!("{error:#}");
+    // A configuration's mistakes begin with their severity each.
+    let prefix = if text.starts_with("error: ") { "" } else { "error: " };
     // Where standard error is closed there is nobody to tell.
-    let _nobody = writeln!(io::stderr().lock(), "error: {error:#}");
+    let _nobody = writeln!(io::stderr().lock(), "{prefix}{text}");
     ExitCode::FAILURE
 }

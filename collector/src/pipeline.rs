@@ -18,6 +18,7 @@ use crate::{
     enrich::Enricher,
     export::Exporter,
     filter::Filters,
+    owners::Owners,
     pushdown,
     reset::{Clock, Decoder, Reset, read_record},
     sampler::{Sampler, Summary, Verdict},
@@ -58,7 +59,9 @@ pub struct Pipeline {
 pub struct Stages {
     /// Makes records into resets.
     pub decoder: Decoder,
-    /// Names their owners.
+    /// Names owners that the kernel did not know.
+    pub owners: Owners,
+    /// Finds their workloads.
     pub enricher: Enricher,
     /// Finds their traces.
     pub correlator: Arc<Correlator>,
@@ -102,7 +105,7 @@ impl Pipeline {
         match decoded {
             Ok((record, reset)) => {
                 if let Some(reset) = self.doubts.admit(&record, reset, now.instant) {
-                    self.identify(reset, now);
+                    self.name(reset, now);
                 }
             }
             Err(error) => {
@@ -116,7 +119,7 @@ impl Pipeline {
     /// Does what is due: resets that waited, batches, lines. Call it when no more records wait, and at each deadline.
     pub fn tick(&mut self, now: Now) {
         while let Some(reset) = self.doubts.take_due(now.instant) {
-            self.identify(reset, now);
+            self.name(reset, now);
         }
         for reset in self.stages.correlator.take_ready(now.instant) {
             self.decide(reset, now);
@@ -133,12 +136,24 @@ impl Pipeline {
         self.flush_console();
     }
 
+    /// Whether resets wait until all tasks have been looked at: then [`Self::tasks_were_looked_at`] is to be called.
+    pub fn wants_tasks(&self, now: Now) -> bool {
+        self.stages.owners.want_look(now.instant)
+    }
+
+    /// The kernel's map of processes is as the tasks are now.
+    pub fn tasks_were_looked_at(&mut self, now: Now) {
+        for reset in self.stages.owners.looked(now.instant) {
+            self.identify(reset, now);
+        }
+    }
+
     /// When [`Self::tick`] is next due; `None` while nothing waits.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let batches = self.stages.outputs.iter().filter_map(|output| output.batcher.next_deadline()).min();
         // A span that comes ends a reset's wait before its deadline: look again soon while one waits.
         let traces = self.stages.correlator.next_deadline(now).map(|deadline| deadline.min(now + LOOK_FOR_TRACES));
-        [self.doubts.next_deadline(), batches, traces].into_iter().flatten().min()
+        [self.doubts.next_deadline(), self.stages.owners.next_look(now), batches, traces].into_iter().flatten().min()
     }
 
     /// Gives a sign of life.
@@ -159,6 +174,9 @@ impl Pipeline {
     /// Sends on everything that waits, due or not, and gives the exporters back to be shut down.
     pub fn finish(mut self, now: Now) -> Vec<Exporter> {
         while let Some(reset) = self.doubts.take() {
+            self.name(reset, now);
+        }
+        for reset in self.stages.owners.take() {
             self.identify(reset, now);
         }
         for reset in self.stages.correlator.drain() {
@@ -177,7 +195,14 @@ impl Pipeline {
         self.stages.outputs.into_iter().map(|output| output.exporter).collect()
     }
 
-    /// Owner, and the wait for its trace.
+    /// The wait for an owner that the kernel did not know.
+    fn name(&mut self, reset: Reset, now: Now) {
+        if let Some(reset) = self.stages.owners.admit(reset) {
+            self.identify(reset, now);
+        }
+    }
+
+    /// Workload, and the wait for its trace.
     fn identify(&mut self, mut reset: Reset, now: Now) {
         self.tally.read += 1;
         self.stages.enricher.enrich(&mut reset, now.instant);

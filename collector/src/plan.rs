@@ -54,6 +54,12 @@ pub const PLANS: &[Plan] = &[
         sees_resets: false,
     },
     Plan {
+        hook: "tcp_rcv_space_adjust",
+        way: Way::Tracepoint(&[(1, "tcp_rcv_space_adjust")]),
+        sees: "owners of connections that were handed on",
+        sees_resets: false,
+    },
+    Plan {
         hook: "tcp_send_reset",
         way: Way::Tracepoint(&[(3, "tcp_send_reset"), (2, "tcp_send_reset_without_reason")]),
         sees: "resets that TCP sends",

@@ -101,6 +101,10 @@ pub fn run(kernel: &mut Kernel, mut pipeline: Pipeline, inbox: &Inbox) -> Pipeli
     loop {
         let now = now();
         let count = kernel.drain(RECORDS_AT_ONCE, |record| pipeline.take(record, now));
+        if pipeline.wants_tasks(now) {
+            kernel.look_at_tasks();
+            pipeline.tasks_were_looked_at(now);
+        }
         pipeline.tick(now);
         pipeline.beat();
         if count == RECORDS_AT_ONCE {

@@ -118,13 +118,21 @@ fn compare(config: Config, running: &Settings) -> Reload {
     let (new, old) = (&mut settings, running);
     // The probes are loaded with the first, and attached by the others.
     keep.running("capture.ring_buffer_size", &mut new.capture.ring_buffer_bytes, &old.capture.ring_buffer_bytes);
+    // Its hook sees every packet, so it is attached only where it is wanted from the start.
+    if new.capture.firewall && !old.capture.firewall {
+        keep.running("capture.firewall", &mut new.capture.firewall, &old.capture.firewall);
+    }
     keep.running("correlation.otlp_receiver.grpc", &mut new.correlation.grpc, &old.correlation.grpc);
     keep.running("correlation.otlp_receiver.http", &mut new.correlation.http, &old.correlation.http);
     let (new_ports, old_ports) = (&mut new.correlation.http_header_ports, &old.correlation.http_header_ports);
-    if new_ports.is_empty() != old_ports.is_empty() {
-        keep.running("correlation.http_headers", new_ports, old_ports);
-    }
+    keep.running("correlation.http_headers", new_ports, old_ports);
+    keep.running("correlation.wait", &mut new.correlation.wait, &old.correlation.wait);
+    let (new_limit, old_limit) = (&mut new.correlation.max_request_bytes, &old.correlation.max_request_bytes);
+    keep.running("correlation.max_request_size", new_limit, old_limit);
+    keep.running("enrichment.command_line", &mut new.enrichment.command_line, &old.enrichment.command_line);
     keep.running("enrichment.kubernetes", &mut new.enrichment.kubernetes, &old.enrichment.kubernetes);
+    keep.running("export.console", &mut new.export.console, &old.export.console);
+    keep.running("export.signals", &mut new.export.signals, &old.export.signals);
     keep.running("export.otlp", &mut new.export.otlp, &old.export.otlp);
     keep.running("admin", &mut new.admin, &old.admin);
     if settings == *running && after_restart.is_empty() {

@@ -15,6 +15,8 @@ use tokio::{
     sync::watch,
 };
 
+#[cfg(feature = "kubernetes")]
+use crate::kubernetes;
 use crate::{
     account::{Account, DropReason, HookCoverage},
     admin::Admin,
@@ -26,7 +28,9 @@ use crate::{
     export::Exporter,
     forward::Backend,
     kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables},
+    owners::Owners,
     pipeline::{Output, Pipeline, Stages},
+    pods::Pods,
     pushdown::{self, Knowledge, Program},
     reader::{self, Order, Orders},
     reason::ReasonNames,
@@ -69,12 +73,18 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     let destinations = if options.dry_run { &[][..] } else { &settings.export.otlp[..] };
     let outputs = outputs(destinations, settings, &account, runtime.handle())?;
     let correlator = Correlator::new(&settings.correlation, settings.export.signals.traces && !outputs.is_empty());
-    let services = runtime.block_on(Services::start(settings, destinations, &account, &correlator))?;
+    let mut services = runtime.block_on(Services::start(settings, destinations, &account, &correlator))?;
+    let pods = runtime.block_on(services.watch_pods(settings))?;
     let mut kernel = attach(settings, options)?;
+    let processes = kernel.take_processes().context("the kernel's map of processes is taken")?;
+    kernel.look_at_tasks();
+    let started = Instant::now();
+    kernel.look_at_files();
+    tracing::debug!("sockets that were there already have their owners after {:?}", started.elapsed());
     account.set_hooks(hooks(&kernel));
     announce(&kernel);
     let (counters, reasons) = (kernel.counters(), kernel.reasons().clone());
-    let stages = stages(settings, options, &kernel, outputs, &account, correlator);
+    let stages = stages(settings, options, &kernel, Owners::new(processes), pods, outputs, &account, correlator);
     if let Some(btf) = &options.btf {
         try_hooks(&mut kernel, &stages, btf, &account)?;
     }
@@ -128,7 +138,7 @@ fn try_hooks(kernel: &mut Kernel, stages: &Stages, btf: &Path, account: &Account
     let strangers = |_: &[u8]| account.read_and_dropped(DropReason::SelfTest, 1);
     match selftest::run(kernel, &stages.decoder, btf, Path::new(PROC), strangers)? {
         selftest::Outcome::Passed { resets } => {
-            account.read_and_dropped(DropReason::SelfTest, resets as u64);
+            account.read_and_dropped(DropReason::SelfTest, resets);
             tracing::info!("--btf: {resets} resets made to try the hooks came out right");
         }
         skipped => tracing::warn!("--btf: the hooks could not be tried: {skipped:?}"),
@@ -170,16 +180,19 @@ fn stages(
     settings: &Settings,
     options: &Options,
     kernel: &Kernel,
+    owners: Owners,
+    pods: Option<Arc<Pods>>,
     outputs: Vec<Output>,
     account: &Arc<Account>,
     correlator: Arc<Correlator>,
 ) -> Stages {
-    let enricher = Enricher::new(&settings.enrichment, PROC.into(), None, Instant::now());
+    let enricher = Enricher::new(&settings.enrichment, PROC.into(), pods, Instant::now());
     let tables = kernel.reasons().clone();
     let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), enricher.host());
     let spans = settings.export.signals.traces && !outputs.is_empty();
     Stages {
         decoder,
+        owners,
         enricher,
         correlator,
         capture: settings.capture.clone(),
@@ -274,6 +287,38 @@ impl Services {
             }
         }
         Ok(services)
+    }
+
+    /// Watches the names of this node's pods, where that is configured.
+    #[cfg(feature = "kubernetes")]
+    async fn watch_pods(&mut self, settings: &Settings) -> Result<Option<Arc<Pods>>> {
+        let Some(kubernetes) = &settings.enrichment.kubernetes else { return Ok(None) };
+        let config = kubernetes::cluster().await?;
+        let pods = Arc::new(Pods::default());
+        let (watched, node) = (Arc::clone(&pods), kubernetes.node_name.clone());
+        let mut stopped = self.stop.subscribe();
+        self.tasks.push(tokio::spawn(async move {
+            tokio::select! {
+                ended = kubernetes::watch(config, &node, &watched) => {
+                    if let Err(error) = ended {
+                        tracing::error!("pods are not named any more: {error}");
+                    }
+                }
+                _ = stopped.wait_for(|stop| *stop) => {}
+            }
+        }));
+        Ok(Some(pods))
+    }
+
+    /// This program was built without the Kubernetes API.
+    #[cfg(not(feature = "kubernetes"))]
+    async fn watch_pods(&mut self, settings: &Settings) -> Result<Option<Arc<Pods>>> {
+        match settings.enrichment.kubernetes {
+            None => Ok(None),
+            Some(_) => Err(anyhow!(
+                "enrichment.kubernetes needs a program built with `--features kubernetes`; without it leave the key out"
+            )),
+        }
     }
 
     async fn stop(self) {

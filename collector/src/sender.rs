@@ -1,8 +1,11 @@
 //! Who is behind a connection to the receivers: the process that holds the other end, found in /proc.
 //!
-//! Sees processes of the collector's own network namespace; once per connection, off the way of requests.
+//! Once per connection, off the way of requests. A socket is known by both of its ends: in the collector's own network
+//! namespace first, then in all others (containers beside it), but for loopback, which means one namespace only. Where
+//! an address is translated on the way, the ends differ and nobody is found.
 
 use std::{
+    collections::HashSet,
     fs,
     net::{IpAddr, SocketAddr},
 };
@@ -13,14 +16,40 @@ use crate::reset::Owner;
 
 /// The process that holds the socket whose own end is `peer` and whose other end is `local`, as the receiver sees them.
 pub fn find_owner(peer: SocketAddr, local: SocketAddr) -> Option<Owner> {
-    let inode = ["/proc/net/tcp", "/proc/net/tcp6"]
-        .iter()
-        .find_map(|table| inode_of(&fs::read_to_string(table).ok()?, peer, local))?;
+    let inode = inode_in("/proc/net", peer, local).or_else(|| inode_elsewhere(peer, local))?;
     let wanted = format!("socket:[{inode}]");
-    let processes = fs::read_dir("/proc").ok()?.flatten();
-    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let pid = pids.find(|pid| holds(*pid, &wanted))?;
-    owner(pid)
+    owner(pids().find(|pid| holds(*pid, &wanted))?)
+}
+
+fn pids() -> impl Iterator<Item = u32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+fn inode_in(directory: &str, own: SocketAddr, other: SocketAddr) -> Option<u64> {
+    let table = |name| fs::read_to_string(format!("{directory}/{name}")).ok();
+    ["tcp", "tcp6"].into_iter().find_map(|name| inode_of(&table(name)?, own, other))
+}
+
+/// The socket in another network namespace; two that have the same ends are as good as none.
+fn inode_elsewhere(own: SocketAddr, other: SocketAddr) -> Option<u64> {
+    if own.ip().to_canonical().is_loopback() {
+        return None;
+    }
+    let mut namespaces: HashSet<_> = fs::read_link("/proc/self/ns/net").into_iter().collect();
+    let mut found = None;
+    for pid in pids() {
+        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/net")) else { continue };
+        if !namespaces.insert(namespace) {
+            continue;
+        }
+        match (found, inode_in(&format!("/proc/{pid}/net"), own, other)) {
+            (Some(_), Some(_)) => return None,
+            (None, inode) => found = inode,
+            (Some(_), None) => {}
+        }
+    }
+    found
 }
 
 /// The inode of a socket in the text of /proc/net/tcp: local end, other end, both in hexadecimal, state, …, inode.

@@ -4,16 +4,20 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_loop};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_loop, bpf_ringbuf_query};
 use reset_collector_probes::{
     control::{self, Control},
     rule::{self, Facts, MAX_RULES},
 };
 
-use crate::map::{BUCKETS, CONTROL, RULES, count_filtered, count_over_ceiling};
+use crate::map::{BUCKETS, CONTROL, RESETS, RULES, count_filtered, count_over_ceiling};
 
-/// Buckets of keys; a key that shares one with a flood shares its limit.
+/// Buckets of keys.
 const BUCKET_MASK: u32 = control::BUCKETS as u32 - 1;
+
+/// `BPF_RB_AVAIL_DATA` and `BPF_RB_RING_SIZE` (include/uapi/linux/bpf.h).
+const RING_DATA: u64 = 0;
+const RING_SIZE: u64 = 1;
 
 /// Whether a record is to be made of a reset.
 pub(crate) enum Judgement {
@@ -82,8 +86,9 @@ extern "C" fn try_rule(index: u32, walk: *mut Walk) -> i64 {
     1
 }
 
-/// Shares the ceiling fairly: half of it is for whoever comes first; the other half only for keys that are not hot
-/// themselves, so that a scan of one port, or by one peer, or of one kind, does not hide the others.
+/// Shares the ceiling fairly: half of what may come at once, and of the ring buffer, is for whoever comes first; the rest
+/// only for keys that are not hot themselves, so that a scan of one port, or by one peer, or of one kind, does not hide
+/// the others.
 #[inline(always)]
 fn is_over_ceiling(control: &Control, facts: &Facts) -> bool {
     let interval = control.interval_ns as u64;
@@ -99,35 +104,86 @@ fn is_over_ceiling(control: &Control, facts: &Facts) -> bool {
     if arrival > now {
         return true;
     }
-    let is_calm = arrival + burst / 2 <= now;
-    if !is_calm {
-        let kind = kind(facts);
-        let hot = !takes(mix(kind ^ u32::from(facts.local_port), 1), now, interval * control::SHARE_OF_KEY)
-            || !takes(mix_address(kind, &facts.peer_address), now, interval * control::SHARE_OF_KEY)
-            || !takes(mix(kind, 3), now, interval * control::SHARE_OF_KIND);
-        if hot {
-            return true;
-        }
+    let is_calm = arrival + burst / 2 <= now && !is_ring_half_full();
+    if !is_calm && is_hot(facts, interval, now) {
+        return true;
     }
     // SAFETY: as above.
     unsafe { core::ptr::write_volatile(total, arrival) };
     false
 }
 
-/// Takes a token of a bucket that refills one each `interval` and holds one second's worth.
+/// Whether the reader has fallen behind: a flood may come faster than it reads, well before the ceiling is reached.
 #[inline(always)]
-fn takes(hash: u32, now: u64, interval: u64) -> bool {
-    // Bucket 0 is the total's.
-    let Some(bucket) = BUCKETS.get(&(hash & BUCKET_MASK | 1)) else { return true };
-    // SAFETY: as for the total.
-    unsafe {
-        let arrival = core::ptr::read_volatile(bucket).max(now.saturating_sub(control::KEY_BURST_NS)) + interval;
-        if arrival > now {
-            return false;
-        }
-        core::ptr::write_volatile(bucket, arrival);
+fn is_ring_half_full() -> bool {
+    let ring = (&raw const RESETS).cast_mut().cast();
+    // SAFETY: plain helpers on the ring buffer.
+    unsafe { bpf_ringbuf_query(ring, RING_DATA) > bpf_ringbuf_query(ring, RING_SIZE) / 2 }
+}
+
+/// Whether one of the reset's keys has had its share; else it takes from each. A reset that one key refuses takes nothing
+/// from the others: they are shared with resets that are not of the flood.
+#[inline(always)]
+fn is_hot(facts: &Facts, interval: u64, now: u64) -> bool {
+    let kind = kind(facts);
+    let of_key = interval * control::SHARE_OF_KEY;
+    let port = Share::of(mix(kind ^ u32::from(facts.local_port), 1), now, of_key);
+    let peer = Share::of(mix_address(kind, &facts.peer_address), now, of_key);
+    let kind = Share::of(mix(kind, 3), now, interval * control::SHARE_OF_KIND);
+    let (Some(port), Some(peer), Some(kind)) = (port, peer, kind) else { return true };
+    port.take(now);
+    peer.take(now);
+    kind.take(now);
+    false
+}
+
+/// What a key may take: a token of one of its two buckets. A key that shares one of them with a flood has the other.
+struct Share(Token, Token);
+
+impl Share {
+    #[inline(always)]
+    fn of(hash: u32, now: u64, interval: u64) -> Option<Self> {
+        let share = Self(Token::of(hash, now, interval), Token::of(mix(hash, 4), now, interval));
+        (share.0.arrival <= now || share.1.arrival <= now).then_some(share)
     }
-    true
+
+    #[inline(always)]
+    fn take(self, now: u64) {
+        self.0.take(now);
+        self.1.take(now);
+    }
+}
+
+/// The next token of a bucket, by the bucket's number: the verifier follows no pointer that may be one of two.
+struct Token {
+    bucket: u32,
+    /// When the token is there: until `now`, or later.
+    arrival: u64,
+}
+
+impl Token {
+    /// The next token of a bucket that refills one each `interval` and holds one second's worth.
+    #[inline(always)]
+    fn of(hash: u32, now: u64, interval: u64) -> Self {
+        // Bucket 0 is the total's.
+        let bucket = hash & BUCKET_MASK | 1;
+        let spent = match BUCKETS.get(&bucket) {
+            // SAFETY: as for the total.
+            Some(spent) => unsafe { core::ptr::read_volatile(spent) },
+            None => 0,
+        };
+        Self { bucket, arrival: spent.max(now.saturating_sub(control::KEY_BURST_NS)) + interval }
+    }
+
+    #[inline(always)]
+    fn take(self, now: u64) {
+        if self.arrival <= now
+            && let Some(spent) = BUCKETS.get(&self.bucket)
+        {
+            // SAFETY: as for the total.
+            unsafe { core::ptr::write_volatile(spent, self.arrival) };
+        }
+    }
 }
 
 /// Namespace, cause and direction in one word.

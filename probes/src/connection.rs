@@ -1,17 +1,18 @@
 //! A socket at a tracepoint: its state, what it shows when it aborts, and what is kept of it from before.
 
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skc_to_tcp_sock, bpf_sock_from_file};
 use reset_collector_probes::{ResetRecord, State, UNKNOWN_U32, UNKNOWN_U64, cause::Aborting, field::Field};
 
 use crate::{
     ends::Ends,
     map::{forget, kept, kept_or_new},
-    owner::Task,
+    owner::{self, Task},
     read::{argument, has, load, load_words},
     segment::mapped,
 };
 
 const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
 /// The low byte of IPPROTO_TCP (6) and of IPPROTO_MPTCP (262).
 const PROTOCOL_LOW_BYTE: u8 = 6;
 /// `SHUTDOWN_MASK` and `RCV_SHUTDOWN` (include/net/sock.h)
@@ -74,6 +75,30 @@ impl Socket {
             Some(kept) => (State::from_number(kept.state_before), kept.receive_in_doubt != 0),
             None => (None, false),
         }
+    }
+
+    /// TCP_LINGER2 below 0: the connection ends when its FIN is acknowledged.
+    #[inline(always)]
+    pub(crate) fn linger2_is_negative(self) -> bool {
+        let tcp = self.tcp();
+        !tcp.is_null() && load::<i32>(tcp, Field::TcpLinger2) < 0
+    }
+
+    /// A socket of a task's file, if it is TCP's.
+    #[inline(always)]
+    pub(crate) fn of_file(file: *const u8) -> Option<Self> {
+        // SAFETY: a plain helper; the verifier knows `file` as the iterator's.
+        let socket: *const u8 = unsafe { bpf_sock_from_file(file.cast_mut().cast()) }.cast_const().cast();
+        if socket.is_null() {
+            return None;
+        }
+        let socket: *const u8 = load(socket, Field::SocketSk);
+        if socket.is_null() {
+            return None;
+        }
+        let family: u16 = load(socket, Field::SkFamily);
+        let is_tcp = load::<u8>(socket, Field::SkProtocol) == PROTOCOL_LOW_BYTE;
+        (is_tcp && (family == AF_INET || family == AF_INET6)).then_some(Self(socket))
     }
 
     #[inline(always)]
@@ -231,6 +256,10 @@ pub(crate) fn state_changes(socket: Socket, old: u8, new: u8) {
         Some(State::Closed) => {
             if let Some(kept) = if socket.is_owned() { kept_or_new(socket.0) } else { kept(socket.0) } {
                 kept.state_before = old;
+                // tcp_time_wait ends the socket in these.
+                if matches!(State::from_number(old), Some(State::FinWait2 | State::Closing)) && !socket.is_owned() {
+                    owner::keep_for_time_wait(socket, &kept.owner);
+                }
             }
         }
         _ => {}

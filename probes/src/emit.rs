@@ -16,7 +16,6 @@ use crate::{
     owner::{self, Task},
     read::has_tai_clock,
     segment::{Segment, network_namespace},
-    write::zero,
 };
 
 /// `BPF_RB_NO_WAKEUP` and `BPF_RB_FORCE_WAKEUP` (include/uapi/linux/bpf.h): the default wakes the reader for each
@@ -83,22 +82,22 @@ impl Draft {
         {
             retract_receive(socket);
         }
-        let admission = self.reserve(&Ends::of_received(segment), network_namespace(skb));
-        let Admission::Record(record) = admission else { return };
+        let ends = Ends::of_received(segment);
+        let Admission::Record(record) = self.reserve(&ends, network_namespace(skb)) else { return };
         record.segment_flags = segment.flags;
         record.sequence = if segment.flags & ACK != 0 { segment.acknowledgement } else { 0 };
-        self.write_socket(record, socket, holder);
+        self.write_socket(record, socket, holder, &ends);
         submit(record);
     }
 
     /// A reset came and no connection accepted it.
     #[inline(always)]
     pub(crate) fn not_accepted(self, skb: *const u8, segment: &Segment, socket: Option<Socket>, holder: Holder) {
-        let admission = self.reserve(&Ends::of_received(segment), network_namespace(skb));
-        let Admission::Record(record) = admission else { return };
+        let ends = Ends::of_received(segment);
+        let Admission::Record(record) = self.reserve(&ends, network_namespace(skb)) else { return };
         record.segment_flags = segment.flags;
         record.sequence = segment.sequence;
-        self.write_socket(record, socket, holder);
+        self.write_socket(record, socket, holder, &ends);
         submit(record);
     }
 
@@ -114,7 +113,11 @@ impl Draft {
 
     /// Writes what a socket other than the segment's own hook knows; only full sockets may be read.
     #[inline(always)]
-    fn write_socket(&self, record: &mut ResetRecord, socket: Option<Socket>, holder: Holder) {
+    fn write_socket(&self, record: &mut ResetRecord, socket: Option<Socket>, holder: Holder, ends: &Ends) {
+        if matches!(holder, Holder::TimeWait) {
+            owner::write_of_time_wait(record, ends);
+            return;
+        }
         let Some(socket) = socket else { return };
         match holder {
             Holder::Connection(state) => {
@@ -187,8 +190,8 @@ impl Draft {
         record.cgroup_id = 0;
         record.network_namespace = network_namespace;
         record.sequence = 0;
-        zero::<_, 4>(&mut record.trace_id);
-        zero::<_, 2>(&mut record.span_id);
+        record.trace_id = [0; 16];
+        record.span_id = [0; 8];
         record.direction = self.direction as u8;
         record.origin = self.origin as u8;
         record.cause = self.cause as u8;

@@ -42,6 +42,21 @@ impl Ends {
         if self.local[0] == 0 && self.local[1] == 0 && self.local[2] == 0xffff_u32.to_be() { 4 } else { 6 }
     }
 
+    /// The connection in its namespace, as one number.
+    #[inline(always)]
+    pub(crate) fn key(&self, network_namespace: u32) -> u64 {
+        /// Odd constants spread each word over all bits (a multiply-shift hash).
+        const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut key = u64::from(network_namespace) << 32 | u64::from(self.local_port) << 16 | u64::from(self.peer_port);
+        let mut index = 0;
+        while index < 4 {
+            key = (key ^ (u64::from(self.local[index]) << 32 | u64::from(self.peer[index]))).wrapping_mul(SPREAD);
+            key ^= key >> 29;
+            index += 1;
+        }
+        key
+    }
+
     #[inline(always)]
     pub(crate) fn write(&self, record: &mut ResetRecord) {
         record.ip_version = self.version();

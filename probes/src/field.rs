@@ -71,6 +71,7 @@ fields! {
     CgroupNode "cgroup" "kn",
     NodeId "kernfs_node" "id",
     SocketFile "socket" "file",
+    SocketSk "socket" "sk",
     FileCred "file" "f_cred",
     TaskFlags "task_struct" "flags",
     TaskExitCode "task_struct" "exit_code",
@@ -80,6 +81,9 @@ fields! {
     TaskStart "task_struct" "start_boottime",
     TaskComm "task_struct" "comm",
     TaskCred "task_struct" "cred",
+    CredEuid "cred" "euid.val",
+    CredEgid "cred" "egid.val",
+    CredGroups "cred" "group_info",
 }
 
 /// How many members there are: the length of the global.

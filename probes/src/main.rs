@@ -5,7 +5,6 @@
 
 #![no_std]
 #![no_main]
-#![no_builtins]
 
 mod admit;
 mod connection;
@@ -17,13 +16,12 @@ mod passive;
 mod read;
 mod receiver;
 mod segment;
-mod write;
 
 use core::ffi::c_void;
 
 use aya_ebpf::{EbpfContext, macros::btf_tracepoint, programs::BtfTracePointContext};
 use reset_collector_probes::{
-    Direction, Hook, Origin, State, UNKNOWN_REASON,
+    Cause, Direction, Hook, Origin, State, UNKNOWN_REASON,
     cause::{self, Holder, ReasonClass},
     flag,
 };
@@ -81,7 +79,9 @@ fn kfree_skb(context: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "kfree_skb")]
 fn kfree_skb_without_reason(context: BtfTracePointContext) -> i32 {
     let skb = argument(context.as_ptr(), 0) as *const u8;
-    dropped_as(skb, ReasonClass::NotSpecified, UNKNOWN_REASON as u32, None);
+    // What was for this host and did not reach TCP, netfilter dropped.
+    let class = if segment::reached_tcp(skb) { ReasonClass::NotSpecified } else { ReasonClass::NetfilterDrop };
+    dropped_as(skb, class, UNKNOWN_REASON as u32, None);
     0
 }
 
@@ -102,12 +102,7 @@ fn net_dev_queue(context: BtfTracePointContext) -> i32 {
     if map::is_repeated(skb, &segment) {
         return 0;
     }
-    let draft = Draft::new(
-        Hook::DeviceQueue,
-        Direction::Transmit,
-        Origin::Firewall,
-        reset_collector_probes::Cause::FirewallReject,
-    );
+    let draft = Draft::new(Hook::DeviceQueue, Direction::Transmit, Origin::Firewall, Cause::FirewallReject);
     draft.sent_by_firewall(skb, &segment);
     0
 }
@@ -122,17 +117,26 @@ fn inet_sock_set_state(context: BtfTracePointContext) -> i32 {
     0
 }
 
+/// `tcp_rcv_space_adjust(sk)`: a process has read data. The kernel has no hook where one accepts a connection.
+#[btf_tracepoint(function = "tcp_rcv_space_adjust")]
+fn tcp_rcv_space_adjust(context: BtfTracePointContext) -> i32 {
+    if let Some(socket) = Socket::from_argument(context.as_ptr(), 0) {
+        owner::socket_is_read(socket);
+    }
+    0
+}
+
 /// `sched_process_fork(parent, child)`: new credentials, so that the process behind a socket's file is known.
 #[btf_tracepoint(function = "sched_process_fork")]
 fn sched_process_fork(context: BtfTracePointContext) -> i32 {
-    owner::process_starts(argument(context.as_ptr(), 1) as *const u8);
+    owner::process_is(argument(context.as_ptr(), 1) as *const u8);
     0
 }
 
 /// `sched_process_exec(p, old_pid, bprm)`: new credentials and a new name.
 #[btf_tracepoint(function = "sched_process_exec")]
 fn sched_process_exec(context: BtfTracePointContext) -> i32 {
-    owner::process_starts(argument(context.as_ptr(), 0) as *const u8);
+    owner::process_is(argument(context.as_ptr(), 0) as *const u8);
     0
 }
 
@@ -140,6 +144,28 @@ fn sched_process_exec(context: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exit")]
 fn sched_process_exit(context: BtfTracePointContext) -> i32 {
     owner::process_exits(argument(context.as_ptr(), 0) as *const u8);
+    0
+}
+
+/// `iter/task`: processes that were there before us, by their credentials.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn every_task(context: *const c_void) -> i32 {
+    owner::process_is(argument(context, 1) as *const u8);
+    0
+}
+
+/// `iter/task_file`: sockets that were there before us, by who holds them.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+extern "C" fn every_file(context: *const c_void) -> i32 {
+    let (task, file) = (argument(context, 1) as *const u8, argument(context, 3) as *const u8);
+    if !task.is_null()
+        && !file.is_null()
+        && let Some(socket) = Socket::of_file(file)
+    {
+        owner::socket_is_held(socket, file, task);
+    }
     0
 }
 
@@ -158,7 +184,12 @@ fn sent(context: *const c_void, reason: u16) {
     let Some(segment) = Segment::received(skb) else { return };
     let (holder, retracts) = answering(socket);
     let queue_full = matches!(holder, Holder::Listener) && socket.is_some_and(Socket::accept_queue_is_full);
-    let cause = cause::of_passive(class, holder, segment.flags, queue_full);
+    let mut cause = cause::of_passive(class, holder, segment.flags, queue_full);
+    // TCP_LINGER2 below 0 ends the connection in FIN_WAIT1 under the same reason, at the ACK of its FIN.
+    if matches!(cause, Cause::DataAfterClose) && segment.length == 0 && socket.is_some_and(Socket::linger2_is_negative)
+    {
+        cause = Cause::LingerZero;
+    }
     let mut draft = Draft::new(Hook::SendReset, Direction::Transmit, Origin::Passive, cause);
     draft.reason = reason;
     draft.state = state_of(holder);

@@ -10,7 +10,9 @@ use aya_ebpf::{
             BPF_MAP_TYPE_SK_STORAGE,
         },
     },
-    helpers::generated::{bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_storage_get},
+    helpers::generated::{
+        bpf_ktime_get_ns, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_storage_get,
+    },
 };
 use reset_collector_probes::{
     COUNTERS, Cause, Direction, Origin,
@@ -21,7 +23,7 @@ use reset_collector_probes::{
 };
 
 use crate::{
-    owner::Process,
+    owner::{Known, Process},
     read::{has_socket_storage, load},
     segment::Segment,
 };
@@ -159,9 +161,11 @@ pub(crate) struct Kept {
     pub(crate) owner: Process,
     /// The state before CLOSE, 0 before that.
     pub(crate) state_before: u8,
-    /// tcp_reset() was called in FIN_WAIT1 or FIN_WAIT2: 1 its record went out, 2 it was lost.
+    /// tcp_reset() was called in FIN_WAIT1 or FIN_WAIT2, and what became of its record (`Admission::number`).
     pub(crate) receive_in_doubt: u8,
-    pub(crate) _padding: [u8; 6],
+    /// The owner holds the socket, and another may have opened it.
+    pub(crate) owner_is_guess: u8,
+    pub(crate) _padding: [u8; 5],
 }
 
 impl Kept {
@@ -171,7 +175,8 @@ impl Kept {
         owner: Process { start_ns: 0, pid: 0, _padding: 0, comm: [0; 2] },
         state_before: 0,
         receive_in_doubt: 0,
-        _padding: [0; 6],
+        owner_is_guess: 0,
+        _padding: [0; 5],
     };
 }
 
@@ -191,11 +196,22 @@ static SOCKETS: Map<
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
 static SOCKETS_BY_ADDRESS: Map<u64, Kept, { BPF_MAP_TYPE_LRU_HASH as usize }, 65_536, 0> = Map::new();
+type LruHash<K, V, const ENTRIES: usize> = Map<K, V, { BPF_MAP_TYPE_LRU_HASH as usize }, ENTRIES, 0>;
 
 /// Processes by the address of their credentials.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-pub(crate) static PROCESSES: Map<u64, Process, { BPF_MAP_TYPE_LRU_HASH as usize }, 32_768, 0> = Map::new();
+pub(crate) static PROCESSES: LruHash<u64, Known, 32_768> = Map::new();
+
+/// The address of its credentials, by process.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static CREDENTIALS: LruHash<u32, u64, 32_768> = Map::new();
+
+/// Owners of connections in TIME_WAIT, by `Ends::key`.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static CLOSED: LruHash<u64, Process, 16_384> = Map::new();
 
 /// What is kept with a full socket, if anything.
 #[inline(always)]
@@ -245,7 +261,11 @@ pub(crate) fn forget(socket: *const u8) {
 
 #[inline(always)]
 fn add(map: &PerCpu<u64, { COUNTERS as usize }>, cause: Cause, origin: Origin, direction: Direction, by: i64) {
-    if let Some(counter) = map.get(&counter_index(cause, origin, direction)) {
+    // SAFETY: a plain helper.
+    let nothing = (unsafe { bpf_ktime_get_ns() } >> 63) as u32;
+    // Nothing is added that the verifier can know: with a key that it knows (6.15 on, `get_constant_map_key`), it follows
+    // the rest of the program anew for each cause.
+    if let Some(counter) = map.get(&(counter_index(cause, origin, direction) ^ 0u32.wrapping_sub(nothing))) {
         // SAFETY: the slot is this CPU's own, and lives as long as the map.
         unsafe { *counter = (*counter).wrapping_add_signed(by) };
     }

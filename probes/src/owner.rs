@@ -4,6 +4,10 @@
 //! or listened (kept with the socket), or the process whose credentials opened the socket's file: `file.f_cred` is the
 //! `struct cred` of the process that called socket() or accept(), each process has its own (`copy_creds`,
 //! kernel/cred.c), and it lives as long as the file does. So an accepted connection needs no hook of its own.
+//!
+//! Credentials are never changed, only replaced: a process that sets its user id has new ones that nobody has told us of,
+//! perhaps where another's were. So an entry counts only while the ids in it are the credentials' own, and user space
+//! looks through the tasks again when one is missing.
 
 use core::ptr::NonNull;
 
@@ -12,9 +16,9 @@ use reset_collector_probes::{COMM_LEN, OwnerSource, ResetRecord, field::Field, f
 
 use crate::{
     connection::Socket,
-    map::{PROCESSES, kept},
+    ends::Ends,
+    map::{CLOSED, CREDENTIALS, PROCESSES, kept, kept_or_new},
     read::{copy, has_typed_task, load},
-    write::zero,
 };
 
 /// Bits of `task_struct.flags` (include/linux/sched.h).
@@ -30,6 +34,15 @@ pub(crate) struct Process {
     pub(crate) pid: u32,
     pub(crate) _padding: u32,
     pub(crate) comm: [u64; COMM_LEN / 8],
+}
+
+/// A process as it is known by its credentials.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Known {
+    pub(crate) process: Process,
+    /// Effective ids and groups: what tells these credentials from others that come to lie where they lay.
+    pub(crate) ids: u64,
 }
 
 /// A task of the kernel. Never null, so that no task at all is one register that is 0, and none that nobody wrote.
@@ -88,14 +101,34 @@ impl Task {
     }
 }
 
-/// Remembers a process by its new credentials.
+/// Effective ids and groups of credentials, as one number.
 #[inline(always)]
-pub(crate) fn process_starts(task: *const u8) {
+fn ids(credential: *const u8) -> u64 {
+    let user: u32 = load(credential, Field::CredEuid);
+    let group: u32 = load(credential, Field::CredEgid);
+    // Copied: the verifier lets nobody calculate with a pointer that it knows.
+    (u64::from(user) << 32 | u64::from(group)) ^ copy::<u64>(credential, Field::CredGroups)
+}
+
+/// Remembers a process by its credentials, and by no others of before.
+#[inline(always)]
+pub(crate) fn process_is(task: *const u8) {
     let Some(known) = NonNull::new(task.cast_mut()) else { return };
     if load::<u32>(task, Field::TaskPid) != load::<u32>(task, Field::TaskTgid) {
         return;
     }
-    PROCESSES.set(&load::<u64>(task, Field::TaskCred), &Task(known).process());
+    let credential: *const u8 = load(task, Field::TaskCred);
+    let process = Task(known).process();
+    let key = credential as u64;
+    if let Some(before) = CREDENTIALS.get(&process.pid) {
+        // SAFETY: the value is a number; the LRU map keeps the memory, if not always this process's entry in it.
+        let before = unsafe { *before };
+        if before != key {
+            PROCESSES.remove(&before);
+        }
+    }
+    CREDENTIALS.set(&process.pid, &key);
+    PROCESSES.set(&key, &Known { process, ids: ids(credential) });
 }
 
 /// Forgets a process, before its credentials' address can be another's.
@@ -104,7 +137,38 @@ pub(crate) fn process_exits(task: *const u8) {
     if task.is_null() || load::<u32>(task, Field::TaskPid) != load::<u32>(task, Field::TaskTgid) {
         return;
     }
-    PROCESSES.remove(&load::<u64>(task, Field::TaskCred));
+    let pid: u32 = load(task, Field::TaskTgid);
+    if let Some(before) = CREDENTIALS.get(&pid) {
+        // SAFETY: as in `process_is`.
+        let before = unsafe { *before };
+        PROCESSES.remove(&before);
+    }
+    CREDENTIALS.remove(&pid);
+}
+
+/// A process has read from the connection: it holds it, whoever accepted it and with whatever credentials.
+#[inline(always)]
+pub(crate) fn socket_is_read(socket: Socket) {
+    let (Some(kept), Some(task)) = (kept(socket.pointer()), Task::acting(socket)) else { return };
+    if kept.socket == socket.pointer() as u64 && kept.owner.pid == task.pid() && kept.owner_is_guess == 0 {
+        return;
+    }
+    kept.owner = task.process();
+    kept.socket = socket.pointer() as u64;
+    kept.owner_is_guess = 0;
+}
+
+/// Names the owner of a socket that was there before us, found in a task's file table.
+#[inline(always)]
+pub(crate) fn socket_is_held(socket: Socket, file: *const u8, task: *const u8) {
+    let opened_by_task = load::<u64>(file, Field::FileCred) == load::<u64>(task, Field::TaskCred);
+    let (Some(kept), Some(known)) = (kept_or_new(socket.pointer()), NonNull::new(task.cast_mut())) else { return };
+    // Of several that hold it, the one that opened it; else the first.
+    if kept.socket != socket.pointer() as u64 || (opened_by_task && kept.owner_is_guess != 0) {
+        kept.owner = Task(known).process();
+        kept.socket = socket.pointer() as u64;
+        kept.owner_is_guess = u8::from(!opened_by_task);
+    }
 }
 
 /// Writes that nobody owns the reset.
@@ -112,11 +176,11 @@ pub(crate) fn process_exits(task: *const u8) {
 pub(crate) fn write_none(record: &mut ResetRecord) {
     record.credential = 0;
     record.owner_start_ns = 0;
-    zero::<_, 4>(&mut record.owner_comm);
-    zero::<_, 1>(&mut record.owner_pid);
-    zero::<_, 1>(&mut record.actor_pid);
-    zero::<_, 1>(&mut record.thread_id);
-    zero::<_, 1>(&mut record.exit_code);
+    record.owner_comm = [0; COMM_LEN];
+    record.owner_pid = 0;
+    record.actor_pid = 0;
+    record.thread_id = 0;
+    record.exit_code = 0;
     record.owner_source = OwnerSource::None as u8;
 }
 
@@ -152,6 +216,23 @@ pub(crate) fn write_acting(record: &mut ResetRecord, socket: Socket, task: Task,
     }
 }
 
+/// Keeps the owner of a connection that goes into TIME_WAIT: the kernel keeps none of the socket but its ends.
+#[inline(always)]
+pub(crate) fn keep_for_time_wait(socket: Socket, owner: &Process) {
+    if owner.pid != 0 {
+        CLOSED.set(&socket.ends().key(socket.network_namespace()), owner);
+    }
+}
+
+/// Writes who owned a connection that is in TIME_WAIT.
+#[inline(always)]
+pub(crate) fn write_of_time_wait(record: &mut ResetRecord, ends: &Ends) {
+    if let Some(process) = CLOSED.get(&ends.key(record.network_namespace)) {
+        // SAFETY: as for `PROCESSES`.
+        write(record, &unsafe { *process }, OwnerSource::Storage);
+    }
+}
+
 /// Writes the owner of a full socket outside process context.
 #[inline(always)]
 pub(crate) fn write_holder(record: &mut ResetRecord, socket: Socket) {
@@ -165,16 +246,21 @@ pub(crate) fn write_holder(record: &mut ResetRecord, socket: Socket) {
     }
     let of_socket: *const u8 = load(socket.pointer(), Field::SkSocket);
     let file: *const u8 = load(of_socket, Field::SocketFile);
-    let credential: u64 = load(file, Field::FileCred);
-    record.credential = credential;
-    if credential != 0
-        && let Some(process) = PROCESSES.get(&credential)
+    let credential: *const u8 = load(file, Field::FileCred);
+    record.credential = credential as u64;
+    if !credential.is_null()
+        && let Some(known) = PROCESSES.get(&(credential as u64))
     {
         // SAFETY: the verifier knows the value's size; the LRU map keeps the memory, if not always this process in it.
-        write(record, &unsafe { *process }, OwnerSource::File);
-        return;
+        let known = unsafe { *known };
+        if known.ids == ids(credential) {
+            write(record, &known.process, OwnerSource::File);
+            return;
+        }
     }
-    if let Some(kept) = kept
+    // Without a file it waits to be accepted, and is the listener's; with one, whoever listened may be another process.
+    if credential.is_null()
+        && let Some(kept) = kept
         && kept.owner.pid != 0
     {
         write(record, &kept.owner, OwnerSource::Listener);

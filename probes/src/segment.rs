@@ -39,6 +39,8 @@ pub(crate) struct Segment {
     pub(crate) flags: u8,
     /// With its options.
     header_len: u8,
+    /// Bytes of data.
+    pub(crate) length: u16,
 }
 
 /// The first 16 bytes of a TCP header, as words.
@@ -55,7 +57,9 @@ struct TcpHeader {
 #[repr(C)]
 struct Ipv4Header {
     version_and_length: u8,
-    _tos: [u8; 8],
+    _tos: u8,
+    total_length: u16,
+    _fragment: [u8; 5],
     protocol: u8,
     _checksum: u16,
     source: u32,
@@ -66,7 +70,8 @@ struct Ipv4Header {
 #[repr(C)]
 struct Ipv6Header {
     version: u8,
-    _flow: [u8; 5],
+    _flow: [u8; 3],
+    payload_length: u16,
     next: u8,
     _hops: u8,
     source: [u32; 4],
@@ -100,13 +105,14 @@ impl Segment {
     fn read(head: *const u8, network: u16, transport: Option<u16>) -> Option<Self> {
         let ip = head.wrapping_add(network as usize);
         let first: Ipv4Header = copy_at(ip);
-        let (source, destination, tcp) = match first.version_and_length >> 4 {
+        let (source, destination, tcp, end) = match first.version_and_length >> 4 {
             4 => {
                 if first.protocol != IPPROTO_TCP {
                     return None;
                 }
                 let length = ((first.version_and_length & 15) as usize) * 4;
-                (mapped(first.source), mapped(first.destination), ip.wrapping_add(length))
+                let end = u16::from_be(first.total_length) as u64;
+                (mapped(first.source), mapped(first.destination), ip.wrapping_add(length), end)
             }
             6 => {
                 let header: Ipv6Header = copy_at(ip);
@@ -114,10 +120,12 @@ impl Segment {
                     Some(transport) => head.wrapping_add(transport as usize),
                     None => skip_extensions(ip, header.next)?,
                 };
-                (header.source, header.destination, after)
+                let end = u16::from_be(header.payload_length) as u64 + size_of::<Ipv6Header>() as u64;
+                (header.source, header.destination, after, end)
             }
             _ => return None,
         };
+        let before = (tcp as u64).wrapping_sub(ip as u64);
         let tcp: TcpHeader = copy_at(tcp);
         // A header shorter than 20 bytes is none.
         if tcp.offset_and_flags[0] >> 4 < 5 {
@@ -132,6 +140,7 @@ impl Segment {
             acknowledgement: u32::from_be(tcp.acknowledgement),
             flags: tcp.offset_and_flags[1],
             header_len: (tcp.offset_and_flags[0] >> 4) * 4,
+            length: end.saturating_sub(before + u64::from(tcp.offset_and_flags[0] >> 4) * 4) as u16,
         })
     }
 }
@@ -215,17 +224,21 @@ pub(crate) fn of_dropped(skb: *const u8, class: ReasonClass) -> Option<Segment> 
     if load_bits(skb, Field::SkbPktType) != 0 || load::<u32>(skb, Field::SkbIif) == 0 || !is_ip(skb) {
         return None;
     }
-    let head: *const u8 = load(skb, Field::SkbHead);
-    let data: *const u8 = load(skb, Field::SkbData);
-    let transport: u16 = load(skb, Field::SkbTransportHeader);
-    let reached_tcp = data as u64 == (head as u64).wrapping_add(transport as u64);
     // Copies for packet sockets, bridges and the like are freed with their data elsewhere; netfilter's drops are ours
     // when the route says that the segment was for this host.
-    if !reached_tcp && !(matches!(class, ReasonClass::NetfilterDrop) && is_for_this_host(skb)) {
+    if !reached_tcp(skb) && !(matches!(class, ReasonClass::NetfilterDrop) && is_for_this_host(skb)) {
         return None;
     }
-    let segment = Segment::read(head, load(skb, Field::SkbNetworkHeader), Some(transport))?;
+    let segment = Segment::received(skb)?;
     (segment.flags & RST != 0).then_some(segment)
+}
+
+/// Whether a segment that came was handed to TCP: its data begin with TCP's header.
+#[inline(always)]
+pub(crate) fn reached_tcp(skb: *const u8) -> bool {
+    let head: u64 = load(skb, Field::SkbHead);
+    let data: u64 = load(skb, Field::SkbData);
+    data == head.wrapping_add(u64::from(load::<u16>(skb, Field::SkbTransportHeader)))
 }
 
 /// State of the socket that early demultiplexing gave to a segment, if it did.

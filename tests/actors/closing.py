@@ -305,7 +305,7 @@ def _mptcp_pair(net):
     return client, server
 
 
-@scenario(sent("server", "mptcp", "active", "established"), received("client", "mptcp", "established"))
+@scenario(sent("server", "mptcp", "active", "established"), received("client", "reset_by_peer", "established"))
 def mptcp_fastclose(net):
     """an MPTCP connection closed with unread data: fastclose"""
     client, server = _mptcp_pair(net)

@@ -1,7 +1,7 @@
 //! A real OpenTelemetry Collector that writes what it gets into a file.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -9,6 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value};
+
+use crate::network::Host;
 
 const START_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -46,7 +48,18 @@ impl Backend {
     /// # Errors
     /// It is not built (`tests/setup otelcol`), or does not start; its own text.
     pub fn start() -> Result<Self> {
-        let [grpc, http] = [free_address()?, free_address()?];
+        Self::start_at([free_address()?, free_address()?], None)
+    }
+
+    /// Starts it on a host, at its address and OTLP's own ports.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_on(host: &Host) -> Result<Self> {
+        Self::start_at([4317, 4318].map(|port| SocketAddr::new(IpAddr::V4(host.v4), port)), Some(host))
+    }
+
+    fn start_at([grpc, http]: [SocketAddr; 2], host: Option<&Host>) -> Result<Self> {
         let directory =
             std::env::temp_dir().join(format!("reset-collector-backend-{}-{}", std::process::id(), grpc.port()));
         std::fs::create_dir_all(&directory)?;
@@ -61,24 +74,38 @@ impl Backend {
         );
         let file = directory.join("otelcol.yaml");
         std::fs::write(&file, configuration)?;
-        let program = tool("otelcol")?;
-        let said = std::fs::File::create(directory.join("said.log"))?;
-        let child = Command::new(&program)
-            .arg("--config")
-            .arg(&file)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(said)
-            .spawn()
-            .with_context(|| format!("{} is missing: run tests/setup", program.display()))?;
-        let mut backend = Self { child, directory, grpc, http };
-        backend.wait_ready()?;
+        let mut backend = Self { child: spawn(&directory, host)?, directory, grpc, http };
+        backend.wait_ready(host)?;
         Ok(backend)
     }
 
-    fn wait_ready(&mut self) -> Result<()> {
+    /// Kills it as a crash would.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Starts it again at the same addresses, after [`Self::kill`]; here, not on a host.
+    ///
+    /// # Errors
+    /// It does not start; its own text.
+    pub fn restart(&mut self) -> Result<()> {
+        self.child = spawn(&self.directory, None)?;
+        self.wait_ready(None)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn wait_ready(&mut self, host: Option<&Host>) -> Result<()> {
         let deadline = Instant::now() + START_PATIENCE;
-        while [self.grpc, self.http].iter().any(|address| TcpStream::connect(address).is_err()) {
+        while !listens(&[self.grpc, self.http], host)? {
             let ended = self.child.try_wait()?;
             ensure!(ended.is_none() && Instant::now() < deadline, "the backend does not listen: {}", self.said());
             std::thread::sleep(Duration::from_millis(20));
@@ -113,6 +140,20 @@ impl Backend {
     }
 }
 
+fn spawn(directory: &std::path::Path, host: Option<&Host>) -> Result<Child> {
+    let program = tool("otelcol")?;
+    let said = std::fs::File::create(directory.join("said.log"))?;
+    let mut command = host.map_or_else(|| Command::new(&program), |host| host.command_of(&program));
+    command
+        .arg("--config")
+        .arg(directory.join("otelcol.yaml"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(said)
+        .spawn()
+        .with_context(|| format!("{} is missing: run tests/setup", program.display()))
+}
+
 impl Log {
     fn read(record: &Value, resource: Map<String, Value>) -> Result<Self> {
         let text = |name: &str| record[name].as_str().unwrap_or_default();
@@ -133,6 +174,12 @@ impl Drop for Backend {
         drop(self.child.wait());
         drop(std::fs::remove_dir_all(&self.directory));
     }
+}
+
+/// Whether all these addresses, as a host sees them, take connections.
+pub(crate) fn listens(addresses: &[SocketAddr], host: Option<&Host>) -> Result<bool> {
+    let all = || addresses.iter().all(|address| TcpStream::connect(address).is_ok());
+    host.map_or_else(|| Ok(all()), |host| host.enter(all))
 }
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> {

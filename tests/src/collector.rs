@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::record::Record;
+use crate::{network::Host, record::Record};
 
 const START_PATIENCE: Duration = Duration::from_secs(180);
 const END_PATIENCE: Duration = Duration::from_secs(20);
@@ -34,7 +34,35 @@ impl Collector {
     /// # Errors
     /// It ended or was not ready in time; what it said.
     pub fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
-        let mut command = Command::new(program()?);
+        Self::start_by(Command::new(program()?), arguments, variables, |_| true)
+    }
+
+    /// Starts it on a host, as [`Self::start`] does here.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_on(host: &Host, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
+        Self::start_by(host.command_of(&program()?), arguments, variables, |_| true)
+    }
+
+    /// As [`Self::start`], but of the lines that it prints only those are kept that `keep` takes.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_keeping(
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        keep: impl FnMut(&str) -> bool + Send + 'static,
+    ) -> Result<Self> {
+        Self::start_by(Command::new(program()?), arguments, variables, keep)
+    }
+
+    fn start_by(
+        mut command: Command,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        mut keep: impl FnMut(&str) -> bool + Send + 'static,
+    ) -> Result<Self> {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OTEL_")) {
             command.env_remove(name);
         }
@@ -50,8 +78,14 @@ impl Collector {
         let (lines, said) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(String::new())));
         let (to_lines, to_said) = (Arc::clone(&lines), Arc::clone(&said));
         let readers = vec![
-            std::thread::spawn(move || each_line(stdout, |line| lock(&to_lines).push(line))),
-            std::thread::spawn(move || each_line(stderr, |line| *lock(&to_said) += &(line + "\n"))),
+            std::thread::spawn(move || {
+                each_line(stdout, |line| {
+                    if keep(line) {
+                        lock(&to_lines).push(line.to_owned());
+                    }
+                });
+            }),
+            std::thread::spawn(move || each_line(stderr, |line| *lock(&to_said) += &format!("{line}\n"))),
         ];
         let mut collector = Self { child, lines, said, readers };
         collector.wait_ready()?;
@@ -104,11 +138,41 @@ impl Collector {
         self.child.id()
     }
 
+    /// What the kernel counted of a kind of resets, by what the collector says at its end.
+    pub fn counted(said: &str, direction: &str, origin: &str, cause: &str) -> u64 {
+        let kind = format!("  {direction} {origin} {cause}");
+        let counts = said.lines().filter_map(|line| line.trim_end().strip_suffix(&kind));
+        counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).next_back().unwrap_or(0)
+    }
+
+    /// Kills it at once, and returns the lines that it had printed and that were kept; the last may be cut off.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub fn kill(mut self) -> Result<Vec<String>> {
+        self.child.kill()?;
+        self.child.wait()?;
+        for reader in self.readers.drain(..) {
+            reader.join().map_err(|_| anyhow::anyhow!("a reader panicked"))?;
+        }
+        let lines = std::mem::take(&mut *lock(&self.lines));
+        Ok(lines)
+    }
+
     /// Ends it by SIGINT, as ^C does, and returns how it ended and what it had said.
     ///
     /// # Errors
     /// It does not end in time.
-    pub fn stop(mut self) -> Result<(ExitStatus, String)> {
+    pub fn stop(self) -> Result<(ExitStatus, String)> {
+        let (status, said, _) = self.stop_with_lines()?;
+        Ok((status, said))
+    }
+
+    /// The same, and every line that it printed and that was kept.
+    ///
+    /// # Errors
+    /// It does not end in time.
+    pub fn stop_with_lines(mut self) -> Result<(ExitStatus, String, Vec<String>)> {
         kill_process(Pid::from_child(&self.child), Signal::INT)?;
         let deadline = Instant::now() + END_PATIENCE;
         let status = loop {
@@ -121,7 +185,8 @@ impl Collector {
         for reader in self.readers.drain(..) {
             reader.join().map_err(|_| anyhow::anyhow!("a reader panicked"))?;
         }
-        Ok((status, self.said()))
+        let lines = std::mem::take(&mut *lock(&self.lines));
+        Ok((status, self.said(), lines))
     }
 }
 
@@ -138,10 +203,13 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn each_line(stream: impl Read, mut take: impl FnMut(String)) {
+fn each_line(stream: impl Read, mut take: impl FnMut(&str)) {
+    let mut stream = BufReader::with_capacity(1 << 20, stream);
+    let mut line = String::new();
     // A line that cannot be read ends the reading: the records after it are then missed, and the test says so.
-    for line in BufReader::with_capacity(1 << 20, stream).lines().map_while(Result::ok) {
-        take(line);
+    while stream.read_line(&mut line).is_ok_and(|length| length > 0) {
+        take(line.trim_end_matches('\n'));
+        line.clear();
     }
 }
 

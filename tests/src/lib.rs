@@ -8,12 +8,19 @@
 pub mod backend;
 pub mod capture;
 pub mod collector;
+pub mod flood;
+pub mod jaeger;
 pub mod judge;
+pub mod metrics;
 pub mod network;
+pub mod owner;
+pub mod process;
 pub mod record;
 pub mod reference;
 pub mod scenario;
+pub mod storm;
 pub mod suite;
+pub mod traced;
 
 use std::path::PathBuf;
 

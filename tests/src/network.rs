@@ -8,6 +8,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd,
     os::unix::process::CommandExt,
+    path::Path,
     process::{ChildStdin, Command, Stdio},
     sync::{
         Mutex, PoisonError,
@@ -56,6 +57,13 @@ impl Host {
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.namespace, program]);
+        command
+    }
+
+    /// A command that will run on this host and sees all else (`/sys` too) as it is here; its process is the program's.
+    pub fn command_of(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.namespace)).arg(program);
         command
     }
 

@@ -158,9 +158,9 @@ fn configuration() -> String {
          key at its default with a comment; [config/schema.json](../config/schema.json) is its JSON Schema, for editors:\n\n\
          ```yaml\n# yaml-language-server: $schema=https://raw.githubusercontent.com/reset-collector/reset-collector/main/config/schema.json\n```\n\n\
          `reset-collector check --config FILE` says what is wrong with a file, or what it means. An unknown key is an error. \
-         `${{env:NAME}}` and `${{env:NAME:-default}}` stand for variables of the environment, in values only. SIGHUP reads the \
-         file again: `filters` and `sampling` change at once, the rest needs a restart and the log says so. A bad new file \
-         changes nothing.\n\n## Keys\n\n| key | values | default | meaning |\n| --- | --- | --- | --- |\n"
+         `${{env:NAME}}` and `${{env:NAME:-default}}` stand for variables of the environment, in values only. A file that \
+         changes, as a ConfigMap does, is read again within seconds, on SIGHUP at once: `capture`, `filters` and `sampling` \
+         change while it runs, the rest needs a restart. A bad new file changes nothing, and the log says why.\n\n## Keys\n\n| key | values | default | meaning |\n| --- | --- | --- | --- |\n"
     );
     for row in &rows {
         put(

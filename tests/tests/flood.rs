@@ -1,16 +1,16 @@
 //! At full speed nothing is lost, and what the kernel counted is what was captured.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, reason = "the rate is worth a line")]
 
 use std::{
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
     collector::Collector,
+    flood,
     network::{Layout, Network},
     skip_reason,
 };
@@ -34,8 +34,9 @@ fn refused_connections_at_full_speed() -> Result<()> {
     let collector = Collector::start(&["--config", &file.to_string_lossy()], &[])?;
     std::fs::remove_file(&file)?;
     let network = Network::new(Layout::Loopback)?;
+    let closed = SocketAddr::from(([127, 0, 0, 1], 1));
     let started = Instant::now();
-    network.client.enter(flood)??;
+    network.client.enter(|| flood::refused(closed, CONNECTIONS, THREADS))?;
     let elapsed = started.elapsed();
 
     let sent = network.client.tcp_counter("OutRsts")?;
@@ -70,20 +71,4 @@ fn lost(said: &str) -> Result<u64> {
     let (before, _) =
         said.rsplit_once(" lost for want of room in the ring buffer").context("no count of lost resets")?;
     before.rsplit(' ').next().context("no count of lost resets")?.parse().context("the count of lost resets")
-}
-
-/// Connects to a port that nobody listens on, as fast as it goes.
-fn flood() -> Result<()> {
-    let closed: SocketAddr = "127.0.0.1:1".parse()?;
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(move || {
-                for _ in 0..CONNECTIONS / THREADS {
-                    // Refused, each of them: the kernel's counter is checked afterwards.
-                    drop(TcpStream::connect(closed));
-                }
-            });
-        }
-    });
-    Ok(())
 }

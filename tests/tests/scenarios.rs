@@ -1,8 +1,6 @@
 //! Every reset on the wire has its record, with the right words; and there is no record without a packet.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, reason = "the table is what one reads when it fails")]
-
 use reset_collector_tests::{collector::Collector, scenario, skip_reason, suite};
 
 /// There are at least so many ways to make a reset in the list.

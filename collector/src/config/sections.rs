@@ -89,7 +89,7 @@ section! {
         "extensions" => "write admin: here for health checks and metrics";
         "filter" => "did you mean `filters`?";
         "otlp" => "it stands under export:";
-        "logging" => "set the variable RUST_LOG";
+        "logging" => "set the variable RESET_COLLECTOR_LOG, or --log-level";
     }
 }
 

@@ -1,0 +1,255 @@
+//! Real instrumented programs, a real Jaeger and a real Collector: each reset stands on the span of its own request, or
+//! on none.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "a table, and why a test is skipped")]
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use reset_collector_tests::{
+    backend::Backend,
+    collector::Collector,
+    jaeger::Jaeger,
+    network::{Host, Layout, Network},
+    skip_reason,
+    traced::{self, Judge, Program, Side, Truth, Verdict},
+};
+
+/// A span waits five seconds in its SDK, a reset six for its span.
+const ARRIVAL_PATIENCE: Duration = Duration::from_secs(25);
+const SETTLED: Duration = Duration::from_secs(7);
+
+const OF_SERVER: [&str; 9] = [
+    "client_aborts",
+    "server_aborts",
+    "unread_body",
+    "third_of_five",
+    "one_of_eight",
+    "control_complete",
+    "control_idle",
+    "control_no_request",
+    "control_half_a_request",
+];
+const OF_CLIENT: [&str; 10] = [
+    "before",
+    "middle",
+    "unread",
+    "drip",
+    "connection_refused",
+    "third_of_five",
+    "one_of_eight",
+    "complete",
+    "idle",
+    "outside",
+];
+
+/// An instrumented program: its name, how it is run, and the protocol of its OTLP.
+struct Instrumented {
+    name: &'static str,
+    run: &'static [&'static str],
+    protocol: &'static str,
+    side: Side,
+}
+
+const fn server(name: &'static str, run: &'static [&'static str], protocol: &'static str) -> Instrumented {
+    Instrumented { name, run, protocol, side: Side::Server }
+}
+
+const fn client(name: &'static str, run: &'static [&'static str], protocol: &'static str) -> Instrumented {
+    Instrumented { name, run, protocol, side: Side::Client }
+}
+
+const PROGRAMS: &[Instrumented] = &[
+    server("Python Flask", &["python", "server_flask.py"], "grpc"),
+    server("Python FastAPI", &["python", "server_fastapi.py"], "http/protobuf"),
+    client("Python requests", &["python", "client.py", "requests"], "grpc"),
+    client("Python httpx", &["python", "client.py", "httpx"], "http/protobuf"),
+    server("Go net/http", &["go", "http-server"], "http/protobuf"),
+    client("Go net/http", &["go", "http-client"], "grpc"),
+    server("Node http", &["node", "server.js"], "http/protobuf"),
+    client("Node http", &["node", "client.js", "http"], "http/protobuf"),
+    client("Node fetch", &["node", "client.js", "fetch"], "grpc"),
+];
+
+/// What cannot be decided without reading the wire, each with its reason: program, case, reason.
+const NOT_DECIDABLE: &[(&str, &str, &str)] = &[];
+
+#[test]
+fn resets_stand_on_the_spans_of_their_requests() -> Result<()> {
+    if let Some(reason) = skip_reason() {
+        println!("{reason}");
+        return Ok(());
+    }
+    // The programs on one host; the backends and the collector, as a node's agent would be, on another.
+    let network = Network::new(Layout::Wire)?;
+    let (workload, agent) = (&network.client, &network.server);
+    let jaeger = Jaeger::start_on(agent)?;
+    let backend = Backend::start_on(agent)?;
+    let config = std::env::temp_dir().join(format!("reset-collector-traces-{}.yaml", std::process::id()));
+    std::fs::write(&config, configuration(workload, agent))?;
+    // Pass-through goes to where traces go.
+    let [traces, logs] = [jaeger.grpc, backend.grpc].map(|address| format!("http://{address}"));
+    let variables = [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &*traces), ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", &*logs)];
+    let collector = Collector::start_on(agent, &["--config", &config.to_string_lossy()], &variables)?;
+    let (mut running, mut truths) = (Vec::new(), Vec::new());
+    let wanted = std::env::var("RESET_TESTS_PROGRAMS").unwrap_or_default();
+    let programs = PROGRAMS.iter().enumerate().filter(|(_, program)| program.name.contains(&wanted));
+    for (number, program) in programs {
+        let port = if program.protocol == "grpc" { 4327 } else { 4328 };
+        let endpoint = format!("http://{}:{port}", agent.v4);
+        let variables = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", program.protocol),
+            ("OTEL_SERVICE_NAME", program.name),
+            ("OTEL_METRICS_EXPORTER", "none"),
+            ("OTEL_LOGS_EXPORTER", "none"),
+            // The default ones ask cloud metadata servers.
+            ("OTEL_NODE_RESOURCE_DETECTORS", "env,host,os,process"),
+        ];
+        let ports = [8001, 9001, 9501].map(|base| (base + number).to_string());
+        let [port, peer_port, refused] = ports.each_ref().map(String::as_str);
+        if program.side == Side::Server {
+            let server = Program::start(workload, &[program.run, &[port]].concat(), &variables)?;
+            server.wait_ready()?;
+            // FastAPI gives an application no way to its socket.
+            let cases = OF_SERVER.iter().filter(|case| program.name != "Python FastAPI" || **case != "server_aborts");
+            let cases: Vec<&str> = cases.copied().collect();
+            let mut peer = Program::start(workload, &[&["peer", "call", port][..], &cases].concat(), &[])?;
+            peer.wait()?;
+            truths.extend(peer.truths(program.name)?);
+            running.push(server);
+        } else {
+            let peer = Program::start(workload, &["peer", "serve", peer_port], &[])?;
+            peer.wait_ready()?;
+            let arguments = [program.run, &[peer_port, refused], &OF_CLIENT].concat();
+            Program::start(workload, &arguments, &variables)?.wait()?;
+            truths.extend(peer.truths(program.name)?);
+            truths.push(Truth {
+                program: program.name.into(),
+                case: "connection_refused".into(),
+                side: Side::Client,
+                local_port: None,
+                peer_port: refused.parse()?,
+                trace_id: None,
+                span_id: None,
+                made: true,
+            });
+        }
+    }
+    let verdicts = awaited(&truths, || {
+        let (logs, spans) = (backend.logs()?, jaeger.all_spans()?);
+        let judge = Judge::new(workload, &logs, &spans);
+        let verdicts: Vec<_> = truths.iter().map(|truth| (truth.clone(), judge.verdict(truth))).collect();
+        let strangers = judge.strangers(&truths);
+        ensure!(strangers.is_empty(), "events on spans that they do not belong to: {strangers:#?}");
+        Ok(verdicts)
+    })?;
+    println!("{}", traced::table(&verdicts)?);
+    if std::env::var_os("RESET_TESTS_VERBOSE").is_some() {
+        tell_all(&truths, &backend, &jaeger, &network)?;
+    }
+    let (_, said) = collector.stop()?;
+    println!("{said}");
+    std::fs::remove_file(&config)?;
+    let faults: Vec<_> = verdicts.iter().filter(|(truth, verdict)| is_fault(truth, verdict)).collect();
+    ensure!(faults.is_empty(), "{faults:#?}");
+    Ok(())
+}
+
+/// Jaeger takes traces only and says so: with one line of configuration the rest is switched off, and said once.
+#[test]
+fn jaeger_alone_needs_one_line() -> Result<()> {
+    if let Some(reason) = skip_reason() {
+        println!("{reason}");
+        return Ok(());
+    }
+    const ROUNDS: usize = 4;
+    let network = Network::new(Layout::Wire)?;
+    let (workload, agent) = (&network.client, &network.server);
+    let jaeger = Jaeger::start_on(agent)?;
+    let config = std::env::temp_dir().join(format!("reset-collector-jaeger-{}.yaml", std::process::id()));
+    let others = format!("filters:\n  - drop: {{ not: {{ tcp.network_namespace: {} }} }}\n", workload.inode);
+    std::fs::write(&config, format!("{others}export: {{ otlp: {{ endpoint: \"http://{}\" }} }}\n", jaeger.grpc))?;
+    let collector = Collector::start_on(agent, &["--config", &config.to_string_lossy()], &[])?;
+    for _ in 0..ROUNDS {
+        let refused = workload.enter(|| std::net::TcpStream::connect("127.0.0.1:9"))?;
+        ensure!(refused.is_err(), "something listens at port 9");
+        std::thread::sleep(Duration::from_millis(500)); // a batch of its own
+    }
+    let deadline = Instant::now() + ARRIVAL_PATIENCE;
+    let spans = loop {
+        let spans = jaeger.all_spans()?;
+        if spans.len() >= 2 * ROUNDS || Instant::now() > deadline {
+            break spans;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    let (_, said) = collector.stop()?;
+    std::fs::remove_file(&config)?;
+    // Each refusal is sent here and received here.
+    let resets = spans.iter().filter(|span| span.operation == "tcp.reset" && span.resets().count() == 1).count();
+    ensure!(resets == 2 * ROUNDS && spans.len() == resets, "{resets} resets of {} spans: {said}", spans.len());
+    for (signal, lines) in [("logs", 1), ("traces", 0)] {
+        let found = said.lines().filter(|line| line.contains(&format!("does not take {signal}"))).count();
+        ensure!(found == lines, "{found} lines about {signal}: {said}");
+    }
+    let one = spans.first().map(|span| span.trace_id.clone()).unwrap_or_default();
+    println!("GET /api/traces/{one}\n{:#}", jaeger.get(&format!("/api/traces/{one}"))?);
+    println!("{said}");
+    Ok(())
+}
+
+/// Resets of other hosts, where other tests may run, are none of ours.
+fn configuration(workload: &Host, agent: &Host) -> String {
+    let grpc = format!("grpc: {{ endpoint: \"{}:4327\" }}", agent.v4);
+    let http = format!("http: {{ endpoint: \"{}:4328\" }}", agent.v4);
+    format!(
+        "filters:\n  - drop: {{ not: {{ tcp.network_namespace: {} }} }}\n\
+         correlation: {{ otlp_receiver: {{ {grpc}, {http} }} }}\nexport: {{ signals: [logs, traces] }}\n",
+        workload.inode
+    )
+}
+
+fn is_fault(truth: &Truth, verdict: &Verdict) -> bool {
+    let known =
+        NOT_DECIDABLE.iter().any(|(program, case, _)| truth.program == *program && truth.case.starts_with(case));
+    match verdict {
+        Verdict::Right(_) => false,
+        Verdict::Wrong(_) => true,
+        _ => !known,
+    }
+}
+
+/// Waits until nothing is missing, or for as long as a span and its reset may take.
+fn awaited(truths: &[Truth], judge: impl Fn() -> Result<Vec<(Truth, Verdict)>>) -> Result<Vec<(Truth, Verdict)>> {
+    ensure!(!truths.is_empty(), "no program told anything");
+    std::thread::sleep(SETTLED);
+    let deadline = Instant::now() + ARRIVAL_PATIENCE - SETTLED;
+    loop {
+        let verdicts = judge()?;
+        if verdicts.iter().all(|(truth, verdict)| !is_fault(truth, verdict)) || Instant::now() > deadline {
+            return Ok(verdicts);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// Everything that is known of each reset, for whoever looks for a fault.
+fn tell_all(truths: &[Truth], backend: &Backend, jaeger: &Jaeger, network: &Network) -> Result<()> {
+    let (logs, spans) = (backend.logs()?, jaeger.all_spans()?);
+    let judge = Judge::new(&network.client, &logs, &spans);
+    for truth in truths {
+        println!("{truth:?}");
+        for log in judge.records(truth) {
+            println!(
+                "    record at {} {} {} {:?}",
+                log.time_ns, log.record["traceId"], log.record["spanId"], log.attributes
+            );
+        }
+        for span in truth.trace_id.as_deref().map(|trace| jaeger.trace(trace)).transpose()?.into_iter().flatten() {
+            println!("    span {} of {:?}: {} {:?}", span.span_id, span.parent_id, span.operation, span.tags);
+        }
+    }
+    Ok(())
+}
