@@ -50,6 +50,7 @@ mod kind {
     pub(super) const VOLATILE: u32 = 9;
     pub(super) const CONST: u32 = 10;
     pub(super) const RESTRICT: u32 = 11;
+    pub(super) const FUNC: u32 = 12;
     pub(super) const FUNC_PROTO: u32 = 13;
     pub(super) const VAR: u32 = 14;
     pub(super) const DATASEC: u32 = 15;
@@ -210,6 +211,13 @@ impl Types {
             .collect()
     }
 
+    /// Whether the kernel has a function of this name that programs can be attached to.
+    pub fn has_function(&self, name: &str) -> bool {
+        self.types.iter().any(|at| {
+            self.kind_at(*at).is_some_and(|(kind, _)| kind == kind::FUNC) && self.name_at(*at) == name.as_bytes()
+        })
+    }
+
     /// How many arguments a tracepoint has; `None` where this kernel has no such tracepoint.
     pub fn tracepoint_arguments(&self, name: &str) -> Option<usize> {
         let id = *self.named.get(format!("btf_trace_{name}").as_bytes())?;
@@ -245,6 +253,8 @@ mod tests {
         assert!(types.place("no_such_struct", "x").is_none());
         assert_eq!(types.tracepoint_arguments("tcp_receive_reset"), Some(1));
         assert_eq!(types.tracepoint_arguments("no_such_tracepoint"), None);
+        assert!(types.has_function("tcp_v4_send_reset") && !types.has_function("no_such_function"));
+        assert!(!types.has_function("sock"), "a structure is no function");
         assert!(types.enumerators("skb_drop_reason", "SKB_DROP_REASON_").iter().any(|(_, name)| name == "NO_SOCKET"));
     }
 

@@ -13,7 +13,7 @@ use std::{
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, Iter, ProgramError},
+    programs::{Iter, Program, ProgramError},
 };
 use probes::{
     COUNTERS, Cause, Direction, Origin,
@@ -28,11 +28,15 @@ use zerocopy::IntoBytes;
 use crate::{
     btf::{BtfError, Types},
     owners::Processes,
-    pushdown::Program,
+    plan::{PLANS, Plan, Step},
+    pushdown,
 };
 
 /// The programs, built from `probes/` (`make probes`).
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../probes/reset.bpf.o");
+
+/// The same without rules, for kernels that have no `bpf_loop` (before 5.17), or cannot verify such a program (6.2).
+static OBJECT_WITHOUT_RULES: &[u8] = aya::include_bytes_aligned!("../../probes/reset-without-rules.bpf.o");
 
 /// The running kernel's types.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -64,74 +68,6 @@ fn hint(error: &str) -> &'static str {
         ""
     }
 }
-
-/// A hook: a tracepoint, the programs that fit its shapes, and what it is for.
-struct Plan {
-    tracepoint: &'static str,
-    /// Number of arguments and the program written for it.
-    programs: &'static [(usize, &'static str)],
-    sees: &'static str,
-    /// Without it resets go unseen; else they are seen but less is known of them.
-    sees_resets: bool,
-}
-
-/// Every hook, in the order in which they are attached: what keeps facts before what needs them.
-const PLANS: &[Plan] = &[
-    Plan {
-        tracepoint: "sched_process_fork",
-        programs: &[(2, "sched_process_fork")],
-        sees: "owners of accepted connections",
-        sees_resets: false,
-    },
-    Plan {
-        tracepoint: "sched_process_exec",
-        programs: &[(3, "sched_process_exec")],
-        sees: "owners of accepted connections",
-        sees_resets: false,
-    },
-    Plan {
-        tracepoint: "sched_process_exit",
-        programs: &[(1, "sched_process_exit"), (2, "sched_process_exit")],
-        sees: "owners of accepted connections",
-        sees_resets: false,
-    },
-    Plan {
-        tracepoint: "inet_sock_set_state",
-        programs: &[(3, "inet_sock_set_state")],
-        sees: "state before the reset, duration, owners",
-        sees_resets: false,
-    },
-    Plan {
-        tracepoint: "tcp_rcv_space_adjust",
-        programs: &[(1, "tcp_rcv_space_adjust")],
-        sees: "owners of connections that were handed on",
-        sees_resets: false,
-    },
-    Plan {
-        tracepoint: "tcp_send_reset",
-        programs: &[(3, "tcp_send_reset"), (2, "tcp_send_reset_without_reason")],
-        sees: "resets that TCP sends",
-        sees_resets: true,
-    },
-    Plan {
-        tracepoint: "tcp_receive_reset",
-        programs: &[(1, "tcp_receive_reset")],
-        sees: "resets that a socket receives",
-        sees_resets: true,
-    },
-    Plan {
-        tracepoint: "kfree_skb",
-        programs: &[(4, "kfree_skb"), (3, "kfree_skb_without_socket")],
-        sees: "resets received that no connection accepts",
-        sees_resets: true,
-    },
-    Plan {
-        tracepoint: "net_dev_queue",
-        programs: &[(1, "net_dev_queue")],
-        sees: "resets that netfilter sends",
-        sees_resets: true,
-    },
-];
 
 /// Whether a hook runs here.
 #[derive(Clone, Debug)]
@@ -240,7 +176,8 @@ struct Globals {
     reset_classes: [u8; 64],
     drop_classes: [u8; 256],
     has_tai_clock: u32,
-    has_loop: u32,
+    has_rules: bool,
+    has_typed_task: u32,
     reasons: ReasonTables,
 }
 
@@ -271,8 +208,17 @@ impl Globals {
         }
         let helpers = types.enumerators("bpf_func_id", "BPF_FUNC_");
         let has = |helper: &str| u32::from(helpers.iter().any(|(_, name)| name == helper));
-        let (has_tai_clock, has_loop) = (has("ktime_get_tai_ns"), has("loop"));
-        Self { places, reset_classes, drop_classes, has_tai_clock, has_loop, reasons }
+        Self {
+            places,
+            reset_classes,
+            drop_classes,
+            has_tai_clock: has("ktime_get_tai_ns"),
+            // Before 6.2, which also brought `bpf_cgrp_storage_get`, the verifier gives up on a program of this size that
+            // has a function of its own (`reg->precise = env->subprog_cnt > 1`, kernel/bpf/verifier.c).
+            has_rules: has("loop") == 1 && has("cgrp_storage_get") == 1,
+            has_typed_task: has("get_current_task_btf"),
+            reasons,
+        }
     }
 }
 
@@ -284,16 +230,7 @@ impl Kernel {
         let types = Types::from_file(btf)?;
         let aya_btf = Btf::parse_file(btf, Default::default()).map_err(|error| KernelError::Load(error.to_string()))?;
         let globals = Globals::from_types(&types);
-        let mut programs = EbpfLoader::new()
-            .btf(Some(&aya_btf))
-            .override_global("PLACES", globals.places.as_slice(), true)
-            .override_global("RESET_CLASSES", globals.reset_classes.as_slice(), true)
-            .override_global("DROP_CLASSES", globals.drop_classes.as_slice(), true)
-            .override_global("HAS_TAI_CLOCK", &globals.has_tai_clock, true)
-            .override_global("HAS_LOOP", &globals.has_loop, true)
-            .map_max_entries("RESETS", ring_buffer_bytes)
-            .load(OBJECT)
-            .map_err(|error| KernelError::Load(chain(&error)))?;
+        let mut programs = load(&aya_btf, &globals, ring_buffer_bytes)?;
         let ring = RingBuf::try_from(take(&mut programs, "RESETS")?).map_err(|_| KernelError::Map("RESETS"))?;
         let control = Array::try_from(take(&mut programs, "CONTROL")?).map_err(|_| KernelError::Map("CONTROL"))?;
         let rules = Array::try_from(take(&mut programs, "RULES")?).map_err(|_| KernelError::Map("RULES"))?;
@@ -306,15 +243,14 @@ impl Kernel {
         let lost = PerCpuArray::try_from(take(&mut programs, "LOST")?).map_err(|_| KernelError::Map("LOST"))?;
         let coverage: Vec<Coverage> = PLANS
             .iter()
-            .map(|plan| Coverage {
-                hook: plan.tracepoint,
-                sees: plan.sees,
-                sees_resets: plan.sees_resets,
-                missing: if wanted(plan.tracepoint) {
-                    attach(&mut programs, plan, &types, &aya_btf).err()
-                } else {
-                    Some("switched off in the configuration".to_owned())
-                },
+            .filter_map(|plan| {
+                let missing = match plan.step(&types) {
+                    Step::NotNeeded => return None,
+                    _ if !wanted(plan.hook) => Some("switched off in the configuration".to_owned()),
+                    Step::CannotRun(why) => Some(why),
+                    Step::Attach(names) => attach(&mut programs, plan, &names, &aya_btf).err(),
+                };
+                Some(Coverage { hook: plan.hook, sees: plan.sees, sees_resets: plan.sees_resets, missing })
             })
             .collect();
         if coverage.iter().all(|hook| !hook.sees_resets || hook.missing.is_some()) {
@@ -392,7 +328,7 @@ impl Kernel {
     }
 
     /// Gives the kernel other rules, from one reset to the next: those of an old program are never mixed with a new one's.
-    pub fn set_rules(&mut self, program: &Program) -> Result<(), MapError> {
+    pub fn set_rules(&mut self, program: &pushdown::Program) -> Result<(), MapError> {
         if program.is_empty() {
             self.said.program = 0;
             return self.say(self.said);
@@ -457,25 +393,68 @@ fn iterate(programs: &mut Ebpf, name: &'static str, kind: &str, btf: &Btf) -> Re
     Ok(())
 }
 
-/// Attaches one hook, or says why it cannot run here.
-fn attach(programs: &mut Ebpf, plan: &Plan, types: &Types, btf: &Btf) -> Result<(), String> {
-    let arguments = types
-        .tracepoint_arguments(plan.tracepoint)
-        .ok_or_else(|| format!("this kernel has no tracepoint {}", plan.tracepoint))?;
-    let Some((_, name)) = plan.programs.iter().find(|(count, _)| *count == arguments) else {
-        return Err(format!(
-            "this kernel's {} has {arguments} arguments, which no program here is written for",
-            plan.tracepoint
-        ));
-    };
-    let program: &mut BtfTracePoint = programs
-        .program_mut(name)
-        .ok_or_else(|| format!("the embedded object has no program {name}: rebuild it with `make probes`"))?
-        .try_into()
-        .map_err(|error: ProgramError| error.to_string())?;
-    program.load(plan.tracepoint, btf).map_err(|error| explain(plan.tracepoint, "loaded", &error))?;
-    program.attach().map_err(|error| explain(plan.tracepoint, "attached", &error))?;
+/// Puts the object that fits this kernel into it; no program of it is loaded yet.
+fn load(btf: &Btf, globals: &Globals, ring_buffer_bytes: u32) -> Result<Ebpf, KernelError> {
+    // Tracing programs were given the storage of sockets and the running task's type by one series, in 5.11.
+    let has_socket_storage = globals.has_typed_task;
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(Some(btf))
+        .override_global("PLACES", globals.places.as_slice(), true)
+        .override_global("RESET_CLASSES", globals.reset_classes.as_slice(), true)
+        .override_global("DROP_CLASSES", globals.drop_classes.as_slice(), true)
+        .override_global("HAS_TAI_CLOCK", &globals.has_tai_clock, true)
+        .override_global("HAS_TYPED_TASK", &globals.has_typed_task, true)
+        .override_global("HAS_SOCKET_STORAGE", &has_socket_storage, true)
+        .map_max_entries("RESETS", ring_buffer_bytes);
+    if has_socket_storage == 1 {
+        // Never used there: no memory for it.
+        loader.map_max_entries("SOCKETS_BY_ADDRESS", 1);
+    }
+    let object = if globals.has_rules { OBJECT } else { OBJECT_WITHOUT_RULES };
+    loader.load(object).map_err(|error| KernelError::Load(chain(&error)))
+}
+
+/// Attaches the programs of one hook, all or none, or says why it cannot run here.
+fn attach(programs: &mut Ebpf, plan: &Plan, names: &[(&str, &str)], btf: &Btf) -> Result<(), String> {
+    // All are loaded before the first is attached: half a hook would see half of its resets.
+    for (place, name) in names {
+        let program = programs
+            .program_mut(name)
+            .ok_or_else(|| format!("the embedded object has no program {name}: rebuild it with `make probes`"))?;
+        let loaded = match program {
+            Program::BtfTracePoint(program) => program.load(place, btf),
+            Program::FEntry(program) => program.load(place, btf),
+            _ => return Err(format!("the embedded object's program {name} is of another type")),
+        };
+        loaded.map_err(|error| explain(plan.hook, "loaded", &error))?;
+    }
+    for (_, name) in names {
+        let attached = match programs.program_mut(name) {
+            Some(Program::BtfTracePoint(program)) => program.attach().map(drop),
+            Some(Program::FEntry(program)) => program.attach().map(drop),
+            _ => continue,
+        };
+        if let Err(error) = attached {
+            unload(programs, names);
+            return Err(explain(plan.hook, "attached", &error));
+        }
+    }
     Ok(())
+}
+
+/// Takes a hook's programs out again.
+fn unload(programs: &mut Ebpf, names: &[(&str, &str)]) {
+    for (_, name) in names {
+        let unloaded = match programs.program_mut(name) {
+            Some(Program::BtfTracePoint(program)) => program.unload(),
+            Some(Program::FEntry(program)) => program.unload(),
+            _ => continue,
+        };
+        if let Err(error) = unloaded {
+            tracing::debug!("{name} cannot be unloaded: {error}");
+        }
+    }
 }
 
 /// One line on a program that was refused; the verifier's own words go to the log at debug level.

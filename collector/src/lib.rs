@@ -54,6 +54,7 @@ pub mod otel_context;
 pub mod owners;
 pub mod payload;
 pub mod pipeline;
+pub mod plan;
 pub mod pods;
 pub mod printable;
 pub mod process;

@@ -10,10 +10,7 @@ use reset_collector_probes::{
     rule::{self, Facts, MAX_RULES},
 };
 
-use crate::{
-    map::{BUCKETS, CONTROL, RESETS, RULES, count_filtered, count_over_ceiling},
-    read::has_loop,
-};
+use crate::map::{BUCKETS, CONTROL, RESETS, RULES, count_filtered, count_over_ceiling};
 
 /// Buckets of keys; a key that shares one with a flood shares its limit.
 const BUCKET_MASK: u32 = control::BUCKETS as u32 - 1;
@@ -46,10 +43,11 @@ pub(crate) fn judge(facts: &Facts) -> Judgement {
     Judgement::Record
 }
 
-/// Whether the program of rules in use drops the reset.
+/// Whether the program of rules in use drops the reset. The object for kernels without `bpf_loop` (before 5.17) has no
+/// rules at all: those refuse a program that only names a callback.
 #[inline(always)]
 fn is_filtered(control: &Control, facts: &Facts) -> bool {
-    if control.program == 0 || !has_loop() {
+    if !cfg!(feature = "rules") || control.program == 0 {
         return false;
     }
     let mut walk =

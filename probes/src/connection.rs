@@ -5,7 +5,7 @@ use reset_collector_probes::{ResetRecord, State, UNKNOWN_U32, UNKNOWN_U64, cause
 
 use crate::{
     ends::Ends,
-    map::{kept, kept_or_new},
+    map::{forget, kept, kept_or_new},
     owner::{self, Task},
     read::{argument, has, load, load_words},
     segment::mapped,
@@ -235,6 +235,8 @@ pub(crate) fn state_changes(socket: Socket, old: u8, new: u8) {
                 kept.established_ns = 0;
             }
         }
+        // A listener's child begins (inet_csk_clone_lock).
+        Some(State::SynReceived) if old == State::Listen as u8 => forget(socket.0),
         Some(State::Established) => {
             if let Some(kept) = kept_or_new(socket.0) {
                 // SAFETY: a plain helper.

@@ -12,7 +12,9 @@ mod emit;
 mod ends;
 mod map;
 mod owner;
+mod passive;
 mod read;
+mod receiver;
 mod segment;
 
 use core::ffi::c_void;
@@ -27,27 +29,26 @@ use reset_collector_probes::{
 use crate::{
     connection::Socket,
     emit::Draft,
-    read::{argument, drop_class, reset_class},
+    read::{argument, drop_class, is_null, reset_class},
     segment::Segment,
 };
 
 /// `TCP_NEW_SYN_RECV`: a request socket (include/net/tcp_states.h).
-const NEW_SYN_RECV: u8 = 12;
+pub(crate) const NEW_SYN_RECV: u8 = 12;
 
 /// `tcp_send_reset(sk, skb, reason)` from 6.10 on: every reset that TCP sends.
 #[btf_tracepoint(function = "tcp_send_reset")]
 fn tcp_send_reset(context: BtfTracePointContext) -> i32 {
     let context = context.as_ptr();
     let reason = argument(context, 2) as u32;
-    sent(Socket::from_argument(context, 0), argument(context, 1) as *const u8, reason as u16);
+    sent(context, reason as u16);
     0
 }
 
 /// `tcp_send_reset(sk, skb)` up to 6.9: without the reason, and with full sockets only.
 #[btf_tracepoint(function = "tcp_send_reset")]
 fn tcp_send_reset_without_reason(context: BtfTracePointContext) -> i32 {
-    let context = context.as_ptr();
-    sent(Socket::from_argument(context, 0), argument(context, 1) as *const u8, UNKNOWN_REASON);
+    sent(context.as_ptr(), UNKNOWN_REASON);
     0
 }
 
@@ -71,6 +72,16 @@ fn tcp_receive_reset(context: BtfTracePointContext) -> i32 {
 fn kfree_skb(context: BtfTracePointContext) -> i32 {
     let context = context.as_ptr();
     dropped(argument(context, 0) as *const u8, argument(context, 2) as u32, Socket::from_argument(context, 3));
+    0
+}
+
+/// `kfree_skb(skb, location)` up to 5.16: without the reason, so that only what needs none is said.
+#[btf_tracepoint(function = "kfree_skb")]
+fn kfree_skb_without_reason(context: BtfTracePointContext) -> i32 {
+    let skb = argument(context.as_ptr(), 0) as *const u8;
+    // What was for this host and did not reach TCP, netfilter dropped.
+    let class = if segment::reached_tcp(skb) { ReasonClass::NotSpecified } else { ReasonClass::NetfilterDrop };
+    dropped_as(skb, class, UNKNOWN_REASON as u32, None);
     0
 }
 
@@ -160,9 +171,11 @@ extern "C" fn every_file(context: *const c_void) -> i32 {
 
 /// A reset that TCP sends: with a segment that it answers, or by the socket's own will.
 #[inline(always)]
-fn sent(socket: Option<Socket>, skb: *const u8, reason: u16) {
+fn sent(context: *const c_void, reason: u16) {
     let class = reset_class(reason);
-    if skb.is_null() {
+    let socket = Socket::from_argument(context, 0);
+    let skb = argument(context, 1) as *const u8;
+    if is_null(context, 1) || skb.is_null() {
         if let Some(socket) = socket {
             sent_active(socket, class, reason);
         }
@@ -191,6 +204,8 @@ fn sent(socket: Option<Socket>, skb: *const u8, reason: u16) {
 fn answering(socket: Option<Socket>) -> (Holder, bool) {
     let Some(socket) = socket else { return (Holder::None, false) };
     match socket.state() {
+        // No socket, where the verifier drops the check for it (`is_null`): a load through null reads as 0.
+        0 => (Holder::None, false),
         NEW_SYN_RECV => (Holder::Request, false),
         number => match State::from_number(number) {
             Some(State::Listen) => (Holder::Listener, false),
@@ -206,7 +221,7 @@ fn answering(socket: Option<Socket>) -> (Holder, bool) {
 
 /// The state that a record of this holder gives.
 #[inline(always)]
-fn state_of(holder: Holder) -> Option<State> {
+pub(crate) fn state_of(holder: Holder) -> Option<State> {
     match holder {
         Holder::None => None,
         Holder::Listener => Some(State::Listen),
@@ -233,12 +248,20 @@ fn sent_active(socket: Socket, class: ReasonClass, reason: u16) {
 #[inline(always)]
 fn dropped(skb: *const u8, reason: u32, receiver: Option<Socket>) {
     let class = drop_class(reason);
-    if matches!(class, ReasonClass::NotTcp) {
-        return;
+    if !matches!(class, ReasonClass::NotTcp) {
+        dropped_as(skb, class, reason, receiver);
     }
+}
+
+#[inline(always)]
+fn dropped_as(skb: *const u8, class: ReasonClass, reason: u32, receiver: Option<Socket>) {
     let Some(segment) = segment::of_dropped(skb, class) else { return };
     // Early demultiplexing's socket shows its state, but the verifier does not trust it further.
-    let holder = match receiver.map(Socket::state).or_else(|| segment::socket_state(skb)) {
+    let state = match receiver {
+        Some(socket) => Some(socket.state()),
+        None => map::noted_receiver(skb, &segment).or_else(|| segment::socket_state(skb)),
+    };
+    let holder = match state {
         None => Holder::None,
         // A request socket's segment is freed on its listener, and its reason is its own.
         Some(state) => match (state, class) {

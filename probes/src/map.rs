@@ -10,7 +10,9 @@ use aya_ebpf::{
             BPF_MAP_TYPE_SK_STORAGE,
         },
     },
-    helpers::generated::{bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_storage_get},
+    helpers::generated::{
+        bpf_ktime_get_ns, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_storage_get,
+    },
 };
 use reset_collector_probes::{
     COUNTERS, Cause, Direction, Origin,
@@ -22,7 +24,7 @@ use reset_collector_probes::{
 
 use crate::{
     owner::{Known, Process},
-    read::load,
+    read::{has_socket_storage, load},
     segment::Segment,
 };
 
@@ -132,6 +134,21 @@ struct Queued {
 #[unsafe(no_mangle)]
 static LAST_QUEUED: PerCpu<Queued, 1> = Map::new();
 
+/// The reset that TCP last handed to a socket on this CPU, and the socket's state. The numbers too, since the memory of
+/// one that was accepted is soon another's.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Received {
+    skb: u64,
+    ports: u64,
+    numbers: u64,
+    state: u64,
+}
+
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+static LAST_RECEIVED: PerCpu<Received, 1> = Map::new();
+
 /// What is kept with a socket.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -151,6 +168,18 @@ pub(crate) struct Kept {
     pub(crate) _padding: [u8; 5],
 }
 
+impl Kept {
+    const NOTHING: Self = Self {
+        socket: 0,
+        established_ns: 0,
+        owner: Process { start_ns: 0, pid: 0, _padding: 0, comm: [0; 2] },
+        state_before: 0,
+        receive_in_doubt: 0,
+        owner_is_guess: 0,
+        _padding: [0; 5],
+    };
+}
+
 /// What is kept with each socket; the kernel copies it to the children of a listener.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
@@ -162,6 +191,11 @@ static SOCKETS: Map<
     { (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize },
 > = Map::new();
 
+/// The same by the socket's address, where tracing programs may not use the storage of sockets (before 5.11). Bounded:
+/// the longest unused makes room; an address that is used again begins anew with its socket.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+static SOCKETS_BY_ADDRESS: Map<u64, Kept, { BPF_MAP_TYPE_LRU_HASH as usize }, 65_536, 0> = Map::new();
 type LruHash<K, V, const ENTRIES: usize> = Map<K, V, { BPF_MAP_TYPE_LRU_HASH as usize }, ENTRIES, 0>;
 
 /// Processes by the address of their credentials.
@@ -182,6 +216,10 @@ pub(crate) static CLOSED: LruHash<u64, Process, 16_384> = Map::new();
 /// What is kept with a full socket, if anything.
 #[inline(always)]
 pub(crate) fn kept(socket: *const u8) -> Option<&'static mut Kept> {
+    if !has_socket_storage() {
+        // SAFETY: the verifier knows the value's size; the map keeps the memory.
+        return SOCKETS_BY_ADDRESS.get(&(socket as u64)).and_then(|kept| unsafe { kept.as_mut() });
+    }
     // SAFETY: the verifier knows `socket` as a trusted `struct sock`; the value lives as long as the socket.
     unsafe {
         bpf_sk_storage_get(SOCKETS.pointer(), socket.cast_mut().cast(), core::ptr::null_mut(), 0)
@@ -193,6 +231,12 @@ pub(crate) fn kept(socket: *const u8) -> Option<&'static mut Kept> {
 /// What is kept with a full socket, begun now if need be.
 #[inline(always)]
 pub(crate) fn kept_or_new(socket: *const u8) -> Option<&'static mut Kept> {
+    if !has_socket_storage() {
+        return kept(socket).or_else(|| {
+            SOCKETS_BY_ADDRESS.set(&(socket as u64), &Kept::NOTHING);
+            kept(socket)
+        });
+    }
     // SAFETY: as in `kept`.
     let kept = unsafe {
         bpf_sk_storage_get(
@@ -207,9 +251,21 @@ pub(crate) fn kept_or_new(socket: *const u8) -> Option<&'static mut Kept> {
     Some(kept)
 }
 
+/// Forgets what an earlier socket left at the address of a child that begins; in the storage of sockets there is none.
+#[inline(always)]
+pub(crate) fn forget(socket: *const u8) {
+    if !has_socket_storage() {
+        SOCKETS_BY_ADDRESS.remove(&(socket as u64));
+    }
+}
+
 #[inline(always)]
 fn add(map: &PerCpu<u64, { COUNTERS as usize }>, cause: Cause, origin: Origin, direction: Direction, by: i64) {
-    if let Some(counter) = map.get(&counter_index(cause, origin, direction)) {
+    // SAFETY: a plain helper.
+    let nothing = (unsafe { bpf_ktime_get_ns() } >> 63) as u32;
+    // Nothing is added that the verifier can know: with a key that it knows (6.15 on, `get_constant_map_key`), it follows
+    // the rest of the program anew for each cause.
+    if let Some(counter) = map.get(&(counter_index(cause, origin, direction) ^ 0u32.wrapping_sub(nothing))) {
         // SAFETY: the slot is this CPU's own, and lives as long as the map.
         unsafe { *counter = (*counter).wrapping_add_signed(by) };
     }
@@ -247,6 +303,29 @@ pub(crate) fn count_over_ceiling(by: i64) {
     count_withheld(1, by);
 }
 
+/// Notes the state of the socket that a reset was handed to.
+#[inline(always)]
+pub(crate) fn note_receiver(skb: *const u8, segment: &Segment, state: u8) {
+    let Some(last) = LAST_RECEIVED.get(&0) else { return };
+    let received = Received {
+        skb: skb as u64,
+        ports: segment.both_ports(),
+        numbers: segment.both_numbers(),
+        state: u64::from(state),
+    };
+    // SAFETY: the slot is this CPU's own, and lives as long as the map.
+    unsafe { *last = received };
+}
+
+/// The state of the socket that this reset was handed to, if it was noted.
+#[inline(always)]
+pub(crate) fn noted_receiver(skb: *const u8, segment: &Segment) -> Option<u8> {
+    // SAFETY: the slot is this CPU's own, and lives as long as the map.
+    let last = unsafe { LAST_RECEIVED.get(&0)?.as_ref() }?;
+    let same = last.skb == skb as u64 && last.ports == segment.both_ports() && last.numbers == segment.both_numbers();
+    same.then_some(last.state as u8)
+}
+
 /// Whether this very segment was the last that was queued on this CPU, on another device; remembers it.
 #[inline(always)]
 pub(crate) fn is_repeated(skb: *const u8, segment: &Segment) -> bool {
@@ -254,8 +333,7 @@ pub(crate) fn is_repeated(skb: *const u8, segment: &Segment) -> bool {
     // SAFETY: the slot is this CPU's own, and lives as long as the map.
     let last = unsafe { &mut *last };
     let device: u64 = load(skb, Field::SkbDev);
-    let ports = u64::from(segment.source_port) << 16 | u64::from(segment.destination_port);
-    let numbers = u64::from(segment.sequence) << 32 | u64::from(segment.acknowledgement);
+    let (ports, numbers) = (segment.both_ports(), segment.both_numbers());
     if last.skb == skb as u64 && last.ports == ports && last.numbers == numbers && last.first_device != device {
         return true;
     }

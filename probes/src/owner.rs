@@ -9,14 +9,16 @@
 //! perhaps where another's were. So an entry counts only while the ids in it are the credentials' own, and user space
 //! looks through the tasks again when one is missing.
 
-use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
+use core::ptr::NonNull;
+
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf};
 use reset_collector_probes::{COMM_LEN, OwnerSource, ResetRecord, field::Field, flag};
 
 use crate::{
     connection::Socket,
     ends::Ends,
     map::{CLOSED, CREDENTIALS, PROCESSES, kept, kept_or_new},
-    read::{copy, load},
+    read::{copy, has_typed_task, load},
 };
 
 /// Bits of `task_struct.flags` (include/linux/sched.h).
@@ -43,9 +45,9 @@ pub(crate) struct Known {
     pub(crate) ids: u64,
 }
 
-/// A task of the kernel.
+/// A task of the kernel. Never null, so that no task at all is one register that is 0, and none that nobody wrote.
 #[derive(Clone, Copy)]
-pub(crate) struct Task(*const u8);
+pub(crate) struct Task(NonNull<u8>);
 
 impl Task {
     /// The task that acts on the socket, where the kernel says truly who that is: it holds the socket's lock.
@@ -54,33 +56,45 @@ impl Task {
         if !socket.is_owned() {
             return None;
         }
-        // SAFETY: a plain helper.
-        let task = Self(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
-        (load::<u32>(task.0, Field::TaskFlags) & PF_KTHREAD == 0).then_some(task)
+        // SAFETY: plain helpers.
+        let task = if has_typed_task() {
+            unsafe { bpf_get_current_task_btf() }.cast()
+        } else {
+            unsafe { bpf_get_current_task() as *mut u8 }
+        };
+        let task = Self(NonNull::new(task)?);
+        (task.load::<u32>(Field::TaskFlags) & PF_KTHREAD == 0).then_some(task)
+    }
+
+    /// Loads a member: where the verifier does not know the running task's type, by copying.
+    #[inline(always)]
+    fn load<T: Copy>(&self, field: Field) -> T {
+        let task = self.0.as_ptr().cast_const();
+        if has_typed_task() { load(task, field) } else { copy(task, field) }
     }
 
     #[inline(always)]
     pub(crate) fn exiting(&self) -> bool {
-        load::<u32>(self.0, Field::TaskFlags) & PF_EXITING != 0
+        self.load::<u32>(Field::TaskFlags) & PF_EXITING != 0
     }
 
     #[inline(always)]
     fn signaled(&self) -> bool {
-        load::<u32>(self.0, Field::TaskFlags) & PF_SIGNALED != 0
+        self.load::<u32>(Field::TaskFlags) & PF_SIGNALED != 0
     }
 
     #[inline(always)]
     fn pid(&self) -> u32 {
-        load(self.0, Field::TaskTgid)
+        self.load(Field::TaskTgid)
     }
 
     /// The process that the task belongs to.
     #[inline(always)]
     pub(crate) fn process(&self) -> Process {
-        let leader: *const u8 = load(self.0, Field::TaskLeader);
+        let leader: *const u8 = self.load(Field::TaskLeader);
         Process {
-            start_ns: load(leader, Field::TaskStart),
-            pid: load(self.0, Field::TaskTgid),
+            start_ns: copy(leader, Field::TaskStart),
+            pid: self.pid(),
             _padding: 0,
             comm: copy(leader, Field::TaskComm),
         }
@@ -99,11 +113,12 @@ fn ids(credential: *const u8) -> u64 {
 /// Remembers a process by its credentials, and by no others of before.
 #[inline(always)]
 pub(crate) fn process_is(task: *const u8) {
-    if task.is_null() || load::<u32>(task, Field::TaskPid) != load::<u32>(task, Field::TaskTgid) {
+    let Some(known) = NonNull::new(task.cast_mut()) else { return };
+    if load::<u32>(task, Field::TaskPid) != load::<u32>(task, Field::TaskTgid) {
         return;
     }
     let credential: *const u8 = load(task, Field::TaskCred);
-    let process = Task(task).process();
+    let process = Task(known).process();
     let key = credential as u64;
     if let Some(before) = CREDENTIALS.get(&process.pid) {
         // SAFETY: the value is a number; the LRU map keeps the memory, if not always this process's entry in it.
@@ -154,10 +169,10 @@ pub(crate) fn socket_is_read(socket: Socket) {
 #[inline(always)]
 pub(crate) fn socket_is_held(socket: Socket, file: *const u8, task: *const u8) {
     let opened_by_task = load::<u64>(file, Field::FileCred) == load::<u64>(task, Field::TaskCred);
-    let Some(kept) = kept_or_new(socket.pointer()) else { return };
+    let (Some(kept), Some(known)) = (kept_or_new(socket.pointer()), NonNull::new(task.cast_mut())) else { return };
     // Of several that hold it, the one that opened it; else the first.
     if kept.socket != socket.pointer() as u64 || (opened_by_task && kept.owner_is_guess != 0) {
-        kept.owner = Task(task).process();
+        kept.owner = Task(known).process();
         kept.socket = socket.pointer() as u64;
         kept.owner_is_guess = u8::from(!opened_by_task);
     }
@@ -192,10 +207,10 @@ fn write(record: &mut ResetRecord, process: &Process, source: OwnerSource) {
 /// Writes the task that acted, and that it owns the socket unless it is a killer from outside.
 #[inline(always)]
 pub(crate) fn write_acting(record: &mut ResetRecord, socket: Socket, task: Task, is_owner: bool) {
-    record.thread_id = load(task.0, Field::TaskPid);
+    record.thread_id = task.load(Field::TaskPid);
     if task.exiting() {
         record.flags |= flag::EXITING;
-        record.exit_code = load(task.0, Field::TaskExitCode);
+        record.exit_code = task.load(Field::TaskExitCode);
         if task.signaled() {
             record.flags |= flag::SIGNALED;
         }

@@ -27,15 +27,26 @@ static DROP_CLASSES: [u8; 256] = [0xfd; 256];
 #[unsafe(no_mangle)]
 static HAS_TAI_CLOCK: u32 = 0xfc1a_0001;
 
-/// 1 where `bpf_loop` is to be had (5.17 on).
+/// 1 where a tracing program may use `bpf_sk_storage_get` (5.11 on).
 #[unsafe(no_mangle)]
-static HAS_LOOP: u32 = 0xfc1a_0002;
+static HAS_SOCKET_STORAGE: u32 = 0xfc1a_0003;
+
+/// 1 where `bpf_get_current_task_btf` is to be had (5.11 on).
+#[unsafe(no_mangle)]
+static HAS_TYPED_TASK: u32 = 0xfc1a_0004;
 
 /// An argument of a tracepoint.
 #[inline(always)]
 pub(crate) fn argument(context: *const c_void, number: usize) -> u64 {
     // SAFETY: the verifier checks the number against the tracepoint's arguments when the program is loaded.
     unsafe { *context.cast::<u64>().add(number) }
+}
+
+/// Whether an argument is null. Asked of the memory: from 6.4 to 6.11 the verifier holds that the arguments of a
+/// tracepoint never are, and drops a plain check (`reg_not_null`, kernel/bpf/verifier.c).
+#[inline(always)]
+pub(crate) fn is_null(context: *const c_void, number: usize) -> bool {
+    copy_at::<u64>(context.cast::<u64>().wrapping_add(number).cast()) == 0
 }
 
 #[inline(always)]
@@ -89,8 +100,10 @@ pub(crate) fn copy<T: Copy>(base: *const u8, field: Field) -> T {
 /// Copies from an address; zeros when the kernel refuses.
 #[inline(always)]
 pub(crate) fn copy_at<T: Copy>(address: *const u8) -> T {
-    let mut value = core::mem::MaybeUninit::<T>::zeroed();
-    // SAFETY: the helper writes at most the size of `T` and zeroes it on a fault; every `T` here is plain numbers.
+    // Not zeroed here: that would be a call of a function of ours, and before 6.2 the verifier follows a program with
+    // such calls far longer.
+    let mut value = core::mem::MaybeUninit::<T>::uninit();
+    // SAFETY: the helper writes all of `T`, zeros on a fault; every `T` here is plain numbers.
     unsafe {
         bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, address.cast());
         value.assume_init()
@@ -128,9 +141,16 @@ pub(crate) fn has_tai_clock() -> bool {
     unsafe { read_volatile(&raw const HAS_TAI_CLOCK) == 1 }
 }
 
-/// Whether the kernel loops for a program, without which no rules run in it.
+/// Whether what is kept with a socket lies in the socket itself.
 #[inline(always)]
-pub(crate) fn has_loop() -> bool {
+pub(crate) fn has_socket_storage() -> bool {
     // SAFETY: as in `place`.
-    unsafe { read_volatile(&raw const HAS_LOOP) == 1 }
+    unsafe { read_volatile(&raw const HAS_SOCKET_STORAGE) == 1 }
+}
+
+/// Whether the verifier knows the running task's type.
+#[inline(always)]
+pub(crate) fn has_typed_task() -> bool {
+    // SAFETY: as in `place`.
+    unsafe { read_volatile(&raw const HAS_TYPED_TASK) == 1 }
 }

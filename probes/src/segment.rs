@@ -19,6 +19,14 @@ const DST_POINTER: u64 = !7;
 /// Extension headers that are followed; RFC 8200 asks that each appear at most once, so four is plenty for a reset.
 const EXTENSION_HEADERS: usize = 4;
 
+/// Without options.
+const TCP_HEADER_LEN: usize = 20;
+/// Options that are looked at for a signature: it takes 18 of at most 40 bytes, so that at most 22 stand before it.
+const TCP_OPTIONS: usize = 23;
+/// The MD5 signature option (RFC 2385, section 3.0).
+const MD5_SIGNATURE: u8 = 19;
+const MD5_SIGNATURE_LEN: usize = 18;
+
 /// Addresses, ports and flags of a segment, the ports in the host's byte order.
 #[derive(Clone, Copy)]
 pub(crate) struct Segment {
@@ -29,6 +37,8 @@ pub(crate) struct Segment {
     pub(crate) sequence: u32,
     pub(crate) acknowledgement: u32,
     pub(crate) flags: u8,
+    /// With its options.
+    header_len: u8,
     /// Bytes of data.
     pub(crate) length: u16,
 }
@@ -69,6 +79,18 @@ struct Ipv6Header {
 }
 
 impl Segment {
+    /// Both ports in one word.
+    #[inline(always)]
+    pub(crate) fn both_ports(&self) -> u64 {
+        u64::from(self.source_port) << 16 | u64::from(self.destination_port)
+    }
+
+    /// Sequence and acknowledgement number in one word.
+    #[inline(always)]
+    pub(crate) fn both_numbers(&self) -> u64 {
+        u64::from(self.sequence) << 32 | u64::from(self.acknowledgement)
+    }
+
     /// The segment that came in and that TCP answers.
     #[inline(always)]
     pub(crate) fn received(skb: *const u8) -> Option<Self> {
@@ -117,9 +139,33 @@ impl Segment {
             sequence: u32::from_be(tcp.sequence),
             acknowledgement: u32::from_be(tcp.acknowledgement),
             flags: tcp.offset_and_flags[1],
+            header_len: (tcp.offset_and_flags[0] >> 4) * 4,
             length: end.saturating_sub(before + u64::from(tcp.offset_and_flags[0] >> 4) * 4) as u16,
         })
     }
+}
+
+/// Whether a segment that came carries the MD5 signature option (RFC 2385).
+#[inline(always)]
+pub(crate) fn is_signed(skb: *const u8, segment: &Segment) -> bool {
+    let head: *const u8 = load(skb, Field::SkbHead);
+    let tcp = head.wrapping_add(load::<u16>(skb, Field::SkbTransportHeader) as usize);
+    let mut at = TCP_HEADER_LEN;
+    for _ in 0..TCP_OPTIONS {
+        if at + MD5_SIGNATURE_LEN > segment.header_len as usize {
+            return false;
+        }
+        let [kind, length]: [u8; 2] = copy_at(tcp.wrapping_add(at));
+        match kind {
+            MD5_SIGNATURE => return length as usize == MD5_SIGNATURE_LEN,
+            // The end of the options, and no operation.
+            0 => return false,
+            1 => at += 1,
+            _ if length < 2 => return false,
+            _ => at += length as usize,
+        }
+    }
+    false
 }
 
 /// An IPv4 address as `::ffff:a.b.c.d`.
@@ -178,17 +224,21 @@ pub(crate) fn of_dropped(skb: *const u8, class: ReasonClass) -> Option<Segment> 
     if load_bits(skb, Field::SkbPktType) != 0 || load::<u32>(skb, Field::SkbIif) == 0 || !is_ip(skb) {
         return None;
     }
-    let head: *const u8 = load(skb, Field::SkbHead);
-    let data: *const u8 = load(skb, Field::SkbData);
-    let transport: u16 = load(skb, Field::SkbTransportHeader);
-    let reached_tcp = data as u64 == (head as u64).wrapping_add(transport as u64);
     // Copies for packet sockets, bridges and the like are freed with their data elsewhere; netfilter's drops are ours
     // when the route says that the segment was for this host.
-    if !reached_tcp && !(matches!(class, ReasonClass::NetfilterDrop) && is_for_this_host(skb)) {
+    if !reached_tcp(skb) && !(matches!(class, ReasonClass::NetfilterDrop) && is_for_this_host(skb)) {
         return None;
     }
-    let segment = Segment::read(head, load(skb, Field::SkbNetworkHeader), Some(transport))?;
+    let segment = Segment::received(skb)?;
     (segment.flags & RST != 0).then_some(segment)
+}
+
+/// Whether a segment that came was handed to TCP: its data begin with TCP's header.
+#[inline(always)]
+pub(crate) fn reached_tcp(skb: *const u8) -> bool {
+    let head: u64 = load(skb, Field::SkbHead);
+    let data: u64 = load(skb, Field::SkbData);
+    data == head.wrapping_add(u64::from(load::<u16>(skb, Field::SkbTransportHeader)))
 }
 
 /// State of the socket that early demultiplexing gave to a segment, if it did.
@@ -200,7 +250,7 @@ pub(crate) fn socket_state(skb: *const u8) -> Option<u8> {
 
 /// Whether the route that the segment took ends here.
 #[inline(always)]
-fn is_for_this_host(skb: *const u8) -> bool {
+pub(crate) fn is_for_this_host(skb: *const u8) -> bool {
     let route = (load::<u64>(skb, Field::SkbRefdst) & DST_POINTER) as *const u8;
     if route.is_null() {
         return false;
