@@ -344,8 +344,9 @@ async fn receivers(settings: &Settings, destination: &Destination, correlator: &
     let backend = Backend::new(destination, tls)?;
     let receivers =
         Receivers::listen(&settings.correlation, backend, Arc::clone(correlator), Arc::new(find_owner)).await?;
+    let onward = destination.signal_endpoints.traces.as_ref().unwrap_or(&destination.endpoint);
     for address in receivers.addresses() {
-        tracing::info!("applications may send their OTLP to {address}; it goes on to {}", destination.endpoint);
+        tracing::info!("applications may send their OTLP to {address}; their traces go on to {onward}");
     }
     Ok(receivers)
 }
