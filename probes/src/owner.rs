@@ -88,6 +88,12 @@ impl Task {
         self.load(Field::TaskTgid)
     }
 
+    /// The address of its credentials.
+    #[inline(always)]
+    fn credential(&self) -> u64 {
+        load(self.0.as_ptr(), Field::TaskCred)
+    }
+
     /// The process that the task belongs to.
     #[inline(always)]
     pub(crate) fn process(&self) -> Process {
@@ -153,7 +159,7 @@ pub(crate) fn socket_is_read(socket: Socket) {
     let Some(task) = Task::acting(socket) else { return };
     let of_socket: *const u8 = load(socket.pointer(), Field::SkSocket);
     let file: *const u8 = load(of_socket, Field::SocketFile);
-    if load::<u64>(file, Field::FileCred) == load::<u64>(task.0, Field::TaskCred) {
+    if load::<u64>(file, Field::FileCred) == task.credential() {
         return;
     }
     let Some(kept) = kept(socket.pointer()) else { return };
