@@ -76,7 +76,6 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     let mut services = runtime.block_on(Services::start(settings, destinations, &account, &correlator))?;
     let pods = runtime.block_on(services.watch_pods(settings))?;
     let mut kernel = attach(settings, options)?;
-    let processes = kernel.take_processes().context("the kernel's map of processes is taken")?;
     kernel.look_at_tasks();
     let started = Instant::now();
     kernel.look_at_files();
@@ -85,7 +84,7 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     let listeners = runtime.block_on(async { signals::Listeners::new() })?;
     announce(&kernel);
     let (counters, reasons) = (kernel.counters(), kernel.reasons().clone());
-    let stages = stages(settings, options, &kernel, Owners::new(processes), pods, outputs, &account, correlator);
+    let stages = stages(settings, options, &mut kernel, pods, outputs, &account, correlator)?;
     if let Some(btf) = &options.btf {
         try_hooks(&mut kernel, &stages, btf, &account)?;
     }
@@ -180,20 +179,20 @@ fn outputs(
 fn stages(
     settings: &Settings,
     options: &Options,
-    kernel: &Kernel,
-    owners: Owners,
+    kernel: &mut Kernel,
     pods: Option<Arc<Pods>>,
     outputs: Vec<Output>,
     account: &Arc<Account>,
     correlator: Arc<Correlator>,
-) -> Stages {
+) -> Result<Stages> {
+    let processes = kernel.take_processes().context("the kernel's map of processes is taken")?;
     let enricher = Enricher::new(&settings.enrichment, PROC.into(), pods, Instant::now());
     let tables = kernel.reasons().clone();
     let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), enricher.host());
     let spans = settings.export.signals.traces && !outputs.is_empty();
-    Stages {
+    Ok(Stages {
         decoder,
-        owners,
+        owners: Owners::new(processes),
         enricher,
         correlator,
         capture: settings.capture.clone(),
@@ -204,7 +203,7 @@ fn stages(
         outputs,
         account: Arc::clone(account),
         dry_run: options.dry_run,
-    }
+    })
 }
 
 fn start_reader(mut kernel: Kernel, stages: Stages) -> Result<(Orders, JoinHandle<Vec<Exporter>>)> {

@@ -1,7 +1,6 @@
 //! Who owned each connection: real programs, both ends of each, never a wrong name.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, reason = "the table is what one reads when it fails")]
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
