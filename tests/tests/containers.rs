@@ -2,7 +2,6 @@
 //! container of runc.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, reason = "a skip says why, and the table is what one reads")]
 
 use std::{
     fs,
