@@ -16,7 +16,7 @@ pub struct Plan {
 
 /// How a hook is attached.
 enum Way {
-    /// To the tracepoint of its name: number of arguments, and the program written for it.
+    /// To the tracepoint of its name: number of arguments, and a program written for it.
     Tracepoint(&'static [(usize, &'static str)]),
     /// To the entries of functions, each with its program: where a tracepoint has so many arguments that it leaves
     /// something out, and not elsewhere.
@@ -61,7 +61,12 @@ pub const PLANS: &[Plan] = &[
     },
     Plan {
         hook: "tcp_send_reset",
-        way: Way::Tracepoint(&[(3, "tcp_send_reset"), (2, "tcp_send_reset_without_reason")]),
+        way: Way::Tracepoint(&[
+            (3, "tcp_send_reset"),
+            (3, "tcp_send_reset_active"),
+            (2, "tcp_send_reset_without_reason"),
+            (2, "tcp_send_reset_active_without_reason"),
+        ]),
         sees: "resets that TCP sends",
         sees_resets: true,
     },
@@ -138,16 +143,18 @@ impl Plan {
     }
 }
 
-fn tracepoint(hook: &'static str, programs: &[(usize, &'static str)], types: &Types) -> Step {
+fn tracepoint(hook: &'static str, programs: &'static [(usize, &'static str)], types: &Types) -> Step {
     let Some(arguments) = types.tracepoint_arguments(hook) else {
         return Step::CannotRun(format!("this kernel has no tracepoint {hook}"));
     };
-    match programs.iter().find(|(count, _)| *count == arguments) {
-        Some((_, name)) => Step::Attach(vec![(hook, name)]),
-        None => Step::CannotRun(format!(
+    let fitting = programs.iter().filter(|(count, _)| *count == arguments);
+    let names: Vec<_> = fitting.map(|(_, name)| (hook, *name)).collect();
+    if names.is_empty() {
+        return Step::CannotRun(format!(
             "this kernel's {hook} has {arguments} arguments, which no program here is written for"
-        )),
+        ));
     }
+    Step::Attach(names)
 }
 
 #[cfg(test)]
@@ -204,7 +211,7 @@ mod tests {
         ] {
             let attach = step(hook, &kernel(&[(hook, arguments)], &[]));
             assert!(
-                matches!(&attach, Step::Attach(names) if *names == [(hook, program)]),
+                matches!(&attach, Step::Attach(names) if names[0] == (hook, program)),
                 "{hook} {arguments}: {attach:?}"
             );
         }

@@ -36,19 +36,34 @@ use crate::{
 /// `TCP_NEW_SYN_RECV`: a request socket (include/net/tcp_states.h).
 pub(crate) const NEW_SYN_RECV: u8 = 12;
 
-/// `tcp_send_reset(sk, skb, reason)` from 6.10 on: every reset that TCP sends.
+/// `tcp_send_reset(sk, skb, reason)` from 6.10 on, in answer to a segment. The active ones have a program of their own:
+/// older verifiers give up on both in one.
 #[btf_tracepoint(function = "tcp_send_reset")]
 fn tcp_send_reset(context: BtfTracePointContext) -> i32 {
     let context = context.as_ptr();
-    let reason = argument(context, 2) as u32;
-    sent(context, reason as u16);
+    sent::<false>(context, argument(context, 2) as u32 as u16);
+    0
+}
+
+/// `tcp_send_reset(sk, skb, reason)` from 6.10 on, by the socket's own will.
+#[btf_tracepoint(function = "tcp_send_reset")]
+fn tcp_send_reset_active(context: BtfTracePointContext) -> i32 {
+    let context = context.as_ptr();
+    sent::<true>(context, argument(context, 2) as u32 as u16);
     0
 }
 
 /// `tcp_send_reset(sk, skb)` up to 6.9: without the reason, and with full sockets only.
 #[btf_tracepoint(function = "tcp_send_reset")]
 fn tcp_send_reset_without_reason(context: BtfTracePointContext) -> i32 {
-    sent(context.as_ptr(), UNKNOWN_REASON);
+    sent::<false>(context.as_ptr(), UNKNOWN_REASON);
+    0
+}
+
+/// `tcp_send_reset(sk, skb)` up to 6.9, by the socket's own will.
+#[btf_tracepoint(function = "tcp_send_reset")]
+fn tcp_send_reset_active_without_reason(context: BtfTracePointContext) -> i32 {
+    sent::<true>(context.as_ptr(), UNKNOWN_REASON);
     0
 }
 
@@ -171,12 +186,16 @@ extern "C" fn every_file(context: *const c_void) -> i32 {
 
 /// A reset that TCP sends: with a segment that it answers, or by the socket's own will.
 #[inline(always)]
-fn sent(context: *const c_void, reason: u16) {
+fn sent<const ACTIVE: bool>(context: *const c_void, reason: u16) {
     let class = reset_class(reason);
     let socket = Socket::from_argument(context, 0);
     let skb = argument(context, 1) as *const u8;
-    if is_null(context, 1) || skb.is_null() {
-        if let Some(socket) = socket {
+    let active = is_null(context, 1);
+    if active != ACTIVE {
+        return;
+    }
+    if ACTIVE || skb.is_null() {
+        if ACTIVE && let Some(socket) = socket {
             sent_active(socket, class, reason);
         }
         return;
