@@ -2,7 +2,6 @@
 //! which reset broke it.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, reason = "a skip says why")]
 
 use std::{
     fs,
