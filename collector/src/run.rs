@@ -83,6 +83,9 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     account.set_hooks(hooks(&kernel));
     let listeners = runtime.block_on(async { signals::Listeners::new() })?;
     announce(&kernel);
+    if !settings.correlation.http_header_ports.is_empty() {
+        tracing::warn!("correlation.http_headers: traceparent is not read from the wire yet; spans that pass through are");
+    }
     let (counters, reasons) = (kernel.counters(), kernel.reasons().clone());
     let stages = stages(settings, options, &mut kernel, pods, outputs, &account, correlator)?;
     if let Some(btf) = &options.btf {
