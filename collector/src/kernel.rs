@@ -8,6 +8,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     sync::Arc,
+    time::Instant,
 };
 
 use aya::{
@@ -256,7 +257,7 @@ impl Kernel {
         if coverage.iter().all(|hook| !hook.sees_resets || hook.missing.is_some()) {
             return Err(KernelError::NoHook(reasons_why_not(&coverage)));
         }
-        Ok(Self {
+        let mut kernel = Self {
             programs: Some(programs),
             btf: aya_btf,
             processes: Some(processes),
@@ -267,7 +268,11 @@ impl Kernel {
             counters: Arc::new(Counters { captured, lost, withheld }),
             coverage,
             reasons: globals.reasons,
-        })
+        };
+        // After the hooks: nobody is missed between.
+        kernel.look_at_tasks();
+        kernel.look_at_files();
+        Ok(kernel)
     }
 
     /// Takes the programs out of the kernel; what they wrote can still be read.
@@ -291,8 +296,10 @@ impl Kernel {
     }
 
     /// Looks through the open files of all tasks, so that sockets that are there already have an owner.
-    pub fn look_at_files(&mut self) {
+    fn look_at_files(&mut self) {
+        let started = Instant::now();
         self.iterate("every_file", "task_file");
+        tracing::debug!("sockets that were there already have their owners after {:?}", started.elapsed());
     }
 
     fn iterate(&mut self, program: &'static str, kind: &str) {

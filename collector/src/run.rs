@@ -76,15 +76,13 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     let mut services = runtime.block_on(Services::start(settings, destinations, &account, &correlator))?;
     let pods = runtime.block_on(services.watch_pods(settings))?;
     let mut kernel = attach(settings, options)?;
-    kernel.look_at_tasks();
-    let started = Instant::now();
-    kernel.look_at_files();
-    tracing::debug!("sockets that were there already have their owners after {:?}", started.elapsed());
     account.set_hooks(hooks(&kernel));
     let listeners = runtime.block_on(async { signals::Listeners::new() })?;
     announce(&kernel);
     if !settings.correlation.http_header_ports.is_empty() {
-        tracing::warn!("correlation.http_headers: traceparent is not read from the wire yet; spans that pass through are");
+        tracing::warn!(
+            "correlation.http_headers: traceparent is not read from the wire yet; spans that pass through are"
+        );
     }
     let (counters, reasons) = (kernel.counters(), kernel.reasons().clone());
     let stages = stages(settings, options, &mut kernel, pods, outputs, &account, correlator)?;
