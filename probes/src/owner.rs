@@ -91,7 +91,7 @@ impl Task {
     /// The address of its credentials.
     #[inline(always)]
     fn credential(&self) -> u64 {
-        load(self.0.as_ptr(), Field::TaskCred)
+        self.load(Field::TaskCred)
     }
 
     /// The process that the task belongs to.
@@ -152,14 +152,20 @@ pub(crate) fn process_exits(task: *const u8) {
     CREDENTIALS.remove(&pid);
 }
 
-/// A process has read from the connection: it holds it, whoever accepted it. The common reader leaves after a few loads:
-/// it opened the socket's file itself, with the credentials that it has.
+/// A process has read from the connection: it holds it, whoever accepted it. The common reader opened the socket's file
+/// itself, with the credentials that it has: then it is enough that it is known by them, and no other by what lay there.
 #[inline(always)]
 pub(crate) fn socket_is_read(socket: Socket) {
     let Some(task) = Task::acting(socket) else { return };
     let of_socket: *const u8 = load(socket.pointer(), Field::SkSocket);
     let file: *const u8 = load(of_socket, Field::SocketFile);
-    if load::<u64>(file, Field::FileCred) == task.credential() {
+    let credential = task.credential();
+    if has_typed_task() && load::<u64>(file, Field::FileCred) == credential {
+        // SAFETY: as in `process_is`.
+        let is_known = PROCESSES.get(&credential).is_some_and(|known| unsafe { (*known).process.pid } == task.pid());
+        if !is_known {
+            process_is(task.load(Field::TaskLeader));
+        }
         return;
     }
     let Some(kept) = kept(socket.pointer()) else { return };
