@@ -197,8 +197,6 @@ pub struct Aborting {
     pub closed: bool,
     /// The state reads FIN_WAIT2.
     pub fin_wait_2: bool,
-    /// The state before CLOSE was CLOSING or LAST_ACK.
-    pub was_closing: bool,
     /// `sk_lock.owned`: process context.
     pub owned: bool,
     /// In process context: the task is exiting.
@@ -219,8 +217,6 @@ pub struct Aborting {
     pub user_timeout: bool,
     /// Unread bytes.
     pub unread: bool,
-    /// Unsent bytes.
-    pub unsent: bool,
     /// A subflow of MPTCP.
     pub mptcp: bool,
 }

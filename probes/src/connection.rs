@@ -109,12 +109,11 @@ impl Socket {
 
     /// What the causes of an active reset are told apart by.
     #[inline(always)]
-    pub(crate) fn aborting(self, number: u8, before: Option<State>, exiting: bool) -> Aborting {
+    pub(crate) fn aborting(self, number: u8, exiting: bool) -> Aborting {
         let flags = self.flags();
         let mut aborting = Aborting {
             closed: number == State::Closed as u8,
             fin_wait_2: number == State::FinWait2 as u8,
-            was_closing: matches!(before, Some(State::Closing | State::LastAck)),
             owned: self.is_owned(),
             exiting,
             has_socket: load::<u64>(self.0, Field::SkSocket) != 0,
@@ -129,7 +128,6 @@ impl Socket {
             aborting.linger2_negative = load::<i32>(tcp, Field::TcpLinger2) < 0;
             aborting.user_timeout = load::<u32>(tcp, Field::UserTimeout) != 0;
             aborting.unread = unread(tcp, flags) != 0;
-            aborting.unsent = load::<u32>(tcp, Field::TcpWriteSeq) != load::<u32>(tcp, Field::TcpSndNxt);
             aborting.mptcp = has(Field::TcpIsMptcp) && load::<u8>(tcp, Field::TcpIsMptcp) & 1 != 0;
         }
         aborting

@@ -255,7 +255,7 @@ fn sent_active(socket: Socket, class: ReasonClass, reason: u16) {
     let number = socket.state();
     let before = if number == State::Closed as u8 { socket.before_close().0 } else { State::from_number(number) };
     let task = owner::Task::acting(socket);
-    let aborting = socket.aborting(number, before, task.as_ref().is_some_and(|task| task.exiting()));
+    let aborting = socket.aborting(number, task.as_ref().is_some_and(|task| task.exiting()));
     let cause = cause::of_active(class, &aborting);
     let mut draft = Draft::new(Hook::SendReset, Direction::Transmit, Origin::Active, cause);
     draft.reason = reason;
