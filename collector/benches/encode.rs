@@ -92,7 +92,7 @@ fn decoder() -> Decoder {
 fn each_reset(decoder: &Decoder, records: &[Vec<u8>], mut take: impl FnMut(&Reset)) {
     for bytes in records {
         let record = read_record(black_box(bytes)).expect("a whole record");
-        let clock = Clock { tai_offset_ns: 0, monotonic_offset_ns: 1_795_553_979_000_000_000 };
+        let clock = Clock { monotonic_offset_ns: 1_795_553_979_000_000_000, ..Clock::default() };
         take(&decoder.decode(&record, clock, 1_795_553_980_000_000_000).expect("a valid record"));
     }
 }

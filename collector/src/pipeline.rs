@@ -143,7 +143,7 @@ impl Pipeline {
 
     /// The kernel's map of processes is as the tasks are now.
     pub fn tasks_were_looked_at(&mut self, now: Now) {
-        for reset in self.stages.owners.looked(now.instant) {
+        for reset in self.stages.owners.looked(now) {
             self.identify(reset, now);
         }
     }
@@ -176,7 +176,7 @@ impl Pipeline {
         while let Some(reset) = self.doubts.take() {
             self.name(reset, now);
         }
-        for reset in self.stages.owners.take() {
+        for reset in self.stages.owners.take(now) {
             self.identify(reset, now);
         }
         for reset in self.stages.correlator.drain() {

@@ -175,14 +175,15 @@ fn wait(kernel: &Kernel, inbox: &Inbox, for_records: bool, timeout: Option<Durat
 /// Now by every clock that is asked. Leap seconds are whole: what lies between the two readings is rounded away.
 pub fn now() -> Now {
     const SECOND: i64 = 1_000_000_000;
-    let (real, monotonic) = (ns(clock_gettime(ClockId::Realtime)), ns(clock_gettime(ClockId::Monotonic)));
+    let [real, monotonic, boot] =
+        [ClockId::Realtime, ClockId::Monotonic, ClockId::Boottime].map(|clock| ns(clock_gettime(clock)));
     // Every kernel that has the programs has CLOCK_TAI (3.10).
     let tai = clock_gettime_dynamic(DynamicClockId::Tai).map_or(real, ns);
     let tai_offset_ns = (tai - real + SECOND / 2).div_euclid(SECOND) * SECOND;
     Now {
         instant: Instant::now(),
         unix_ns: u64::try_from(real).unwrap_or(0),
-        clock: Clock { tai_offset_ns, monotonic_offset_ns: real - monotonic },
+        clock: Clock { tai_offset_ns, monotonic_offset_ns: real - monotonic, boot_offset_ns: real - boot },
     }
 }
 

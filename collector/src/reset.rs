@@ -218,6 +218,8 @@ pub struct Clock {
     pub tai_offset_ns: i64,
     /// CLOCK_REALTIME minus CLOCK_MONOTONIC, ns.
     pub monotonic_offset_ns: i64,
+    /// CLOCK_REALTIME minus CLOCK_BOOTTIME, ns.
+    pub boot_offset_ns: i64,
 }
 
 impl Clock {

@@ -56,7 +56,7 @@ fn decoder() -> Decoder {
 }
 
 fn decode(record: &ResetRecord) -> Result<Reset, RecordError> {
-    decoder().decode(record, Clock { tai_offset_ns: 37, monotonic_offset_ns: 1_000 }, 9_000)
+    decoder().decode(record, Clock { tai_offset_ns: 37, monotonic_offset_ns: 1_000, boot_offset_ns: 0 }, 9_000)
 }
 
 #[test]

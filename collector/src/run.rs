@@ -186,14 +186,14 @@ fn stages(
     account: &Arc<Account>,
     correlator: Arc<Correlator>,
 ) -> Result<Stages> {
-    let processes = kernel.take_processes().context("the kernel's map of processes is taken")?;
+    let credentials = kernel.take_credentials().context("what the kernel knows of processes is taken")?;
     let enricher = Enricher::new(&settings.enrichment, PROC.into(), pods, Instant::now());
     let tables = kernel.reasons().clone();
     let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), enricher.host());
     let spans = settings.export.signals.traces && !outputs.is_empty();
     Ok(Stages {
         decoder,
-        owners: Owners::new(processes),
+        owners: Owners::new(credentials),
         enricher,
         correlator,
         capture: settings.capture.clone(),
