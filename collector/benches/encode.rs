@@ -6,14 +6,13 @@ use std::{hint::black_box, io, time::Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use probes::{COMM_LEN, RECORD_VERSION, ResetRecord};
 use reset_collector::{
-    batch::Batcher,
-    console::Console,
-    encode,
+    config::settings::{self, Signals},
+    encode::{self, batch::Batcher},
     enrich::{ResourceValue, Workload},
-    reason::ReasonNames,
-    reset::{Cause, Clock, Decoder, Direction, Hook, Origin, OwnerSource, Reset, State, read_record},
-    settings::{self, Signals},
-    told::Teller,
+    reset::{
+        Cause, Clock, Decoder, Direction, Hook, Origin, OwnerSource, Reset, State, read_record, reason::ReasonNames,
+    },
+    told::{Teller, console::Console},
 };
 use zerocopy::IntoBytes;
 

@@ -3,6 +3,15 @@
 //! What cannot run here is left out with the reason, and the others go on; [`Kernel::coverage`] says which. Decides
 //! nothing about a reset: the programs do, and [`crate::reset`] reads what they wrote.
 
+pub mod btf;
+pub mod capability;
+pub mod coverage;
+pub(crate) mod namespace;
+pub(crate) mod netlink;
+pub mod plan;
+pub mod selftest;
+pub mod vintage;
+
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
@@ -27,9 +36,11 @@ use probes::{
 use zerocopy::IntoBytes;
 
 use crate::{
-    btf::{BtfError, Types},
-    owners::{ByCredential, Credentials},
-    plan::{PLANS, Plan, Step},
+    kernel::{
+        btf::{BtfError, Types},
+        plan::{PLANS, Plan, Step},
+    },
+    pipeline::owners::{ByCredential, Credentials},
     pushdown,
 };
 
