@@ -27,8 +27,8 @@ probes: ## Build the eBPF object that the collector embeds
 .PHONY: check
 check: ## Formatting, lints, unit tests, licences and advisories
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo test --locked --package reset-collector --package reset-collector-probes
+	cargo clippy --locked --workspace --all-targets --features reset-collector/kubernetes -- -D warnings
+	cargo test --locked --package reset-collector --package reset-collector-probes --features reset-collector/kubernetes
 	tests/setup cargo-deny
 	$(DENY) check bans licenses sources
 	@if $(DENY) fetch db; then $(DENY) check --disable-fetch advisories; \

@@ -5,6 +5,7 @@
 
 pub mod btf;
 pub mod capability;
+pub mod confinement;
 pub mod coverage;
 pub(crate) mod namespace;
 pub(crate) mod netlink;

@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod logging;
+pub mod notify;
 pub mod prometheus;
 
 use std::{

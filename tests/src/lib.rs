@@ -8,6 +8,7 @@
 pub mod backend;
 pub mod capture;
 pub mod collector;
+pub mod container;
 pub mod flood;
 pub mod jaeger;
 pub mod judge;
