@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod network;
 pub mod owner;
 pub mod process;
+pub mod programs;
 pub mod record;
 pub mod reference;
 pub mod scenario;
