@@ -128,11 +128,11 @@ fn name<T: Metadata<Ty = ObjectMeta>>(resource: &T) -> &str {
 /// The two pods: their file, the labels that their owner selects, and the template.
 fn pods() -> Vec<(String, BTreeMap<String, String>, PodTemplateSpec)> {
     let agents = all::<DaemonSet>().into_iter().map(|(file, owner)| {
-        let spec = owner.spec.unwrap();
+        let spec = owner.spec;
         (file, spec.selector.match_labels.unwrap(), spec.template)
     });
     let sidecars = all::<Deployment>().into_iter().map(|(file, owner)| {
-        let spec = owner.spec.unwrap();
+        let spec = owner.spec;
         (file, spec.selector.match_labels.unwrap(), spec.template)
     });
     agents.chain(sidecars).collect()

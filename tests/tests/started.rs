@@ -49,9 +49,13 @@ fn start_collector(programs: &mut Programs<'_>, file: &str) -> Result<()> {
 }
 
 fn wait(what: &str, is_so: impl Fn() -> Result<bool>, said: impl Fn() -> String) -> Result<()> {
+    /// Of what a program has said, the last is enough.
+    const SHOWN: usize = 4096;
     let deadline = Instant::now() + PATIENCE;
     while !is_so()? {
-        ensure!(Instant::now() < deadline, "{what}: {}", said());
+        let said = said();
+        let start = said.floor_char_boundary(said.len().saturating_sub(SHOWN));
+        ensure!(Instant::now() < deadline, "{what}: {}", &said[start..]);
         std::thread::sleep(Duration::from_millis(100));
     }
     Ok(())
@@ -133,7 +137,10 @@ fn prometheus_scrapes_it_and_takes_the_rules() -> Result<()> {
     let configuration = format!("--config.file={}", example("prometheus/prometheus.yaml")?.display());
     programs.start("prometheus", &prometheus, &[&configuration, "--storage.tsdb.path=data"], &[])?;
     programs.wait_for_port("prometheus", PROMETHEUS)?;
-    let ask = |path: &str| -> Result<Value> { Ok(serde_json::from_str(&programs.ask("GET", PROMETHEUS, path)?)?) };
+    // Until it has read its own storage it answers that it is not ready, in words.
+    let ask = |path: &str| -> Result<Value> {
+        Ok(serde_json::from_str(&programs.ask("GET", PROMETHEUS, path)?).unwrap_or_default())
+    };
     let query = "/api/v1/query?query=tcp_resets_total%7Bcause%3D%22refused_by_peer%22%7D";
     let is_scraped = || Ok(ask(query)?["data"]["result"].as_array().is_some_and(|found| !found.is_empty()));
     wait("Prometheus has no resets", is_scraped, || programs.said("prometheus"))?;
