@@ -147,8 +147,11 @@ fn break_checkout(
     let metrics = programs.ask("GET", ADMIN, "/metrics")?;
     let counted = metrics.lines().find(|line| line.starts_with(COUNTER)).context("the counter knows nothing of it")?;
     println!("{large}{counted}");
-    for span in spans.iter().filter(|span| span.resets().next().is_some()) {
-        println!("trace {}, span {:?} of {}: {:?}", span.trace_id, span.operation, span.service, span.events);
+    for (span, reset) in spans.iter().flat_map(|span| span.resets().map(move |reset| (span, reset))) {
+        if ["shop", "payment"].contains(&span.service.as_str()) {
+            let cause = &reset["tcp.reset.cause"];
+            println!("trace {}, span {:?} of {}: {cause}", span.trace_id, span.operation, span.service);
+        }
     }
     Ok(spans)
 }
