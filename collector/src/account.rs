@@ -229,6 +229,11 @@ impl Account {
         }
     }
 
+    /// Resets that were read and have not come to a lane's queue.
+    pub(crate) fn in_pipeline(&self, id: LaneId) -> u64 {
+        self.lock().lanes.iter().find(|lane| lane.id == id).map_or(0, |lane| lane.in_pipeline)
+    }
+
     /// Resets go from the pipeline into a lane's queue.
     pub(crate) fn enqueued(&self, id: LaneId, resets: u64) {
         self.with(id, |lane| {

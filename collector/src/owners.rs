@@ -70,6 +70,11 @@ impl Owners {
         waiting
     }
 
+    /// Resets that wait.
+    pub fn held(&self) -> u64 {
+        self.waiting.len() as u64
+    }
+
     fn find(&self, credential: u64) -> Option<Owner> {
         let known = self.processes.get(&credential, 0).ok()?;
         let (start, rest) = known.split_first_chunk()?;

@@ -42,10 +42,45 @@ pub struct Now {
 
 /// One destination: what is put together for it, and what sends that.
 pub struct Output {
-    /// Puts records together.
-    pub batcher: Batcher,
-    /// Sends them.
-    pub exporter: Exporter,
+    batcher: Batcher,
+    exporter: Exporter,
+    /// Resets with nothing to send: their events stand on the application's own spans, and logs are off.
+    elsewhere: u32,
+}
+
+impl Output {
+    /// What is put together by the one is sent by the other.
+    pub fn new(batcher: Batcher, exporter: Exporter) -> Self {
+        Self { batcher, exporter, elsewhere: 0 }
+    }
+
+    fn take(&mut self, told: &Told<'_>, now: Instant) {
+        if !self.batcher.push(told, now) {
+            self.elsewhere += 1;
+        }
+    }
+
+    /// Gives the exporter what is due: with storage everything, so that a kill loses little.
+    fn push_due(&mut self, now: Instant) {
+        if self.exporter.is_stored() {
+            return self.push_all();
+        }
+        self.push_elsewhere();
+        while let Some(batch) = self.batcher.take_due(now) {
+            self.exporter.push(&batch);
+        }
+    }
+
+    fn push_elsewhere(&mut self) {
+        self.exporter.push(&Batch { resets: std::mem::take(&mut self.elsewhere), logs: None, traces: None });
+    }
+
+    fn push_all(&mut self) {
+        self.push_elsewhere();
+        while let Some(batch) = self.batcher.take() {
+            self.exporter.push(&batch);
+        }
+    }
 }
 
 /// The stages, and what waits between them.
@@ -129,10 +164,10 @@ impl Pipeline {
         }
         self.settle();
         for output in &mut self.stages.outputs {
-            while let Some(batch) = output.batcher.take_due(now.instant) {
-                output.exporter.push(&batch);
-            }
+            output.push_due(now.instant);
+            output.exporter.note_unstored(self.doubts.held() + self.stages.owners.held());
         }
+        // After the batches: what stands on the terminal is in the storage.
         self.flush_console();
     }
 
@@ -186,11 +221,7 @@ impl Pipeline {
             self.tell_summary(&summary, now.instant);
         }
         self.settle();
-        for output in &mut self.stages.outputs {
-            while let Some(batch) = output.batcher.take() {
-                output.exporter.push(&batch);
-            }
-        }
+        self.stages.outputs.iter_mut().for_each(Output::push_all);
         self.flush_console();
         self.stages.outputs.into_iter().map(|output| output.exporter).collect()
     }
@@ -230,7 +261,9 @@ impl Pipeline {
         match verdict {
             Verdict::Keep { .. } => {
                 let told = self.stages.teller.tell(&reset);
-                hand_over(&told, &mut self.stages.console, &mut self.stages.outputs, now.instant);
+                if hand_over(&told, &mut self.stages.console, &mut self.stages.outputs, now.instant) {
+                    self.print();
+                }
             }
             Verdict::SampledOut { .. } => self.tally.sampled_out += 1,
             // Still queued: the sampler keeps it for its summary.
@@ -241,7 +274,10 @@ impl Pipeline {
     fn tell_summary(&mut self, summary: &Summary, now: Instant) {
         let told = self.stages.teller.tell(&summary.reset);
         let sentence = format!("{} ({})", summary.sentence(), told.sentence);
-        hand_over(&Told { sentence: &sentence, ..told }, &mut self.stages.console, &mut self.stages.outputs, now);
+        let told = Told { sentence: &sentence, ..told };
+        if hand_over(&told, &mut self.stages.console, &mut self.stages.outputs, now) {
+            self.print();
+        }
     }
 
     /// In a dry run: what a reset meets.
@@ -266,6 +302,13 @@ impl Pipeline {
         self.stages.account.dropped_in_pipeline(DropReason::Undecodable, tally.undecodable);
     }
 
+    /// Lines before the end of a round: what they tell of goes to the storages first.
+    fn print(&mut self) {
+        self.settle();
+        self.stages.outputs.iter_mut().filter(|output| output.exporter.is_stored()).for_each(Output::push_all);
+        self.flush_console();
+    }
+
     fn flush_console(&mut self) {
         if !self.stages.console.is_on() {
             return;
@@ -278,15 +321,8 @@ impl Pipeline {
     }
 }
 
-/// One reset to the terminal and to every destination.
-fn hand_over(told: &Told<'_>, console: &mut Console, outputs: &mut [Output], now: Instant) {
-    if let Err(error) = console.push(told, &mut io::stdout().lock()) {
-        tracing::warn!(%error, "cannot write to standard output");
-    }
-    for output in outputs {
-        if !output.batcher.push(told, now) {
-            // Nothing to send: its event stands on the application's own span, and logs are off.
-            output.exporter.push(&Batch { resets: 1, logs: None, traces: None });
-        }
-    }
+/// One reset to the terminal and to every destination. `true`: the terminal's lines are to be written.
+fn hand_over(told: &Told<'_>, console: &mut Console, outputs: &mut [Output], now: Instant) -> bool {
+    outputs.iter_mut().for_each(|output| output.take(told, now));
+    console.add(told)
 }

@@ -169,10 +169,8 @@ fn outputs(
     let start = |destination: &Destination| -> Result<Output> {
         let signals = settings.export.signals;
         let exporter = Exporter::start(destination, signals, Arc::clone(account), runtime)?;
-        Ok(Output {
-            batcher: Batcher::new(destination.batch.clone(), destination.signals.unwrap_or(signals)),
-            exporter,
-        })
+        let batcher = Batcher::new(destination.batch.clone(), destination.signals.unwrap_or(signals));
+        Ok(Output::new(batcher, exporter))
     };
     destinations.iter().map(start).collect()
 }
