@@ -291,6 +291,7 @@ fn check_kills(runs: &[KilledRun], made: &[Made], last: &Metrics, arrived: &Hash
     arrived.keys().for_each(|(port, _, time_ns)| times.entry(*port).or_default().push(*time_ns));
     let (mut under_watch, mut unseen, mut oldest) = (0, 0, Duration::ZERO);
     for run in runs {
+        let (before, mut oldest_here) = (unseen, Duration::ZERO);
         for one in made.iter().filter(|one| one.from_ns >= run.ready_ns && one.to_ns < run.killed_ns) {
             let within = times.get(&one.port).into_iter().flatten();
             // Sent and received: two records.
@@ -298,9 +299,15 @@ fn check_kills(runs: &[KilledRun], made: &[Made], last: &Metrics, arrived: &Hash
             under_watch += 2;
             if told < 2 {
                 unseen += 2 - told;
-                oldest = oldest.max(Duration::from_nanos(run.killed_ns - one.to_ns));
+                oldest_here = oldest_here.max(Duration::from_nanos(run.killed_ns - one.to_ns));
             }
         }
+        oldest = oldest.max(oldest_here);
+        println!(
+            "killed after {:?}: {} resets lost, made {oldest_here:?} before at most",
+            Duration::from_nanos(run.killed_ns - run.ready_ns),
+            unseen - before
+        );
     }
     let sum = |of: fn(&KilledRun) -> u64| runs.iter().map(of).sum::<u64>();
     let recovered = sum(|run| run.recovered) + term(last, "recovered_resets_total");
