@@ -24,6 +24,7 @@ pub use crate::account::{
 };
 use crate::{
     account::snapshot::{REASONS, unix_seconds},
+    confine::Confined,
     export::signal::Signal,
 };
 
@@ -58,6 +59,8 @@ struct State {
     lanes: Vec<Lane>,
     next_lane: u64,
     hooks: Vec<HookCoverage>,
+    /// What the process has given up, and what it could not.
+    confinement: Vec<(&'static str, bool)>,
     /// The pipeline has given a sign of life.
     beats: bool,
     /// Since when it is asked for another.
@@ -99,6 +102,7 @@ impl Account {
             lanes: Vec::new(),
             next_lane: 0,
             hooks: Vec::new(),
+            confinement: Vec::new(),
             beats: false,
             asked: None,
         };
@@ -175,6 +179,11 @@ impl Account {
         self.lock().hooks = hooks;
     }
 
+    /// What the process has given up.
+    pub fn set_confined(&self, confined: &Confined) {
+        self.lock().confinement = confined.steps.iter().map(|(step, done)| (*step, done.is_ok())).collect();
+    }
+
     /// The lane of a destination and signal, and the name that it goes by: the destination's, with a number behind it
     /// where that is in use. One that was released is opened again with its counters (a reload).
     pub(crate) fn open_lane(&self, destination: &str, signal: Signal) -> (LaneId, Arc<str>) {
@@ -227,6 +236,7 @@ impl Account {
             in_ring_buffer,
             lanes: state.lanes.iter().map(|lane| lane.snapshot(in_ring_buffer, &dropped_before_lanes)).collect(),
             hooks: state.hooks.clone(),
+            confinement: state.confinement.clone(),
             since_beat: state.beats.then(|| state.asked.map_or(Duration::ZERO, |asked| asked.elapsed())),
             started_unix_s: unix_seconds(self.started),
         }
