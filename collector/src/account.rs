@@ -35,12 +35,16 @@ pub struct LaneId(u64);
 /// What is done before each look at the counters.
 type BeforeLook = Box<dyn Fn(&Account) + Send + Sync>;
 
+/// Told of each request: its lane's destination and signal, and how long it took.
+type OnRequest = Box<dyn Fn(&str, Signal, Duration) + Send + Sync>;
+
 /// The counters, shared by the whole program.
 pub struct Account {
     state: Mutex<State>,
     started: SystemTime,
     /// Called before each look, so that nothing need be told while nobody looks.
     before_look: OnceLock<BeforeLook>,
+    on_request: Mutex<Vec<OnRequest>>,
 }
 
 struct State {
@@ -106,7 +110,8 @@ impl Account {
             beats: false,
             asked: None,
         };
-        Self { state: Mutex::new(state), started: SystemTime::now(), before_look: OnceLock::new() }
+        let (before_look, on_request) = (OnceLock::new(), Mutex::default());
+        Self { state: Mutex::new(state), started: SystemTime::now(), before_look, on_request }
     }
 
     /// Takes over the kernel's counters: totals since the probes were attached, the resets by [`counter_index`] and
@@ -160,6 +165,11 @@ impl Account {
         if self.before_look.set(Box::new(action)).is_err() {
             tracing::debug!("the account is looked after already");
         }
+    }
+
+    /// Has it told of each request, for as long as the account lives.
+    pub(crate) fn on_request(&self, told: impl Fn(&str, Signal, Duration) + Send + Sync + 'static) {
+        self.on_request.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(told));
     }
 
     /// The pipeline is asked for a sign of life.
@@ -319,6 +329,19 @@ impl Account {
             lane.waiting = lane.waiting.saturating_sub(resets);
             lane.dropped[reason as usize] += resets;
         });
+    }
+
+    /// A request has ended, whatever came of it.
+    pub(crate) fn request_took(&self, id: LaneId, duration: Duration) {
+        let mut lane = None;
+        self.with(id, |of| {
+            of.health.request_took(duration);
+            lane = Some((Arc::clone(&of.destination), of.signal));
+        });
+        let Some((destination, signal)) = lane else { return };
+        for told in &*self.on_request.lock().unwrap_or_else(PoisonError::into_inner) {
+            told(&destination, signal, duration);
+        }
     }
 
     /// Changes what is known of a lane's health.

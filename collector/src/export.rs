@@ -268,7 +268,7 @@ impl Lane {
         loop {
             let started = Instant::now();
             let answer = self.client.send_prepared(&request).await;
-            self.account.health(self.id, |health| health.request_took(started.elapsed()));
+            self.account.request_took(self.id, started.elapsed());
             let verdict = self.judge(&answer);
             fate_unknown |= answer.is_err_and(|error| !error.never_sent());
             let (after, reason) = match verdict {
