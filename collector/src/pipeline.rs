@@ -45,6 +45,13 @@ pub struct Now {
     pub clock: Clock,
 }
 
+impl Now {
+    /// A clock that nobody sets, ns: limits count by it, so that a wall clock that is put back does not stop them.
+    pub fn steady_ns(&self) -> u64 {
+        self.unix_ns.saturating_add_signed(self.clock.monotonic_offset_ns.saturating_neg())
+    }
+}
+
 /// One destination: what is put together for it, and what sends that.
 pub struct Output {
     batcher: Batcher,
@@ -164,7 +171,7 @@ impl Pipeline {
         for reset in self.stages.correlator.take_ready(now.instant) {
             self.decide(reset, now);
         }
-        for summary in self.stages.sampler.due_summaries(now.unix_ns) {
+        for summary in self.stages.sampler.due_summaries(now.steady_ns()) {
             self.tell_summary(&summary, now.instant);
         }
         self.settle();
@@ -258,7 +265,7 @@ impl Pipeline {
             self.show_fate(&reset, &decision);
             return;
         }
-        let verdict = self.stages.sampler.judge(&mut reset, now.unix_ns);
+        let verdict = self.stages.sampler.judge(&mut reset, now.steady_ns());
         if self.stages.dry_run {
             self.show_fate(&reset, &format_args!("{decision}, {verdict}"));
             return;
@@ -330,4 +337,36 @@ impl Pipeline {
 fn hand_over(told: &Told<'_>, console: &mut Console, outputs: &mut [Output], now: Instant) -> bool {
     outputs.iter_mut().for_each(|output| output.take(told, now));
     console.add(told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        filter::tests::plain_reset,
+        sampler::{Limit, Rate, Sampling},
+    };
+
+    /// `monotonic_ns` after the start, with the wall clock so far off.
+    fn now(monotonic_ns: u64, step: i64) -> Now {
+        const UNIX_NS: u64 = 1_800_000_000_000_000_000;
+        let unix_ns = (UNIX_NS + monotonic_ns).saturating_add_signed(step);
+        let offset = UNIX_NS.cast_signed() + step;
+        let clock = Clock { tai_offset_ns: 0, monotonic_offset_ns: offset, boot_offset_ns: offset };
+        Now { instant: Instant::now(), unix_ns, clock }
+    }
+
+    #[test]
+    fn a_stepped_wall_clock_leaves_the_limits_alone() {
+        const HOUR: i64 = 3_600_000_000_000;
+        for step in [-HOUR, HOUR] {
+            let limit = Limit { per_second: 1.0, burst: 1.0, per: Vec::new() };
+            let mut sampler = Sampler::new(Sampling::new(Rate::Limit(limit), Vec::new()));
+            let mut judge = |now: Now| sampler.judge(&mut plain_reset(), now.steady_ns());
+            assert!(matches!(judge(now(0, 0)), Verdict::Keep { .. }), "the burst");
+            assert!(matches!(judge(now(1_000_000, step)), Verdict::Held { .. }), "a step fills no bucket");
+            assert!(matches!(judge(now(2_000_000_000, step)), Verdict::Keep { .. }), "nor does it stop its filling");
+            assert_eq!(sampler.due_summaries(now(20_000_000_000, step).steady_ns()).len(), 1);
+        }
+    }
 }

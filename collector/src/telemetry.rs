@@ -187,7 +187,8 @@ fn instruments(provider: &SdkMeterProvider, account: Arc<Account>) {
     });
     gauge("reset_collector.last_error_timestamp", "s", "When a request failed last, since 1970", |snapshot, out| {
         // Whole seconds; a lane that never failed has no point.
-        let failed = snapshot.lanes.iter().filter_map(|lane| Some((lane.health.last_error_unix_s? as u64, labels(lane))));
+        let failed =
+            snapshot.lanes.iter().filter_map(|lane| Some((lane.health.last_error_unix_s? as u64, labels(lane))));
         out.extend(failed);
     });
     gauge("reset_collector.hook_active", "1", "1 where the hook is attached", |snapshot, out| {

@@ -281,7 +281,8 @@ impl Codec for Headers {
     type Value = Vec<(String, Secret)>;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Self::Value) {
-        let allowed = "a mapping of names to texts: { authorization: \"Bearer ${env:TOKEN}\" }, or ${file:/run/secrets/token}";
+        let allowed =
+            "a mapping of names to texts: { authorization: \"Bearer ${env:TOKEN}\" }, or ${file:/run/secrets/token}";
         if reader.is_null(node) {
             return value.clear();
         }

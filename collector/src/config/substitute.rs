@@ -147,7 +147,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("token");
         std::fs::write(&path, "s3cret\n").unwrap();
-        let read = |text: &str, files| substitute(text, Sources { env: &|_| None, files }).map(|text| text.into_owned());
+        let read =
+            |text: &str, files| substitute(text, Sources { env: &|_| None, files }).map(|text| text.into_owned());
         let text = format!("Bearer ${{file:{}}}", path.display());
         assert_eq!(read(&text, true).unwrap(), "Bearer s3cret");
         assert!(read(&text, false).unwrap_err().message.contains("headers only"));
