@@ -47,7 +47,9 @@ fn node_agent(arguments: &[&str]) -> Result<Container> {
 
 /// The workload: clients that another user runs, so that looking at them takes the capabilities.
 fn workload(peer: &Path) -> Result<Container> {
-    let mut container = Container::new(peer, &["demand", CLIENT, SERVER, PORT, &TIMES.to_string()])?;
+    // It lives until it has been looked at, however busy the machine is; the test ends it.
+    let seconds = (2 * PATIENCE.as_secs()).to_string();
+    let mut container = Container::new(peer, &["demand", CLIENT, SERVER, PORT, &TIMES.to_string(), &seconds])?;
     container.set_variable("OTEL_SERVICE_NAME", "inside");
     container.config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
     Ok(container)
@@ -67,10 +69,9 @@ fn start(command: &mut Command) -> Result<Running> {
     Ok(Running(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
 }
 
-/// Runs the workload to its end and returns the records of its end of the connections.
+/// Runs the workload and returns the records of its end of the connections.
 fn records_of_workload(collector: &Collector, network: &Network, workload: &Container) -> Result<Vec<Record>> {
-    let output = workload.command()?.output()?;
-    ensure!(output.status.success(), "the workload: {}", String::from_utf8_lossy(&output.stderr));
+    let _running = start(&mut workload.command()?)?;
     let deadline = Instant::now() + PATIENCE;
     loop {
         let mut records = collector.records(&[network.server.inode])?;
@@ -117,7 +118,7 @@ fn as_node_agent_it_knows_every_pods_owners_and_sends_to_a_name() -> Result<()> 
     agent.mount(&directory.0, DIRECTORY);
     agent.mount(Path::new("/etc/hosts"), "/etc/hosts");
     let collector = Collector::start_as(agent.command()?, |_| true)?;
-    ensure!(!collector.said().contains("WARN"), "something is missing: {}", collector.said());
+    ensure!(!collector.said().contains("less is known"), "something is missing: {}", collector.said());
 
     let _server = start(network.server.command_of(&peer).args(["answer", SERVER, PORT]))?;
     std::thread::sleep(Duration::from_millis(500));
