@@ -2,8 +2,12 @@
 #
 #   docker build -t reset-collector:0.1.0 .
 #   docker buildx build --platform linux/amd64,linux/arm64 -t reset-collector:0.1.0 .
+#   buildah build --format docker -t reset-collector:0.1.0 .    # OCI's own format has no HEALTHCHECK
 #
-# The eBPF object is in the repository and fits both platforms: it is one of little-endian machines.
+# The eBPF object is in the repository and fits both platforms: it is one of little-endian machines. What was tried: the
+# commands of the first stage on Debian 12 for amd64, the second stage by buildah 1.28 (19.9 MB, 8.4 MB compressed), the program
+# by runc (tests/tests/image.rs). For arm64 the program was cross-built and run in an emulated machine, see docs/kernels.md; this
+# file was not. The first stage's base image was not to be had.
 
 FROM docker.io/library/rust:1.95-slim-bookworm AS build
 WORKDIR /source
