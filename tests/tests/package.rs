@@ -2,7 +2,6 @@
 //! that lies over this machine's own, so that nothing here is changed.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, reason = "a skip says why")]
 
 use std::{
     collections::BTreeSet,
