@@ -1,6 +1,8 @@
 //! The manifests of `examples/kubernetes` against the Kubernetes API's own schemas, strictly: a field that the API does not
 //! know is refused, as by `kubectl apply --validate=strict`. And what the manifests name in each other is there.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::{
     collections::BTreeMap,
     fs,
