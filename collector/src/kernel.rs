@@ -192,6 +192,7 @@ struct Globals {
     has_tai_clock: u32,
     has_rules: bool,
     has_typed_task: u32,
+    knows_null: u32,
     reasons: ReasonTables,
 }
 
@@ -231,6 +232,10 @@ impl Globals {
             // has a function of its own (`reg->precise = env->subprog_cnt > 1`, kernel/bpf/verifier.c).
             has_rules: has("loop") == 1 && has("cgrp_storage_get") == 1,
             has_typed_task: has("get_current_task_btf"),
+            // Both came in 6.13 (6.12 has the former in some of its releases: not told apart).
+            knows_null: u32::from(
+                types.enumerators("bpf_attach_type", "BPF_").iter().any(|(_, name)| name == "TRACE_UPROBE_SESSION"),
+            ),
             reasons,
         }
     }
@@ -438,6 +443,7 @@ fn load(btf: &Btf, globals: &Globals, ring_buffer_bytes: u32) -> Result<Ebpf, Ke
         .override_global("RESET_CLASSES", globals.reset_classes.as_slice(), true)
         .override_global("DROP_CLASSES", globals.drop_classes.as_slice(), true)
         .override_global("HAS_TAI_CLOCK", &globals.has_tai_clock, true)
+        .override_global("KNOWS_NULL", &globals.knows_null, true)
         .override_global("HAS_TYPED_TASK", &globals.has_typed_task, true)
         .override_global("HAS_SOCKET_STORAGE", &has_socket_storage, true)
         .map_max_entries("RESETS", ring_buffer_bytes);
