@@ -162,6 +162,8 @@ pub struct Kernel {
     rules: Array<MapData, [u8; RULE_LEN]>,
     /// What the map holds, but for the programs' own writes.
     said: Control,
+    /// Whether the kernel could look through all tasks.
+    walks_tasks: bool,
     counters: Arc<Counters>,
     coverage: Vec<Coverage>,
     reasons: ReasonTables,
@@ -221,9 +223,9 @@ impl Kernel {
                 Coverage { hook: plan.hook, sees: plan.sees, sees_resets: plan.sees_resets, missing }
             })
             .collect();
-        for (name, kind) in load::WALKS {
+        for (name, _) in load::WALKS {
             if let Err(why) = verdicts.take(name, name) {
-                tracing::warn!("owners of some sockets will not be known, the kernel's {kind} cannot be walked: {why}");
+                tracing::warn!("{name} {why}");
             }
         }
         watch.lap("the hooks are attached");
@@ -237,6 +239,7 @@ impl Kernel {
             control,
             rules,
             said: Control::default(),
+            walks_tasks: false,
             counters: Arc::new(Counters { captured, lost, withheld }),
             coverage,
             reasons: globals.reasons,
@@ -244,7 +247,7 @@ impl Kernel {
         };
         // After the hooks: nobody is missed between.
         kernel.look_at_tasks();
-        kernel.iterate("every_file");
+        kernel.iterate("every_file", "task_file");
         kernel.walk_took = watch.lap("who is there already is known");
         Ok(kernel)
     }
@@ -264,9 +267,18 @@ impl Kernel {
         self.credentials.take()
     }
 
+    /// Whether the calling thread may still do what a running collector asks of the kernel: read counters, set rules, look
+    /// through the tasks.
+    pub fn still_works(&mut self) -> bool {
+        let tasks = |programs| iterate(programs, "every_task").is_ok();
+        // Where the tasks could not be walked at the start, that proves nothing.
+        let tasks = !self.walks_tasks || self.programs.as_mut().is_none_or(tasks);
+        tasks && self.counters.captured.get(&0, 0).is_ok() && self.say(self.said).is_ok()
+    }
+
     /// Looks through all tasks, so that processes are known by the credentials that they have now.
     pub fn look_at_tasks(&mut self) {
-        self.iterate("every_task");
+        self.walks_tasks = self.iterate("every_task", "task");
     }
 
     /// How long it took to name the owners of the sockets and the processes that were there already.
@@ -274,12 +286,14 @@ impl Kernel {
         self.walk_took
     }
 
-    fn iterate(&mut self, name: &str) {
-        let Some(programs) = &mut self.programs else { return };
-        // A program that was not loaded has been told of.
-        if let Err(error) = iterate(programs, name) {
-            tracing::debug!("{name}: {error}");
+    /// Whether it could.
+    fn iterate(&mut self, program: &str, kind: &str) -> bool {
+        let Some(programs) = &mut self.programs else { return false };
+        let walked = iterate(programs, program);
+        if let Err(error) = &walked {
+            tracing::warn!("owners of some sockets will not be known, the kernel's {kind} cannot be walked: {error}");
         }
+        walked.is_ok()
     }
 
     /// The kernel's names for its reasons.
