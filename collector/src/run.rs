@@ -253,7 +253,11 @@ fn announce(kernel: &Kernel) -> String {
     }
     let seen = kernel.coverage().iter().filter(|hook| hook.sees_resets && hook.missing.is_none());
     let hooks: Vec<&str> = seen.map(|hook| hook.hook).collect();
-    tracing::info!("ready: every reset on this host, through {}", hooks.join(", "));
+    let walked = kernel.walk_took().as_millis();
+    tracing::info!(
+        "ready: every reset on this host, through {}; owners of open sockets in {walked} ms",
+        hooks.join(", ")
+    );
     if unseen.is_empty() { SEES_ALL.to_owned() } else { format!("sees resets, but not {}", unseen.join(", ")) }
 }
 
