@@ -243,16 +243,25 @@ impl<'a> Judge<'a> {
         if none {
             return Verdict::Missing;
         }
-        if trace != true_trace || true_span.as_ref().is_some_and(|true_span| *true_span != span) {
+        let in_trace = self.traces.get(trace.as_str()).map(Vec::as_slice).unwrap_or_default();
+        let named = in_trace.iter().find(|found| found.span_id == span);
+        // A span that had left before its reset was read gets the event by a child, which the record then names.
+        let child = named.is_some_and(|found| found.operation == "tcp.reset");
+        let application = if child { named.and_then(|found| found.parent_id.clone()) } else { Some(span.clone()) };
+        let told = named.is_some_and(|found| found.resets().any(|event| is_of(event, log)));
+        if trace != true_trace {
             return Verdict::Wrong(format!("{method} {trace} {span}, not {true_trace} {true_span:?}"));
         }
-        let in_trace = self.traces.get(trace.as_str()).map(Vec::as_slice).unwrap_or_default();
-        let own = |found: &&Span| found.span_id == span || found.parent_id.as_ref() == Some(&span);
-        let found = in_trace.iter().copied().filter(own).find(|found| found.resets().any(|event| is_of(event, log)));
-        match found {
-            Some(found) if found.span_id == span => Verdict::Right(method),
-            Some(_) => Verdict::Right(format!("{method}, child")),
-            None => Verdict::NoEvent(method),
+        if named.is_none() {
+            return Verdict::NoEvent(format!("{method}: Jaeger has no span {span}"));
+        }
+        if true_span.is_some() && application != true_span {
+            return Verdict::Wrong(format!("{method} {trace} {application:?}, not {true_span:?}"));
+        }
+        match (told, child) {
+            (true, false) => Verdict::Right(method),
+            (true, true) => Verdict::Right(format!("{method}, child")),
+            (false, _) => Verdict::NoEvent(method),
         }
     }
 
