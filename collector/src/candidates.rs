@@ -79,6 +79,13 @@ impl Candidates {
         self.spans.iter().map(|span| span.fit).max().unwrap_or(Fit::No)
     }
 
+    /// The end of the last span that fits best, ns since 1970.
+    pub(crate) fn last_end(&self) -> u64 {
+        let best = self.best();
+        let ends = self.spans.iter().filter(|span| span.fit == best).map(|span| span.end_unix_ns);
+        ends.max().unwrap_or_default()
+    }
+
     /// Whether this span may be the one here: another connection cannot be said to have it then.
     pub(crate) fn claims(&self, span_id: [u8; 8]) -> bool {
         let disputable = (Fit::Suspect..=Fit::Failed).contains(&self.best());

@@ -22,8 +22,9 @@ const MOST_OF_PROCESS: usize = 256;
 const MOST_OF_CONNECTION: usize = 16;
 /// Processes whose requests are kept at most; the one that has sent nothing for longest goes.
 const MOST_PROCESSES: usize = 256;
-/// Two resets that happened together have both been read after this time.
-const SETTLED: Duration = Duration::from_millis(250);
+/// Two resets that happened together have both been read after this time: the reader looks every 20 ms, and waits a
+/// quarter of a second at most for a process that hangs.
+const SETTLED: Duration = Duration::from_millis(300);
 /// For how long a reset that did not wait makes spans doubtful: a call may end this long after its reset was read.
 const FORGOTTEN: Duration = Duration::from_secs(10);
 
@@ -194,8 +195,11 @@ impl State {
         if group.verdict.as_ref().is_some_and(|verdict| !verdict.on_application_span) {
             return None;
         }
-        let settled = now.saturating_duration_since(group.offered) >= SETTLED;
         let best = group.candidates.best();
+        // Its span's own reset, if that was another, happened before the span's end.
+        let first = group.resets.iter().map(|reset| reset.time_unix_ns).min().unwrap_or_default();
+        let longer = Duration::from_nanos(group.candidates.last_end().saturating_sub(first));
+        let settled = now.saturating_duration_since(group.offered) >= SETTLED.saturating_add(longer);
         let ready = match best {
             Fit::Certain => true,
             Fit::Late | Fit::Failed => settled,
