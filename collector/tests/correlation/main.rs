@@ -20,11 +20,13 @@ use bytes::Bytes;
 use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceRequest, trace::v1::Span};
 use prost::Message;
 use reset_collector::{
+    config::settings::Correlation,
     correlate::{Correlator, Spliced},
-    payload::{Coding, Format, Payload},
+    receive::{
+        payload::{Coding, Format, Payload},
+        splice,
+    },
     reset::{Owner, Reset, Trace, TraceMethod},
-    settings::Correlation,
-    splice,
 };
 use sdk::{owner, request};
 

@@ -7,7 +7,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use reset_collector::{
     correlate::MOST_WAITING,
-    payload::{Coding, Format, Payload},
+    receive::payload::{Coding, Format, Payload},
     reset::{Cause, Endpoint, Owner, Reset, State, Trace, TraceMethod},
 };
 
