@@ -22,11 +22,11 @@ PATIENCE = 10
 printing = threading.Lock()
 
 
-def tell(case, side, local_port, peer_port, traceparent, made=True):
+def tell(case, side, local_port, peer_port, traceparent, made=True, shared=False):
     parts = (traceparent or "").split("-")
     trace, span = (parts[1], parts[2]) if len(parts) == 4 else (None, None)
     line = {"case": case, "side": side, "local_port": local_port, "peer_port": peer_port, "trace_id": trace}
-    line |= {"span_id": span, "made": made}
+    line |= {"span_id": span, "made": made, "shared": shared}
     with printing:
         print(json.dumps(line), flush=True)
 

@@ -46,20 +46,49 @@ const OF_CLIENT: [&str; 11] = [
     "outside",
 ];
 
-/// An instrumented program: its name, how it is run, and the protocol of its OTLP.
+const OF_GRPC_SERVER: [&str; 8] = [
+    "client_aborts",
+    "all_of_three",
+    "third_of_five",
+    "one_of_eight",
+    "control_complete",
+    "control_idle",
+    "control_no_request",
+    "control_beside_another",
+];
+const OF_GRPC_CLIENT: [&str; 10] = [
+    "before",
+    "middle",
+    "unread",
+    "connection_refused",
+    "all_of_three",
+    "third_of_five",
+    "one_of_eight",
+    "complete",
+    "idle",
+    "outside",
+];
+
+/// An instrumented program: its name, how it is run, the protocol of its OTLP, its other end and the cases.
 struct Instrumented {
     name: &'static str,
     run: &'static [&'static str],
     protocol: &'static str,
     side: Side,
+    peer: &'static str,
+    cases: &'static [&'static str],
 }
 
 const fn server(name: &'static str, run: &'static [&'static str], protocol: &'static str) -> Instrumented {
-    Instrumented { name, run, protocol, side: Side::Server }
+    Instrumented { name, run, protocol, side: Side::Server, peer: "peer", cases: &OF_SERVER }
 }
 
 const fn client(name: &'static str, run: &'static [&'static str], protocol: &'static str) -> Instrumented {
-    Instrumented { name, run, protocol, side: Side::Client }
+    Instrumented { name, run, protocol, side: Side::Client, peer: "peer", cases: &OF_CLIENT }
+}
+
+const fn grpc(program: Instrumented, cases: &'static [&'static str]) -> Instrumented {
+    Instrumented { peer: "peer_grpc", cases, ..program }
 }
 
 const PROGRAMS: &[Instrumented] = &[
@@ -69,6 +98,8 @@ const PROGRAMS: &[Instrumented] = &[
     client("Python httpx", &["python", "client.py", "httpx"], "http/protobuf"),
     server("Go net/http", &["go", "http-server"], "http/protobuf"),
     client("Go net/http", &["go", "http-client"], "grpc"),
+    grpc(server("Go gRPC", &["go", "grpc-server"], "grpc"), &OF_GRPC_SERVER),
+    grpc(client("Go gRPC", &["go", "grpc-client"], "http/protobuf"), &OF_GRPC_CLIENT),
     server("Node http", &["node", "server.js"], "http/protobuf"),
     client("Node http", &["node", "client.js", "http"], "http/protobuf"),
     client("Node fetch", &["node", "client.js", "fetch"], "grpc"),
@@ -150,16 +181,16 @@ fn resets_stand_on_the_spans_of_their_requests() -> Result<()> {
         if program.side == Side::Server {
             let server = Program::start(workload, &[program.run, &[port]].concat(), &variables)?;
             server.wait_ready()?;
-            let cases = OF_SERVER.iter().filter(|case| !IMPOSSIBLE.contains(&(program.name, case)));
+            let cases = program.cases.iter().filter(|case| !IMPOSSIBLE.contains(&(program.name, case)));
             let cases: Vec<&str> = cases.copied().collect();
-            let mut peer = Program::start(workload, &[&["peer", "call", port][..], &cases].concat(), &[])?;
+            let mut peer = Program::start(workload, &[&[program.peer, "call", port][..], &cases].concat(), &[])?;
             ensure!(peer.wait()?, "{}: the peer failed", program.name);
             truths.extend(peer.truths(program.name)?);
             running.push(server);
         } else {
-            let peer = Program::start(workload, &["peer", "serve", peer_port], &[])?;
+            let peer = Program::start(workload, &[program.peer, "serve", peer_port], &[])?;
             peer.wait_ready()?;
-            let arguments = [program.run, &[peer_port, refused], &OF_CLIENT].concat();
+            let arguments = [program.run, &[peer_port, refused], program.cases].concat();
             Program::start(workload, &arguments, &variables)?.wait()?;
             truths.extend(peer.truths(program.name)?);
             truths.push(Truth {
@@ -171,6 +202,7 @@ fn resets_stand_on_the_spans_of_their_requests() -> Result<()> {
                 trace_id: None,
                 span_id: None,
                 made: true,
+                shared: false,
             });
         }
     }

@@ -1,7 +1,7 @@
-// Programs of net/http with otelhttp, as their documentation has them.
+// Programs of net/http with otelhttp and of gRPC with otelgrpc, as their documentation has them.
 //
-//	program http-server PORT
-//	program http-client PORT REFUSED_PORT CASE...
+//	program http-server|grpc-server PORT
+//	program http-client|grpc-client PORT REFUSED_PORT CASE...
 package main
 
 import (
@@ -22,6 +22,8 @@ func main() {
 	roles := map[string]func([]string) error{
 		"http-server": serveHTTP,
 		"http-client": callHTTP,
+		"grpc-server": serveGRPC,
+		"grpc-client": callGRPC,
 	}
 	err := roles[os.Args[1]](os.Args[2:])
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
