@@ -25,6 +25,7 @@ pub use crate::account::{
 use crate::{
     account::snapshot::{REASONS, unix_seconds},
     export::signal::Signal,
+    telemetry::exemplar::Exemplars,
 };
 
 /// Names one destination and signal in the account.
@@ -38,6 +39,8 @@ type BeforeLook = Box<dyn Fn(&Account) + Send + Sync>;
 pub struct Account {
     state: Mutex<State>,
     started: SystemTime,
+    /// Resets with a trace, for the metrics.
+    pub exemplars: Exemplars,
     /// Called before each look, so that nothing need be told while nobody looks.
     before_look: OnceLock<BeforeLook>,
 }
@@ -102,7 +105,12 @@ impl Account {
             beats: false,
             asked: None,
         };
-        Self { state: Mutex::new(state), started: SystemTime::now(), before_look: OnceLock::new() }
+        Self {
+            state: Mutex::new(state),
+            started: SystemTime::now(),
+            exemplars: Exemplars::default(),
+            before_look: OnceLock::new(),
+        }
     }
 
     /// Takes over the kernel's counters: totals since the probes were attached, the resets by [`counter_index`] and

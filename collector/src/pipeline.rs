@@ -235,6 +235,7 @@ impl Pipeline {
         match verdict {
             Verdict::Keep { .. } => {
                 let told = self.stages.teller.tell(&reset);
+                self.stages.account.exemplars.keep(&reset, &told.identity);
                 hand_over(&told, &mut self.stages.console, &mut self.stages.outputs, now.instant);
             }
             Verdict::SampledOut { .. } => self.tally.sampled_out += 1,

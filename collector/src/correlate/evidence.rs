@@ -27,8 +27,9 @@ use crate::{
 const LATE: Duration = Duration::from_millis(5);
 /// Clocks of one host, read in two places.
 const SKEW: Duration = Duration::from_millis(2);
-/// A call fails this soon after the reset of its connection; what fails later has another reason.
-const NEAR: Duration = Duration::from_millis(250);
+/// A call fails this soon after the reset of its connection, on a machine that has much else to do; what fails later has
+/// another reason.
+const NEAR: Duration = Duration::from_secs(1);
 /// The same for a call that does not say that it was reset: a connection may have ended otherwise.
 const VERY_NEAR: Duration = Duration::from_millis(100);
 
@@ -198,7 +199,11 @@ fn fit_of_own_connection(seen: &Seen, reset: &Reset) -> Fit {
     // With the end of the stream sent, no other request can have begun: the rest of this one's body lies there.
     let ended = matches!(reset.state, Some(State::FinWait1 | State::FinWait2));
     let rest_came = sent && ended && reset.cause == Cause::DataAfterClose;
-    let late = if left_unread && ended { CLOSED } else { LATE };
+    let late = match (left_unread, rest_came) {
+        (true, _) if ended => CLOSED,
+        (_, true) => VERY_NEAR,
+        _ => LATE,
+    };
     if after <= nanoseconds(late) && (open || rest_came) { Fit::Late } else { Fit::No }
 }
 
@@ -264,7 +269,7 @@ fn established(reset: &Reset) -> Option<u64> {
 pub fn ends_long_after(seen: &Seen, reset: &Reset) -> bool {
     const BEYOND_ANY_RANGE: Duration = Duration::from_secs(3600);
     let after = seen.end_unix_ns.saturating_sub(reset.time_unix_ns);
-    (nanoseconds(NEAR)..nanoseconds(BEYOND_ANY_RANGE)).contains(&after)
+    (2 * nanoseconds(VERY_NEAR)..nanoseconds(BEYOND_ANY_RANGE)).contains(&after)
 }
 
 /// Whether a call that went well may have left its answer half read, so that the reset could be its own as well as

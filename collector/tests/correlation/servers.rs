@@ -39,7 +39,9 @@ fn http_servers() {
         check(&name("one of eight"), &eight, &[at_server(40_006, 10_000)], &on(6));
         let lingering = |state, at_ms| Reset { state: Some(state), time_unix_ns: ZERO + at_ms * MS, ..upload.clone() };
         let more = Reset { cause: Cause::DataAfterClose, ..lingering(State::FinWait2, 23) };
-        check(&name("the rest of the body came after the end"), &one, &[more], &on(1));
+        check(&name("the rest of the body came after the end"), &one, std::slice::from_ref(&more), &on(1));
+        check(&name("the same, a little later"), &one, &[more.clone().at(ZERO + 110 * MS)], &on(1));
+        check(&name("the next request came after the end"), &one, &[more.at(ZERO + 140 * MS)], &[Said::Nothing]);
         let unacked = |state| Reset {
             state: Some(state),
             connection: Connection { unacked_bytes: Some(118), ..at_server(1, 0).connection },
