@@ -270,10 +270,14 @@ fn jaeger_alone_needs_one_line() -> Result<()> {
     Ok(())
 }
 
-/// Jaeger finds nothing wrong with the collector's own spans.
+/// Jaeger finds nothing wrong with the collector's own spans. A connection may be older than the request: of a child
+/// that begins before its parent Jaeger says that it has not moved it, where the SDK names no host.
 fn no_warnings(spans: &[Span]) -> Result<()> {
     for span in spans.iter().filter(|span| span.operation == "tcp.reset") {
-        ensure!(span.warnings.is_empty(), "Jaeger warns of {}: {:?}", span.span_id, span.warnings);
+        let is_older =
+            |warning: &&String| span.parent_id.is_some() && warning.contains("clock skew adjustment disabled");
+        let warnings: Vec<_> = span.warnings.iter().filter(|warning| !is_older(warning)).collect();
+        ensure!(warnings.is_empty(), "Jaeger warns of {}: {warnings:?}", span.span_id);
     }
     Ok(())
 }
