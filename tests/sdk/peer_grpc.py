@@ -15,7 +15,7 @@ import time
 
 import hpack
 
-from peer import LOOPBACK, PATIENCE, reset, socket, tell, traceparent
+from peer import LOOPBACK, PATIENCE, reset, socket, tell, traceparent, while_it_works
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
@@ -188,34 +188,45 @@ class Call(Connection):
             if flags & END_STREAM:
                 self.open.pop(ended)
 
+    def end(self):
+        for stream in list(self.open):
+            self.read_answer(stream)
+        self.socket.close()
+
     def reset(self):
         reset(self.socket)
         tell_all(self.case, "server", self.port, self.own_port, list(self.open.values()))
 
 
 def client_aborts(port, case):
-    call = Call(port, case)
-    call.send("slow")
-    time.sleep(0.1)
-    call.reset()
+    def make():
+        call = Call(port, case)
+        call.send("slow")
+        return call
+
+    while_it_works(make).reset()
 
 
 def all_of_three(port, case):
-    call = Call(port, case)
-    for _ in range(3):
-        call.send("slow")
-    time.sleep(0.1)
-    call.reset()
+    def make():
+        call = Call(port, case)
+        for _ in range(3):
+            call.send("slow")
+        return call
+
+    while_it_works(make).reset()
 
 
 def third_of_five(port, case):
-    call = Call(port, case)
-    for _ in range(2):
-        call.read_answer(call.send("fast"))
-        time.sleep(0.02)
-    call.send("slow")
-    time.sleep(0.1)
-    call.reset()
+    def make():
+        call = Call(port, case)
+        for _ in range(2):
+            call.read_answer(call.send("fast"))
+            time.sleep(0.02)
+        call.send("slow")
+        return call
+
+    while_it_works(make).reset()
     rest = Call(port, case)
     for _ in range(2):
         rest.read_answer(rest.send("fast"))
@@ -223,14 +234,18 @@ def third_of_five(port, case):
 
 
 def one_of_eight(port, case):
-    calls = [Call(port, case) for _ in range(8)]
+    calls = [Call(port, case) for _ in range(7)]
     for call in calls:
         call.send("slow")
-    time.sleep(0.1)
-    calls[4].reset()
-    for call in calls[:4] + calls[5:]:
-        call.read_answer(1)
-        call.socket.close()
+
+    def make():
+        call = Call(port, case)
+        call.send("slow")
+        return call
+
+    while_it_works(make).reset()
+    for call in calls:
+        call.end()
 
 
 def control_complete(port, case):

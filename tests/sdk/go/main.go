@@ -2,6 +2,11 @@
 //
 //	program http-server|grpc-server PORT
 //	program http-client|grpc-client PORT REFUSED_PORT CASE...
+//
+// And for tests/bench: a backend that takes all, and a program that sends it.
+//
+//	program otlp-sink PORT [stall]
+//	program otlp-load PORT logs|traces COUNT IN_FLIGHT
 package main
 
 import (
@@ -24,6 +29,8 @@ func main() {
 		"http-client": callHTTP,
 		"grpc-server": serveGRPC,
 		"grpc-client": callGRPC,
+		"otlp-sink":   sinkOTLP,
+		"otlp-load":   loadOTLP,
 	}
 	err := roles[os.Args[1]](os.Args[2:])
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
