@@ -244,7 +244,9 @@ impl<'a> Judge<'a> {
             return Verdict::Ambiguous;
         }
         if none {
-            return Verdict::Missing;
+            // A connection that is reset before the program has accepted it has no span of a server's.
+            let served = truth.side == Side::Client || true_span.is_some();
+            return if served { Verdict::Missing } else { Verdict::Right("none, never served".into()) };
         }
         if truth.shared {
             return self.verdict_on_shared(method, &true_trace, true_span.as_deref(), log);
