@@ -24,7 +24,7 @@ use crate::{
     correlate::Correlator,
     encode::batch::Batcher,
     enrich::{Enricher, pods::Pods},
-    export::{Exporter, tls::TlsConfig},
+    export::{Exporter, signal::Signal, tls::TlsConfig},
     kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, coverage, selftest, vintage},
     pipeline::{
         Output, Pipeline, Stages,
@@ -32,7 +32,11 @@ use crate::{
         reader::{self, Order, Orders},
     },
     pushdown::{self, Knowledge, Program},
-    receive::{Receivers, forward::Backend, sender::find_owner},
+    receive::{
+        Receivers,
+        forward::{Backend, Backends},
+        sender::find_owner,
+    },
     reset::{Decoder, reason::ReasonNames},
     sampler::Sampler,
     signals,
@@ -76,7 +80,7 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start")?;
     let destinations = if options.dry_run { &[][..] } else { &settings.export.otlp[..] };
     let outputs = outputs(destinations, settings, &account, runtime.handle())?;
-    let correlator = Correlator::new(&settings.correlation, settings.export.signals.traces && !outputs.is_empty());
+    let correlator = Correlator::new(&settings.correlation, traces_go_out(&outputs));
     let mut services = runtime.block_on(Services::start(settings, destinations, &account, &correlator))?;
     let pods = runtime.block_on(services.watch_pods(settings))?;
     account.set_hooks(hooks(&kernel));
@@ -179,12 +183,16 @@ fn outputs(
     runtime: &Handle,
 ) -> Result<Vec<Output>> {
     let start = |destination: &Destination| -> Result<Output> {
-        let signals = settings.export.signals;
+        let signals = settings.export.signals_of(destination);
         let exporter = Exporter::start(destination, signals, Arc::clone(account), runtime)?;
-        let batcher = Batcher::new(destination.batch.clone(), destination.signals.unwrap_or(signals));
-        Ok(Output::new(batcher, exporter))
+        Ok(Output::new(Batcher::new(destination.batch.clone(), signals), exporter))
     };
     destinations.iter().map(start).collect()
+}
+
+/// Whether anybody gets spans: else a log record must name none of ours, and no application's span an event.
+fn traces_go_out(outputs: &[Output]) -> bool {
+    outputs.iter().any(Output::takes_traces)
 }
 
 fn stages(
@@ -200,7 +208,7 @@ fn stages(
     let enricher = Enricher::new(&settings.enrichment, PROC.into(), pods, Instant::now());
     let tables = kernel.reasons().clone();
     let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), enricher.host());
-    let spans = settings.export.signals.traces && !outputs.is_empty();
+    let spans = traces_go_out(&outputs);
     Ok(Stages {
         decoder,
         owners: Owners::new(credentials),
@@ -289,20 +297,13 @@ impl Services {
             services.tasks.push(tokio::spawn(admin.run(wait())));
         }
         if settings.correlation.grpc.is_some() || settings.correlation.http.is_some() {
-            let destination = destinations.first().context(
-                "correlation.otlp_receiver passes on to export.otlp, and that has no destination: give it an endpoint",
-            )?;
-            let receivers = receivers(settings, destination, correlator).await?;
+            let receivers = receivers(settings, destinations, correlator).await?;
             services.tasks.push(tokio::spawn(receivers.run(wait())));
         }
-        if settings.export.signals.metrics {
-            for destination in destinations {
-                if destination.signals.is_none_or(|signals| signals.metrics) {
-                    let account = Arc::clone(account);
-                    let telemetry = Telemetry::start(destination, account, telemetry::INTERVAL, &Handle::current())?;
-                    services.telemetry.push(telemetry);
-                }
-            }
+        for destination in destinations.iter().filter(|it| settings.export.signals_of(it).metrics) {
+            let account = Arc::clone(account);
+            let telemetry = Telemetry::start(destination, account, telemetry::INTERVAL, &Handle::current())?;
+            services.telemetry.push(telemetry);
         }
         Ok(services)
     }
@@ -364,16 +365,33 @@ impl Services {
     }
 }
 
-async fn receivers(settings: &Settings, destination: &Destination, correlator: &Arc<Correlator>) -> Result<Receivers> {
-    let protocols: &[&str] = if destination.protocol == Protocol::Grpc { &["h2"] } else { &["http/1.1"] };
-    let tls = match destination.endpoint.starts_with("https://") {
-        true => Some((*TlsConfig::new(&destination.tls, protocols)?.current()).clone()),
-        false => None,
+async fn receivers(
+    settings: &Settings,
+    destinations: &[Destination],
+    correlator: &Arc<Correlator>,
+) -> Result<Receivers> {
+    let mut backends = Vec::new();
+    for destination in destinations {
+        let protocols: &[&str] = if destination.protocol == Protocol::Grpc { &["h2"] } else { &["http/1.1"] };
+        let tls = match destination.endpoint.starts_with("https://") {
+            true => Some((*TlsConfig::new(&destination.tls, protocols)?.current()).clone()),
+            false => None,
+        };
+        backends.push((destination, Arc::new(Backend::new(destination, tls)?)));
+    }
+    let first = backends.first().context(
+        "correlation.otlp_receiver passes on to export.otlp, and that has no destination: give it an endpoint",
+    )?;
+    // What nobody wants of ours may be an application's: then the first says what it thinks of it.
+    let takes = |signal| {
+        let takes = backends.iter().find(|(destination, _)| settings.export.signals_of(destination).has(signal));
+        takes.unwrap_or(first)
     };
-    let backend = Backend::new(destination, tls)?;
+    let onward = takes(Signal::Traces).0;
+    let onward = onward.signal_endpoints.traces.as_ref().unwrap_or(&onward.endpoint);
+    let of_signal = Backends::new(|signal| Arc::clone(&takes(signal).1));
     let receivers =
-        Receivers::listen(&settings.correlation, backend, Arc::clone(correlator), Arc::new(find_owner)).await?;
-    let onward = destination.signal_endpoints.traces.as_ref().unwrap_or(&destination.endpoint);
+        Receivers::listen(&settings.correlation, of_signal, Arc::clone(correlator), Arc::new(find_owner)).await?;
     for address in receivers.addresses() {
         tracing::info!("applications may send their OTLP to {address}; their traces go on to {onward}");
     }
