@@ -102,7 +102,7 @@ impl Socket {
     }
 
     #[inline(always)]
-    fn tcp(self) -> *const u8 {
+    pub(crate) fn tcp(self) -> *const u8 {
         // SAFETY: the helper checks that it is a full TCP socket and gives null otherwise.
         unsafe { bpf_skc_to_tcp_sock(self.0.cast_mut().cast()) }.cast_const().cast()
     }

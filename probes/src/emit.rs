@@ -16,6 +16,7 @@ use crate::{
     owner::{self, Task},
     read::has_tai_clock,
     segment::{Segment, network_namespace},
+    wire,
 };
 
 /// `BPF_RB_NO_WAKEUP` and `BPF_RB_FORCE_WAKEUP` (include/uapi/linux/bpf.h): the default wakes the reader for each
@@ -56,6 +57,7 @@ impl Draft {
         socket.write_cgroup(record);
         socket.write_facts(record, self.state);
         owner::write_holder(record, socket);
+        wire::write_context(record, socket, false);
         submit(record);
     }
 
@@ -71,6 +73,7 @@ impl Draft {
             Some(task) => owner::write_acting(record, socket, task, !matches!(self.cause, Cause::AdminKill)),
             None => owner::write_holder(record, socket),
         }
+        wire::write_context(record, socket, true);
         submit(record);
     }
 
@@ -87,6 +90,9 @@ impl Draft {
         record.segment_flags = segment.flags;
         record.sequence = if segment.flags & ACK != 0 { segment.acknowledgement } else { 0 };
         self.write_socket(record, socket, holder, &ends);
+        if let (Some(socket), Holder::Connection(_)) = (socket, holder) {
+            wire::write_context(record, socket, true);
+        }
         submit(record);
     }
 
