@@ -6,14 +6,13 @@ use std::{hint::black_box, io, time::Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use probes::{COMM_LEN, RECORD_VERSION, ResetRecord};
 use reset_collector::{
-    batch::Batcher,
-    console::Console,
-    encode,
+    config::settings::{self, Signals},
+    encode::{self, batch::Batcher},
     enrich::{ResourceValue, Workload},
-    reason::ReasonNames,
-    reset::{Cause, Clock, Decoder, Direction, Hook, Origin, OwnerSource, Reset, State, read_record},
-    settings::{self, Signals},
-    told::Teller,
+    reset::{
+        Cause, Clock, Decoder, Direction, Hook, Origin, OwnerSource, Reset, State, read_record, reason::ReasonNames,
+    },
+    told::{Teller, console::Console},
 };
 use zerocopy::IntoBytes;
 
@@ -92,7 +91,7 @@ fn decoder() -> Decoder {
 fn each_reset(decoder: &Decoder, records: &[Vec<u8>], mut take: impl FnMut(&Reset)) {
     for bytes in records {
         let record = read_record(black_box(bytes)).expect("a whole record");
-        let clock = Clock { tai_offset_ns: 0, monotonic_offset_ns: 1_795_553_979_000_000_000 };
+        let clock = Clock { monotonic_offset_ns: 1_795_553_979_000_000_000, ..Clock::default() };
         take(&decoder.decode(&record, clock, 1_795_553_980_000_000_000).expect("a valid record"));
     }
 }

@@ -14,11 +14,12 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message;
 use reset_collector::{
-    correlate::Correlator,
-    evidence,
-    payload::{Coding, Format, Payload},
-    settings::Correlation,
-    splice,
+    config::settings::Correlation,
+    correlate::{Correlator, evidence},
+    receive::{
+        payload::{Coding, Format, Payload},
+        splice,
+    },
 };
 
 const SPANS: u64 = 512;

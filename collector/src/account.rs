@@ -6,7 +6,10 @@
 //! no fate yet: in the ring buffer, in the pipeline, waiting to be sent, and in flight. `recovered` are the resets
 //! that the storage directory held from an earlier run: queued then, so that the law holds across a restart as well.
 //!
-//! Knows nothing of how the figures are shown ([`crate::prometheus`], [`crate::telemetry`]).
+//! Knows nothing of how the figures are shown ([`crate::telemetry::prometheus`], [`crate::telemetry`]).
+
+mod drop_reason;
+pub mod snapshot;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
@@ -15,13 +18,13 @@ use std::{
 
 use probes::{COUNTERS, Cause, Direction, Origin, counter_index};
 
-pub use crate::{
+pub use crate::account::{
     drop_reason::DropReason,
     snapshot::{DURATION_BOUNDS, Dropped, Health, HookCoverage, LaneSnapshot, Snapshot},
 };
 use crate::{
-    signal::Signal,
-    snapshot::{REASONS, unix_seconds},
+    account::snapshot::{REASONS, unix_seconds},
+    export::signal::Signal,
 };
 
 /// Names one destination and signal in the account.
@@ -393,5 +396,4 @@ fn add(sum: &mut Dropped, more: &Dropped) {
 }
 
 #[cfg(test)]
-#[path = "account_tests.rs"]
 mod tests;

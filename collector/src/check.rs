@@ -1,13 +1,12 @@
 //! What `check` and `schema` say of a configuration.
 //!
-//! What this host lacks is found out in [`crate::coverage`].
+//! What this host lacks is found out in [`crate::kernel::coverage`].
 
 use serde::Serialize;
 
 use crate::{
-    config::{self, Config, ConfigErrors, Diagnostic},
+    config::{self, Config, ConfigErrors, Diagnostic, settings::Settings},
     pushdown::Program,
-    settings::Settings,
 };
 
 /// The settings as a YAML file, every key; values of headers redacted.

@@ -5,11 +5,14 @@
 
 mod codec;
 mod destination;
+pub mod environment;
 mod matching;
 mod problem;
 mod reader;
+pub mod reload;
 mod rules;
 mod sections;
+pub mod settings;
 mod showing;
 mod substitute;
 mod tree;
@@ -23,7 +26,7 @@ use codec::Codec;
 pub use problem::{ConfigErrors, Diagnostic, Severity};
 use reader::Reader;
 
-use crate::settings::Settings;
+use crate::config::settings::Settings;
 
 /// Bytes of a file at most.
 pub const MAX_FILE_SIZE: u64 = 1 << 20;

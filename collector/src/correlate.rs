@@ -1,8 +1,16 @@
 //! From a reset to the request that it broke: resets wait for their span, spans that pass are held against them.
 //!
-//! What makes a span the reset's is written in [`crate::evidence`]; here is who waits, for how long, and what is done
+//! What makes a span the reset's is written in [`crate::correlate::evidence`]; here is who waits, for how long, and what is done
 //! when one, several or no spans fit. Memory is bounded
-//! by the constants of [`crate::waiting`] and [`crate::recent`]. No clock, no I/O: the time is given.
+//! by the constants of `waiting` and `recent`. No clock, no I/O: the time is given.
+
+mod candidates;
+pub mod evidence;
+pub mod failure;
+mod group;
+mod recent;
+pub mod tally;
+mod waiting;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -10,17 +18,20 @@ use std::{
 };
 
 use crate::{
-    encode, evidence,
-    payload::Payload,
-    recent,
+    config::settings::Correlation,
+    correlate::{
+        tally::Tally,
+        waiting::{State, process},
+    },
+    encode,
+    receive::{
+        payload::Payload,
+        splice::{Malformed, Place},
+    },
     reset::{Owner, Reset, Trace},
-    settings::Correlation,
-    splice::{Malformed, Place},
-    tally::Tally,
-    waiting::{State, process},
 };
 
-pub use crate::waiting::MOST_WAITING;
+pub use crate::correlate::waiting::MOST_WAITING;
 
 /// How soon to look again at a reset whose span is on its way to the backend.
 const IN_FLIGHT: Duration = Duration::from_millis(100);

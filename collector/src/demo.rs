@@ -24,18 +24,15 @@ use self::{
     verdict::{Observed, judge, table},
 };
 use crate::{
-    console::Console,
-    coverage,
-    doubt::Doubts,
-    enrich::Workload,
-    host,
-    kernel::{KERNEL_BTF, Kernel},
-    namespace::{self, Namespace, NamespaceError},
-    reader,
-    reason::ReasonNames,
-    reset::{Decoder, Reset, read_record},
-    settings,
-    told::Teller,
+    config::settings,
+    enrich::{Workload, host},
+    kernel::{
+        KERNEL_BTF, Kernel, coverage,
+        namespace::{self, Namespace, NamespaceError},
+    },
+    pipeline::{doubt::Doubts, reader},
+    reset::{Decoder, Reset, read_record, reason::ReasonNames},
+    told::{Teller, console::Console},
 };
 
 /// How the demo runs.

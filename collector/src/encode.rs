@@ -1,17 +1,21 @@
 //! Resets as OTLP: written straight into protobuf bytes, once, with nothing allocated per record.
 //!
 //! The messages are those of opentelemetry-proto 1.11; the tests read them back with the crate of that name. How records
-//! are put together to requests is [`crate::batch`]'s.
+//! are put together to requests is [`crate::encode::batch`]'s.
+
+pub mod batch;
+pub mod protobuf;
 
 use std::{borrow::Cow, ops::Range};
 
 use crate::{
-    address::AddressText,
-    attribute::{Attribute, Value},
-    cause::Severity,
     enrich::ResourceValue,
-    protobuf,
-    reset::{Reset, TraceMethod},
+    reset::{
+        Reset, TraceMethod,
+        address::AddressText,
+        attribute::{Attribute, Value},
+        cause::Severity,
+    },
     told::{SpanIdentity, Told},
 };
 
@@ -354,5 +358,4 @@ static KEYS: [Key; Attribute::ALL.len()] = {
 };
 
 #[cfg(test)]
-#[path = "encode_tests.rs"]
 mod tests;

@@ -1,7 +1,21 @@
 //! From a process to its workload: the resource of a reset.
 //!
 //! A cache keyed by pid and start time, which name one process for ever, stands before every read; see
-//! [`crate::process`] for what is read and [`crate::resource`] for what comes of it.
+//! [`crate::enrich::process`] for what is read and [`crate::enrich::resource`] for what comes of it.
+
+pub mod bounded;
+pub mod cgroup;
+pub mod container;
+pub mod deadline;
+pub mod environ;
+pub mod host;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
+pub mod otel_context;
+pub mod pods;
+pub mod printable;
+pub mod process;
+pub mod resource;
 
 use std::{
     borrow::Cow,
@@ -16,16 +30,17 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
-    bounded::Bounded,
-    cgroup::Cgroups,
-    container::Placement,
-    deadline::Deadline,
-    host,
-    pods::{Names, OwnPod, Pods},
-    process::{self, Process, ProcessError, Wanted},
+    config::settings,
+    enrich::{
+        bounded::Bounded,
+        cgroup::Cgroups,
+        container::Placement,
+        deadline::Deadline,
+        pods::{Names, OwnPod, Pods},
+        process::{Process, ProcessError, Wanted},
+        resource::{Identity, Resource, UNKNOWN_SERVICE},
+    },
     reset::{Owner, Reset},
-    resource::{Identity, Resource, UNKNOWN_SERVICE},
-    settings,
 };
 
 /// The workload that owns a socket, as an OpenTelemetry resource; shared by all resets of one process.

@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use crate::{
+use crate::reset::{
+    Cause,
     cause::{self, EXPLANATIONS, Explanation},
     reason::{self, REASONS, Reason},
-    reset::Cause,
 };
 
 /// A topic that is neither a cause nor a reason.

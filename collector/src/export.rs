@@ -1,7 +1,18 @@
 //! A destination's way out: batches from the pipeline go into a queue per signal, consumers send them and try again.
 //!
-//! What is retried and how long stands in [`crate::retry`], what waits in `queue`, the wire in
-//! [`crate::client`].
+//! What is retried and how long stands in [`crate::export::retry`], what waits in `queue`, the wire in
+//! [`crate::export::client`].
+
+pub mod answer;
+pub mod client;
+mod connect;
+pub(crate) mod notice;
+mod queue;
+pub mod retry;
+mod segment;
+pub mod signal;
+mod storage;
+pub(crate) mod tls;
 
 use std::{
     collections::BTreeSet,
@@ -17,15 +28,17 @@ use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
 use crate::{
     account::{Account, DropReason, LaneId, lane_name},
-    answer::Answer,
-    batch::Batch,
-    client::{Client, ClientError, SendError},
-    notice::Notice,
-    queue::{Fate, Queue, Taken},
-    retry::{self, Backoff, Verdict},
-    settings::{self, Fsync, Signals},
-    signal::Signal,
-    storage::StorageError,
+    config::settings::{self, Fsync, Signals},
+    encode::batch::Batch,
+    export::{
+        answer::Answer,
+        client::{Client, ClientError, SendError},
+        notice::Notice,
+        queue::{Fate, Queue, Taken},
+        retry::{Backoff, Verdict},
+        signal::Signal,
+        storage::StorageError,
+    },
 };
 
 /// How long a signal that the backend does not take is left alone before one request asks again.

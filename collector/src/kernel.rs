@@ -3,6 +3,15 @@
 //! What cannot run here is left out with the reason, and the others go on; [`Kernel::coverage`] says which. Decides
 //! nothing about a reset: the programs do, and [`crate::reset`] reads what they wrote.
 
+pub mod btf;
+pub mod capability;
+pub mod coverage;
+pub(crate) mod namespace;
+pub(crate) mod netlink;
+pub mod plan;
+pub mod selftest;
+pub mod vintage;
+
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
@@ -27,9 +36,11 @@ use probes::{
 use zerocopy::IntoBytes;
 
 use crate::{
-    btf::{BtfError, Types},
-    owners::Processes,
-    plan::{PLANS, Plan, Step},
+    kernel::{
+        btf::{BtfError, Types},
+        plan::{PLANS, Plan, Step},
+    },
+    pipeline::owners::{ByCredential, Credentials},
     pushdown,
 };
 
@@ -151,7 +162,7 @@ pub struct Kernel {
     /// The programs and their links, until detached.
     programs: Option<Ebpf>,
     btf: Btf,
-    processes: Option<Processes>,
+    credentials: Option<Credentials>,
     ring: RingBuf<MapData>,
     control: Array<MapData, [u32; 4]>,
     rules: Array<MapData, [u8; RULE_LEN]>,
@@ -239,8 +250,9 @@ impl Kernel {
             PerCpuArray::try_from(take(&mut programs, "WITHHELD")?).map_err(|_| KernelError::Map("WITHHELD"))?;
         let captured =
             PerCpuArray::try_from(take(&mut programs, "CAPTURED")?).map_err(|_| KernelError::Map("CAPTURED"))?;
-        let processes =
-            Processes::try_from(take(&mut programs, "PROCESSES")?).map_err(|_| KernelError::Map("PROCESSES"))?;
+        let mut by_credential =
+            |name| ByCredential::try_from(take(&mut programs, name)?).map_err(|_| KernelError::Map(name));
+        let credentials = Credentials { processes: by_credential("PROCESSES")?, ended: by_credential("ENDED")? };
         let lost = PerCpuArray::try_from(take(&mut programs, "LOST")?).map_err(|_| KernelError::Map("LOST"))?;
         let coverage: Vec<Coverage> = PLANS
             .iter()
@@ -260,7 +272,7 @@ impl Kernel {
         let mut kernel = Self {
             programs: Some(programs),
             btf: aya_btf,
-            processes: Some(processes),
+            credentials: Some(credentials),
             ring,
             control,
             rules,
@@ -285,9 +297,9 @@ impl Kernel {
         &self.coverage
     }
 
-    /// The map of processes by their credentials; there is one, for one taker.
-    pub fn take_processes(&mut self) -> Option<Processes> {
-        self.processes.take()
+    /// What is known of processes by their credentials; there is one, for one taker.
+    pub fn take_credentials(&mut self) -> Option<Credentials> {
+        self.credentials.take()
     }
 
     /// Looks through all tasks, so that processes are known by the credentials that they have now.

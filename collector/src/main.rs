@@ -14,13 +14,13 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use reset_collector::{
     check,
-    config::{self, Config},
-    coverage, demo, environment,
+    config::{self, Config, environment, settings::Settings},
+    demo,
     explain::explain,
-    kernel::KERNEL_BTF,
-    logging, pushdown,
+    kernel::{KERNEL_BTF, coverage},
+    pushdown,
     run::{self, Options},
-    settings::Settings,
+    telemetry::logging,
 };
 
 /// Why did this TCP connection die, who did it, and which request did it break?

@@ -1,7 +1,11 @@
 //! The way of a reset through the collector, stage by stage: decode → enrich → correlate → filter → sample → tell → console and
 //! batches. The time is an argument; only the console and the exporters' queues are outside.
 //!
-//! Does not read the kernel ([`crate::reader`]) nor send anything ([`crate::export`]).
+//! Does not read the kernel ([`crate::pipeline::reader`]) nor send anything ([`crate::export`]).
+
+pub mod doubt;
+pub mod owners;
+pub mod reader;
 
 use std::{
     io::{self, Write},
@@ -11,19 +15,20 @@ use std::{
 
 use crate::{
     account::{Account, DropReason},
-    batch::{Batch, Batcher},
-    console::{Console, Reader},
+    config::settings::Capture,
     correlate::Correlator,
-    doubt::Doubts,
+    encode::batch::{Batch, Batcher},
     enrich::Enricher,
     export::Exporter,
     filter::Filters,
-    owners::Owners,
+    pipeline::{doubt::Doubts, owners::Owners},
     pushdown,
     reset::{Clock, Decoder, Reset, read_record},
     sampler::{Sampler, Summary, Verdict},
-    settings::Capture,
-    told::{Teller, Told},
+    told::{
+        Teller, Told,
+        console::{Console, Reader},
+    },
 };
 
 /// How often to look whether a reset that waits for its span has it.
@@ -143,7 +148,7 @@ impl Pipeline {
 
     /// The kernel's map of processes is as the tasks are now.
     pub fn tasks_were_looked_at(&mut self, now: Now) {
-        for reset in self.stages.owners.looked(now.instant) {
+        for reset in self.stages.owners.looked(now) {
             self.identify(reset, now);
         }
     }
@@ -176,7 +181,7 @@ impl Pipeline {
         while let Some(reset) = self.doubts.take() {
             self.name(reset, now);
         }
-        for reset in self.stages.owners.take() {
+        for reset in self.stages.owners.take(now) {
             self.identify(reset, now);
         }
         for reset in self.stages.correlator.drain() {

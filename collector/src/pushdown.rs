@@ -13,9 +13,9 @@ use probes::rule::{self, FROM_CAPTURE, MAX_RULES};
 use term::{Term, terms};
 
 use crate::{
+    config::settings::Capture,
     filter::{FactSets, Filters},
     reset::{Cause, Direction, Origin, Reset},
-    settings::Capture,
 };
 
 /// What the running kernel and the probes know when they decide.

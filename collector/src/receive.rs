@@ -1,7 +1,19 @@
 //! The OTLP receivers: applications send here, and what they send goes on to the backend as it came.
 //!
 //! Owns the listeners and connections: how many, how long, who is behind them. What happens to a request is written in
-//! [`crate::exchange`].
+//! `exchange`.
+
+mod exchange;
+pub mod forward;
+mod grpc;
+mod http;
+mod intake;
+pub mod payload;
+mod reply;
+pub mod sender;
+pub mod splice;
+pub mod splice_json;
+pub mod traffic;
 
 use std::{
     collections::VecDeque,
@@ -26,8 +38,10 @@ use tokio::{
 };
 
 use crate::{
-    correlate::Correlator, exchange, forward::Backend, intake::Budget, reset::Owner, settings::Correlation,
-    traffic::Traffic,
+    config::settings::Correlation,
+    correlate::Correlator,
+    receive::{forward::Backend, intake::Budget, traffic::Traffic},
+    reset::Owner,
 };
 
 /// Connections at one time, of both receivers; the next takes the place of the one that has been silent for longest.

@@ -2,6 +2,13 @@
 //!
 //! Does not know owners beyond what the record says ([`crate::enrich`]), nor traces ([`crate::correlate`]).
 
+pub mod address;
+pub mod attribute;
+pub mod cause;
+pub mod reason;
+#[cfg(test)]
+pub(crate) mod sample;
+
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
@@ -11,7 +18,7 @@ pub use probes::{Cause, Direction, Hook, Origin, OwnerSource, ResetRecord, State
 use probes::{RECORD_LEN, RECORD_VERSION, UNKNOWN_REASON, UNKNOWN_U32, UNKNOWN_U64, flag};
 use zerocopy::FromBytes;
 
-use crate::{enrich::Workload, reason::ReasonNames};
+use crate::{enrich::Workload, reset::reason::ReasonNames};
 
 /// One reset on its way through the collector.
 #[derive(Clone, Debug)]
@@ -218,6 +225,8 @@ pub struct Clock {
     pub tai_offset_ns: i64,
     /// CLOCK_REALTIME minus CLOCK_MONOTONIC, ns.
     pub monotonic_offset_ns: i64,
+    /// CLOCK_REALTIME minus CLOCK_BOOTTIME, ns.
+    pub boot_offset_ns: i64,
 }
 
 impl Clock {
@@ -344,5 +353,4 @@ fn trace(record: &ResetRecord) -> Option<Trace> {
 }
 
 #[cfg(test)]
-#[path = "reset_tests.rs"]
 mod tests;

@@ -16,35 +16,27 @@ use tokio::{
 };
 
 #[cfg(feature = "kubernetes")]
-use crate::kubernetes;
+use crate::enrich::kubernetes;
 use crate::{
     account::{Account, DropReason, HookCoverage},
-    admin::Admin,
-    batch::Batcher,
-    console::Console,
+    config::settings::{Destination, Protocol, Settings},
     correlate::Correlator,
-    coverage,
-    enrich::Enricher,
-    export::Exporter,
-    forward::Backend,
-    kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables},
-    owners::Owners,
-    pipeline::{Output, Pipeline, Stages},
-    pods::Pods,
+    encode::batch::Batcher,
+    enrich::{Enricher, pods::Pods},
+    export::{Exporter, tls::TlsConfig},
+    kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, coverage, selftest, vintage},
+    pipeline::{
+        Output, Pipeline, Stages,
+        owners::Owners,
+        reader::{self, Order, Orders},
+    },
     pushdown::{self, Knowledge, Program},
-    reader::{self, Order, Orders},
-    reason::ReasonNames,
-    receive::Receivers,
-    reset::Decoder,
+    receive::{Receivers, forward::Backend, sender::find_owner},
+    reset::{Decoder, reason::ReasonNames},
     sampler::Sampler,
-    selftest,
-    sender::find_owner,
-    settings::{Destination, Protocol, Settings},
     signals,
-    telemetry::{self, Telemetry},
-    tls::TlsConfig,
-    told::Teller,
-    vintage,
+    telemetry::{self, Telemetry, admin::Admin},
+    told::{Teller, console::Console},
 };
 
 /// How long the queues may take to empty at the end.
@@ -186,14 +178,14 @@ fn stages(
     account: &Arc<Account>,
     correlator: Arc<Correlator>,
 ) -> Result<Stages> {
-    let processes = kernel.take_processes().context("the kernel's map of processes is taken")?;
+    let credentials = kernel.take_credentials().context("what the kernel knows of processes is taken")?;
     let enricher = Enricher::new(&settings.enrichment, PROC.into(), pods, Instant::now());
     let tables = kernel.reasons().clone();
     let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), enricher.host());
     let spans = settings.export.signals.traces && !outputs.is_empty();
     Ok(Stages {
         decoder,
-        owners: Owners::new(processes),
+        owners: Owners::new(credentials),
         enricher,
         correlator,
         capture: settings.capture.clone(),

@@ -17,10 +17,12 @@ use std::{
 use buckets::Buckets;
 
 use crate::{
-    attribute::{Attribute, Value},
     enrich::ResourceValue,
     filter::{Condition, Subject},
-    reset::{Reset, TraceMethod},
+    reset::{
+        Reset, TraceMethod,
+        attribute::{Attribute, Value},
+    },
 };
 
 /// Rules in order; the first that matches decides, no match takes the default.

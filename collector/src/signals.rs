@@ -7,12 +7,14 @@ use tokio::{
 };
 
 use crate::{
+    config::{
+        reload::{self, NewSettings, POLL_INTERVAL, Reload, Watch},
+        settings::Settings,
+    },
     kernel::{Counters, ReasonTables, Tallies},
-    reader::{Order, Orders, Rules},
-    reload::{self, NewSettings, POLL_INTERVAL, Reload, Watch},
+    pipeline::reader::{Order, Orders, Rules},
     run::{self, Options},
     sampler::Sampler,
-    settings::Settings,
 };
 
 /// Exit code after a second signal: what was queued is lost.

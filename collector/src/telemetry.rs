@@ -4,6 +4,10 @@
 //! are those of the destination, and an answer is judged by the same table. A failed export is not tried again: the
 //! counters are cumulative, the next period carries everything.
 
+pub mod admin;
+pub mod logging;
+pub mod prometheus;
+
 use std::{
     io::Read,
     sync::{
@@ -26,12 +30,14 @@ use tokio::runtime::Handle;
 
 use crate::{
     account::{Account, DropReason, LaneSnapshot, Snapshot},
-    admin::resident_bytes,
-    client::{Client, ClientError},
-    notice::Notice,
-    retry::{self, Verdict},
-    settings::Destination,
-    signal::Signal,
+    config::settings::Destination,
+    export::{
+        client::{Client, ClientError},
+        notice::Notice,
+        retry::{self, Verdict},
+        signal::Signal,
+    },
+    telemetry::admin::resident_bytes,
 };
 
 /// Between two exports, as OTEL_METRIC_EXPORT_INTERVAL's default.

@@ -1,12 +1,18 @@
 //! A reset with what is decided once for all its outputs: the sentence, the severity, and the ids of its span, so that
 //! the terminal, every destination's log record and the span agree.
 
+pub mod console;
+pub mod rfc3339;
+pub mod sentence;
+
 use rand::{RngCore, SeedableRng, rngs::SmallRng};
 
 use crate::{
-    cause::{self, Severity},
-    reset::{Reset, Trace, TraceMethod},
-    sentence::sentence,
+    reset::{
+        Reset, Trace, TraceMethod,
+        cause::{self, Severity},
+    },
+    told::sentence::sentence,
 };
 
 /// W3C trace id, never zeros.

@@ -10,8 +10,10 @@ use std::{
 
 use reset_collector::{
     check,
-    config::{self, Config, ConfigErrors},
-    settings::{Destination, Protocol, Settings},
+    config::{
+        self, Config, ConfigErrors,
+        settings::{Destination, Protocol, Settings},
+    },
 };
 
 fn in_repository(path: &str) -> PathBuf {

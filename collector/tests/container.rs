@@ -13,8 +13,8 @@ use std::{
 mod reset_of;
 
 use reset_collector::{
-    enrich::{Enricher, ResourceValue},
-    process, settings,
+    config::settings,
+    enrich::{Enricher, ResourceValue, process},
 };
 use reset_of::{owner, owner_in, reset};
 

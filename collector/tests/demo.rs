@@ -7,15 +7,16 @@ use std::{
 };
 
 use reset_collector::{
-    btf::Types,
-    coverage,
+    config::settings::Console,
     demo::{self, Options},
     enrich::Workload,
-    kernel::{KERNEL_BTF, Kernel},
-    reason::ReasonNames,
-    reset::Decoder,
-    selftest::{self, Outcome, SelfTestError},
-    settings::Console,
+    kernel::{
+        KERNEL_BTF, Kernel,
+        btf::Types,
+        coverage,
+        selftest::{self, Outcome, SelfTestError},
+    },
+    reset::{Decoder, reason::ReasonNames},
 };
 
 const RING_BUFFER_BYTES: u32 = 1 << 20;

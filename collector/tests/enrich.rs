@@ -19,10 +19,12 @@ use prost::Message;
 mod reset_of;
 
 use reset_collector::{
-    enrich::{Enricher, ResourceValue, Workload},
-    pods::{Pod, Pods},
+    config::settings,
+    enrich::{
+        Enricher, ResourceValue, Workload,
+        pods::{Pod, Pods},
+    },
     reset::{Owner, OwnerSource},
-    settings,
 };
 use reset_of::{TICK_NS, owner, reset};
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use kube::Config;
-use reset_collector::{
+use reset_collector::enrich::{
     kubernetes,
     pods::{Names, Pods},
 };

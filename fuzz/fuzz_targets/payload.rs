@@ -4,10 +4,7 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use reset_collector::{
-    payload::{Coding, Format, Payload},
-    signal::Signal,
-};
+use reset_collector::{receive::{payload::{Coding, Format, Payload}}, export::signal::Signal};
 
 const LIMIT: usize = 1 << 16;
 

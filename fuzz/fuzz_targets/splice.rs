@@ -6,7 +6,7 @@
 use libfuzzer_sys::fuzz_target;
 use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceRequest, trace::v1::span::Event};
 use prost::Message;
-use reset_collector::{evidence, splice};
+use reset_collector::{correlate::evidence, receive::splice};
 
 fuzz_target!(|bytes: &[u8]| {
     let event = Event { name: "tcp.reset".into(), ..Event::default() };

@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use opentelemetry_proto::tonic::trace::v1::span::Event;
 use prost::Message;
-use reset_collector::{splice, splice_json};
+use reset_collector::{receive::{splice, splice_json}};
 
 fuzz_target!(|text: &[u8]| {
     let event = Event { name: "tcp.reset".into(), ..Event::default() }.encode_to_vec();

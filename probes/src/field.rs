@@ -81,9 +81,6 @@ fields! {
     TaskStart "task_struct" "start_boottime",
     TaskComm "task_struct" "comm",
     TaskCred "task_struct" "cred",
-    CredEuid "cred" "euid.val",
-    CredEgid "cred" "egid.val",
-    CredGroups "cred" "group_info",
 }
 
 /// How many members there are: the length of the global.

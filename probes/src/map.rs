@@ -23,7 +23,7 @@ use reset_collector_probes::{
 };
 
 use crate::{
-    owner::{Known, Process},
+    owner::{Ended, Known, Process},
     read::{has_socket_storage, load},
     segment::Segment,
 };
@@ -207,6 +207,11 @@ pub(crate) static PROCESSES: LruHash<u64, Known, 32_768> = Map::new();
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
 pub(crate) static CREDENTIALS: LruHash<u32, u64, 32_768> = Map::new();
+
+/// Processes that have ended, by the address of the credentials that they had.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static ENDED: LruHash<u64, Ended, 8_192> = Map::new();
 
 /// Owners of connections in TIME_WAIT, by `Ends::key`.
 #[unsafe(link_section = ".maps")]

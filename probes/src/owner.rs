@@ -6,18 +6,18 @@
 //! kernel/cred.c), and it lives as long as the file does. So an accepted connection needs no hook of its own.
 //!
 //! Credentials are never changed, only replaced: a process that sets its user id has new ones that nobody has told us of,
-//! perhaps where another's were. So an entry counts only while the ids in it are the credentials' own, and user space
-//! looks through the tasks again when one is missing.
+//! perhaps where another's were. So an entry counts only while its task still has these credentials, and user space looks
+//! through the tasks again when one is missing.
 
 use core::ptr::NonNull;
 
-use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf};
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_boot_ns};
 use reset_collector_probes::{COMM_LEN, OwnerSource, ResetRecord, field::Field, flag};
 
 use crate::{
     connection::Socket,
     ends::Ends,
-    map::{CLOSED, CREDENTIALS, PROCESSES, kept, kept_or_new},
+    map::{CLOSED, CREDENTIALS, ENDED, PROCESSES, kept, kept_or_new},
     read::{copy, has_typed_task, load},
 };
 
@@ -41,8 +41,17 @@ pub(crate) struct Process {
 #[repr(C)]
 pub(crate) struct Known {
     pub(crate) process: Process,
-    /// Effective ids and groups: what tells these credentials from others that come to lie where they lay.
-    pub(crate) ids: u64,
+    /// Its main thread's `task_struct`, whose memory tells whether the process still has these credentials.
+    pub(crate) task: u64,
+}
+
+/// A process that has ended, with the credentials that are another's from then on.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Ended {
+    pub(crate) process: Process,
+    /// CLOCK_BOOTTIME, as the process's start.
+    pub(crate) at_ns: u64,
 }
 
 /// A task of the kernel. Never null, so that no task at all is one register that is 0, and none that nobody wrote.
@@ -107,13 +116,12 @@ impl Task {
     }
 }
 
-/// Effective ids and groups of credentials, as one number.
+/// Whether the process has the credentials by which it is known, and has not given them up. The task is not held: its
+/// memory may be another's, who has credentials of its own.
 #[inline(always)]
-fn ids(credential: *const u8) -> u64 {
-    let user: u32 = load(credential, Field::CredEuid);
-    let group: u32 = load(credential, Field::CredEgid);
-    // Copied: the verifier lets nobody calculate with a pointer that it knows.
-    (u64::from(user) << 32 | u64::from(group)) ^ copy::<u64>(credential, Field::CredGroups)
+fn still_has(known: &Known, credential: u64) -> bool {
+    let task = known.task as *const u8;
+    copy::<u64>(task, Field::TaskCred) == credential && copy::<u32>(task, Field::TaskTgid) == known.process.pid
 }
 
 /// Remembers a process by its credentials, and by no others of before.
@@ -126,30 +134,37 @@ pub(crate) fn process_is(task: *const u8) {
     let credential: *const u8 = load(task, Field::TaskCred);
     let process = Task(known).process();
     let key = credential as u64;
-    if let Some(before) = CREDENTIALS.get(&process.pid) {
-        // SAFETY: the value is a number; the LRU map keeps the memory, if not always this process's entry in it.
-        let before = unsafe { *before };
-        if before != key {
-            PROCESSES.remove(&before);
-        }
-    }
+    forget_other_credentials(process.pid, key);
     CREDENTIALS.set(&process.pid, &key);
-    PROCESSES.set(&key, &Known { process, ids: ids(credential) });
+    PROCESSES.set(&key, &Known { process, task: task as u64 });
 }
 
-/// Forgets a process, before its credentials' address can be another's.
+/// Forgets a process by what it was known by, but for `kept`. Who has come to have those credentials stays known by them.
 #[inline(always)]
-pub(crate) fn process_exits(task: *const u8) {
-    if task.is_null() || load::<u32>(task, Field::TaskPid) != load::<u32>(task, Field::TaskTgid) {
-        return;
-    }
-    let pid: u32 = load(task, Field::TaskTgid);
-    if let Some(before) = CREDENTIALS.get(&pid) {
-        // SAFETY: as in `process_is`.
-        let before = unsafe { *before };
+fn forget_other_credentials(pid: u32, kept: u64) {
+    let Some(before) = CREDENTIALS.get(&pid) else { return };
+    // SAFETY: the value is a number; the LRU map keeps the memory, if not always this process's entry in it.
+    let before = unsafe { *before };
+    // SAFETY: as above.
+    if before != kept && PROCESSES.get(&before).is_some_and(|known| unsafe { (*known).process.pid } == pid) {
         PROCESSES.remove(&before);
     }
-    CREDENTIALS.remove(&pid);
+}
+
+/// Forgets a process before its credentials' address can be another's, and notes that they were its own until now: a
+/// reset of before may still wait for its owner.
+#[inline(always)]
+pub(crate) fn process_exits(task: *const u8) {
+    let Some(known) = NonNull::new(task.cast_mut()) else { return };
+    if load::<u32>(task, Field::TaskPid) != load::<u32>(task, Field::TaskTgid) {
+        return;
+    }
+    let process = Task(known).process();
+    forget_other_credentials(process.pid, 0);
+    CREDENTIALS.remove(&process.pid);
+    // SAFETY: a plain helper.
+    let at_ns = unsafe { bpf_ktime_get_boot_ns() };
+    ENDED.set(&load(task, Field::TaskCred), &Ended { process, at_ns });
 }
 
 /// A process has read from the connection: it holds it, whoever accepted it. The common reader opened the socket's file
@@ -161,7 +176,7 @@ pub(crate) fn socket_is_read(socket: Socket) {
     let file: *const u8 = load(of_socket, Field::SocketFile);
     let credential = task.credential();
     if has_typed_task() && load::<u64>(file, Field::FileCred) == credential {
-        // SAFETY: as in `process_is`.
+        // SAFETY: as in `forget_other_credentials`.
         let is_known = PROCESSES.get(&credential).is_some_and(|known| unsafe { (*known).process.pid } == task.pid());
         if !is_known {
             process_is(task.load(Field::TaskLeader));
@@ -272,7 +287,7 @@ pub(crate) fn write_holder(record: &mut ResetRecord, socket: Socket) {
     {
         // SAFETY: the verifier knows the value's size; the LRU map keeps the memory, if not always this process in it.
         let known = unsafe { *known };
-        if known.ids == ids(credential) {
+        if still_has(&known, credential as u64) {
             write(record, &known.process, OwnerSource::File);
             return;
         }

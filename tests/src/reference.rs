@@ -10,10 +10,12 @@ use std::{
 use probes::Cause;
 use reset_collector::{
     account::DropReason,
-    attribute::Attribute,
-    cause::EXPLANATIONS,
     config,
-    reason::{List, REASONS},
+    reset::{
+        attribute::Attribute,
+        cause::EXPLANATIONS,
+        reason::{List, REASONS},
+    },
 };
 use serde_json::{Map, Value};
 

@@ -140,7 +140,8 @@ fn rules_of_prometheus_name_metrics_that_there_are() -> Result<()> {
 
 /// Names of the families on `/metrics`.
 fn metrics_of_the_admin_endpoint() -> BTreeSet<String> {
-    let page = reset_collector::prometheus::render(&reset_collector::account::Account::new().snapshot(), None);
+    let page =
+        reset_collector::telemetry::prometheus::render(&reset_collector::account::Account::new().snapshot(), None);
     let families = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     families.map(str::to_owned).collect()
 }
@@ -161,8 +162,10 @@ fn the_dashboard_asks_for_attributes_that_there_are() -> Result<()> {
     let text = fs::read_to_string(examples().join("tempo-grafana-loki/dashboard.json"))?;
     let dashboard: Value = serde_json::from_str(&text)?;
     let panels = dashboard["panels"].as_array().context("no panels")?;
-    let known: BTreeSet<String> =
-        reset_collector::attribute::Attribute::ALL.iter().map(|attribute| attribute.name().replace('.', "_")).collect();
+    let known: BTreeSet<String> = reset_collector::reset::attribute::Attribute::ALL
+        .iter()
+        .map(|attribute| attribute.name().replace('.', "_"))
+        .collect();
     let sources = fs::read_to_string(examples().join("tempo-grafana-loki/datasources.yaml"))?;
     for panel in panels {
         let source = panel["datasource"]["uid"].as_str().context("a panel without a data source")?;

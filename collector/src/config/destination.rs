@@ -10,7 +10,9 @@ use super::{
     sections::{MULTIPLIER, file_or_null, key_schema, mapping_schema, section, text_or_null},
     tree::NodeId,
 };
-use crate::settings::{Batch, Compression, Destination, Fsync, Protocol, Queue, Retry, Secret, Signals, Tls, WhenFull};
+use crate::config::settings::{
+    Batch, Compression, Destination, Fsync, Protocol, Queue, Retry, Secret, Signals, Tls, WhenFull,
+};
 
 section! {
     /// One destination.

@@ -12,9 +12,8 @@ use super::{
     },
 };
 use crate::{
-    attribute::Attribute,
     filter::{self, Condition, End, FactSets, IPV4, IPV6},
-    reset::{Cause, Direction, Origin, State, TraceMethod},
+    reset::{Cause, Direction, Origin, State, TraceMethod, attribute::Attribute},
 };
 
 /// Matches in each other at most.

@@ -7,7 +7,7 @@ use super::{
     substitute,
     tree::{Content, NodeId, Tree},
 };
-use crate::{environment, settings::Destination};
+use crate::config::{environment, settings::Destination};
 
 /// A walk over a tree.
 pub(super) struct Reader<'a> {

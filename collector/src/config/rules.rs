@@ -10,8 +10,8 @@ use super::{
     tree::NodeId,
 };
 use crate::{
-    attribute::Attribute,
     filter::{self, Condition, Filters},
+    reset::attribute::Attribute,
     sampler::{self, Key, Limit, Rate, Ratio, Sampling},
 };
 

@@ -1,5 +1,5 @@
 //! The keys of the file: their names, kinds, limits and meanings, once. Reading, the effective configuration and the JSON
-//! Schema are all made from what stands here; defaults are those of [`crate::settings`].
+//! Schema are all made from what stands here; defaults are those of [`crate::config::settings`].
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -12,7 +12,7 @@ use super::{
     rules::{FilterRules, SamplingRules},
     tree::NodeId,
 };
-use crate::settings::{self, Console, Settings};
+use crate::config::settings::{self, Console, Settings};
 
 /// Makes a codec of a mapping with these keys, each read into its part of the value.
 macro_rules! section {

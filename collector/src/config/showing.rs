@@ -7,8 +7,8 @@ use super::{
     matching::{KNOWN_RESOURCE, fact_words},
 };
 use crate::{
-    attribute::Attribute,
     filter::{Condition, End, FactSets, Numbers, Pattern},
+    reset::attribute::Attribute,
 };
 
 /// A match as a file would have it.

@@ -7,8 +7,8 @@ use super::{
     tree::NodeId,
 };
 use crate::{
-    attribute::Attribute,
     filter::{Condition, End, Network, Numbers, Pattern, Ports, ResourceTest},
+    reset::attribute::Attribute,
 };
 
 /// Reads one value or each of a list; `None`, with errors said, where one of them is wrong or there is none.

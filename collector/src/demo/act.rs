@@ -15,7 +15,7 @@ use std::{
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 
 use super::{Options, scenario::Family, segment};
-use crate::netlink;
+use crate::kernel::netlink;
 
 /// How long the other end waits for its reset: longer than the slowest, a keepalive that ran out.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -9,9 +9,11 @@ use super::{
     range::{Network, Numbers, Ports},
 };
 use crate::{
-    attribute::{Attribute, Value},
     enrich::ResourceValue,
-    reset::{Cause, Direction, Origin, Reset, State},
+    reset::{
+        Cause, Direction, Origin, Reset, State,
+        attribute::{Attribute, Value},
+    },
 };
 
 /// A condition on a reset.

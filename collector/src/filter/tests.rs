@@ -6,9 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    attribute::Attribute,
     enrich::{ResourceValue, Workload},
-    reset::{Cause, Connection, Direction, Endpoint, Hook, Origin, State},
+    reset::{Cause, Connection, Direction, Endpoint, Hook, Origin, State, attribute::Attribute},
 };
 
 /// A reset with the least in it.

@@ -5,9 +5,8 @@ use probes::rule::{self, MAX_NETWORKS, MAX_PORT_RANGES, MAX_REASONS};
 
 use super::Knowledge;
 use crate::{
-    attribute::Attribute,
     filter::{Condition, End, FactSets, Network, Pattern, Ports},
-    reset::Direction,
+    reset::{Direction, attribute::Attribute},
 };
 
 /// Terms of a condition at most; of one that needs more the kernel knows nothing.

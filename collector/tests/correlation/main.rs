@@ -14,11 +14,13 @@ use bytes::Bytes;
 use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceRequest, trace::v1::Span};
 use prost::Message;
 use reset_collector::{
+    config::settings::Correlation,
     correlate::{Correlator, MOST_WAITING, Spliced},
-    payload::{Coding, Format, Payload},
+    receive::{
+        payload::{Coding, Format, Payload},
+        splice,
+    },
     reset::{Cause, Connection, Endpoint, Owner, Reset, State, Trace, TraceMethod},
-    settings::Correlation,
-    splice,
 };
 use sdk::{
     Build, MS, SERVERS, ZERO, at_client, at_server, by_server, go_client, go_grpc_client, go_grpc_server,

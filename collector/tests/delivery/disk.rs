@@ -12,9 +12,9 @@ use std::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use reset_collector::{
     account::{Account, DropReason},
-    batch::Batch,
+    config::settings::{Destination, Fsync, Queue, WhenFull},
+    encode::batch::Batch,
     export::{Exporter, forgotten_storage},
-    settings::{Destination, Fsync, Queue, WhenFull},
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use tokio::runtime::Handle;
@@ -35,7 +35,7 @@ fn stored(endpoint: &str, directory: &Path) -> Destination {
         fsync: Fsync::Never,
         ..Queue::default()
     };
-    let mut destination = Destination { queue, ..to(endpoint, reset_collector::settings::Protocol::Grpc) };
+    let mut destination = Destination { queue, ..to(endpoint, reset_collector::config::settings::Protocol::Grpc) };
     destination.retry.max_elapsed_time = Duration::ZERO;
     destination
 }

@@ -12,9 +12,9 @@ use std::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use reset_collector::{
     account::{Account, DropReason},
-    batch::Batch,
+    config::settings::{Destination, Fsync, Protocol, Queue, Retry, Signals, WhenFull},
+    encode::batch::Batch,
     export::Exporter,
-    settings::{Destination, Fsync, Protocol, Queue, Retry, Signals, WhenFull},
 };
 use tokio::runtime::Handle;
 

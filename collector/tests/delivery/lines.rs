@@ -9,9 +9,9 @@ use std::{
 use bytes::Bytes;
 use reset_collector::{
     account::Account,
-    batch::Batch,
+    config::settings::{Protocol, Secret},
+    encode::batch::Batch,
     export::Exporter,
-    settings::{Protocol, Secret},
 };
 use tokio::runtime::Handle;
 

@@ -11,9 +11,8 @@ use probes::{COUNTERS, Cause, Direction, Origin, counter_index};
 use prost::Message;
 use reset_collector::{
     account::{Account, HookCoverage},
-    admin::Admin,
-    settings::Protocol,
-    telemetry::Telemetry,
+    config::settings::Protocol,
+    telemetry::{Telemetry, admin::Admin},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

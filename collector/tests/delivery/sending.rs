@@ -7,12 +7,14 @@ use std::{
 
 use reset_collector::{
     account::{Account, DropReason, LaneSnapshot},
-    batch::Batch,
-    client::Client,
-    export::Exporter,
-    retry::{Verdict, classify},
-    settings::{Destination, Protocol, Retry, Signals},
-    signal::Signal,
+    config::settings::{Destination, Protocol, Retry, Signals},
+    encode::batch::Batch,
+    export::{
+        Exporter,
+        client::Client,
+        retry::{Verdict, classify},
+        signal::Signal,
+    },
 };
 use tokio::runtime::Handle;
 

@@ -7,10 +7,12 @@ use std::{
 
 use bytes::Bytes;
 use reset_collector::{
-    answer::BODY_LIMIT,
-    client::{Client, SendError},
-    settings::{Compression, Destination, Protocol, Secret},
-    signal::Signal,
+    config::settings::{Compression, Destination, Protocol, Secret},
+    export::{
+        answer::BODY_LIMIT,
+        client::{Client, SendError},
+        signal::Signal,
+    },
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

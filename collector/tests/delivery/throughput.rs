@@ -25,9 +25,9 @@ use opentelemetry_proto::tonic::{
 use prost::Message;
 use reset_collector::{
     account::Account,
-    batch::Batch,
+    config::settings::{Compression, Destination, Protocol, Queue},
+    encode::batch::Batch,
     export::Exporter,
-    settings::{Compression, Destination, Protocol, Queue},
 };
 use tokio::runtime::Handle;
 

@@ -4,9 +4,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use reset_collector::{
-    client::Client,
-    settings::{Destination, Protocol, Tls},
-    signal::Signal,
+    config::settings::{Destination, Protocol, Tls},
+    export::{client::Client, signal::Signal},
 };
 use rustls::{
     RootCertStore, ServerConfig,

@@ -21,12 +21,10 @@ use hyper_util::{
     server::conn::auto,
 };
 use reset_collector::{
+    config::settings::{Correlation, Destination, Protocol, Secret},
     correlate::Correlator,
-    forward::Backend,
-    receive::{FindOwner, Receivers},
+    receive::{FindOwner, Receivers, forward::Backend, traffic::Traffic},
     reset::Owner,
-    settings::{Correlation, Destination, Protocol, Secret},
-    traffic::Traffic,
 };
 use tokio::net::TcpListener;
 

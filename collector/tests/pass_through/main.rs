@@ -18,11 +18,11 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message;
 use reset_collector::{
+    config::settings::{Protocol, Secret},
     enrich::Workload,
+    export::signal::Signal,
+    receive::traffic::Refused,
     reset::{Cause, Connection, Direction, Endpoint, Hook, Origin, Owner, OwnerSource, Reset, State, TraceMethod},
-    settings::{Protocol, Secret},
-    signal::Signal,
-    traffic::Refused,
 };
 use tonic_types::{StatusExt, pb};
 

@@ -1,0 +1,136 @@
+//! What the account says at one instant: the terms of the law, and how each lane is doing.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use probes::{Cause, Direction, Origin};
+
+use crate::{account::drop_reason::DropReason, export::signal::Signal};
+
+pub(crate) const REASONS: usize = DropReason::ALL.len();
+
+/// Resets by reason.
+pub type Dropped = [u64; REASONS];
+
+/// Upper bounds of the export duration histogram, seconds (OpenTelemetry's advice for durations).
+pub const DURATION_BOUNDS: [f64; 14] =
+    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+
+/// How a lane is doing, beside the law.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    /// Requests by the bound of their duration; the last is those above every bound.
+    pub durations: [u64; DURATION_BOUNDS.len() + 1],
+    /// Sum of the durations.
+    pub duration_sum: Duration,
+    /// Requests that were sent again.
+    pub retries: u64,
+    /// Requests that ended without the backend's acceptance.
+    pub failed_requests: u64,
+    /// Resets accepted after an earlier try whose fate is not known: the backend may have them twice.
+    pub possibly_duplicated: u64,
+    /// Seconds since 1970 of the last failure.
+    pub last_error_unix_s: Option<f64>,
+    /// Seconds since 1970 of the last acceptance.
+    pub last_success_unix_s: Option<f64>,
+    /// The backend does not take this signal.
+    pub switched_off: bool,
+    /// Resets that may wait at most.
+    pub capacity: u64,
+    /// Bytes on disk.
+    pub storage_bytes: u64,
+}
+
+/// Whether a hook sees its resets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookCoverage {
+    /// The hook by its kernel name.
+    pub hook: &'static str,
+    /// It is attached.
+    pub active: bool,
+    /// Without it the collector is not ready: resets go unseen.
+    pub essential: bool,
+    /// Why not, and what helps; empty when active.
+    pub why: String,
+}
+
+/// All counters at one instant.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Resets that the kernel counted.
+    pub captured: u64,
+    /// The same by direction, origin and cause; zeros left out.
+    pub resets: Vec<(Direction, Origin, Cause, u64)>,
+    /// Dropped by the filters' rules.
+    pub filtered: u64,
+    /// Not chosen by sampling.
+    pub sampled_out: u64,
+    /// Lost before any destination, by [`DropReason`] number.
+    pub dropped_before_lanes: Dropped,
+    /// In the ring buffer: counted by the kernel, not read.
+    pub in_ring_buffer: u64,
+    /// Each destination and signal.
+    pub lanes: Vec<LaneSnapshot>,
+    /// The hooks.
+    pub hooks: Vec<HookCoverage>,
+    /// How long the pipeline has left a question for a sign of life unanswered; `None` before its first sign.
+    pub since_beat: Option<Duration>,
+    /// When the account was opened, seconds since 1970.
+    pub started_unix_s: f64,
+}
+
+/// A lane's terms at one instant.
+#[derive(Clone, Debug)]
+pub struct LaneSnapshot {
+    /// The destination's name: its endpoint.
+    pub destination: Arc<str>,
+    /// The signal.
+    pub signal: Signal,
+    /// Found in storage at the start, with what storage had lost.
+    pub recovered: u64,
+    /// Accepted by the backend.
+    pub exported: u64,
+    /// Lost, by [`DropReason`] number; what was lost before the lanes is in it.
+    pub dropped: Dropped,
+    /// Without a fate: ring buffer, pipeline, waiting, in flight.
+    pub queued: u64,
+    /// Of these: in the lane's own queue.
+    pub waiting: u64,
+    /// Of these: in a request.
+    pub in_flight: u64,
+    /// How it is doing.
+    pub health: Health,
+}
+
+impl Snapshot {
+    /// What the law leaves unexplained for a lane: always 0.
+    pub fn imbalance(&self, lane: &LaneSnapshot) -> i128 {
+        let sources = i128::from(self.captured) + i128::from(lane.recovered);
+        let fates = [lane.exported, self.filtered, self.sampled_out, lane.queued];
+        let dropped: i128 = lane.dropped.iter().map(|count| i128::from(*count)).sum();
+        sources - fates.iter().map(|count| i128::from(*count)).sum::<i128>() - dropped
+    }
+}
+
+impl Health {
+    /// Counts one request that took this long.
+    pub(crate) fn request_took(&mut self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        let bucket = DURATION_BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(DURATION_BOUNDS.len());
+        self.durations[bucket] += 1;
+        self.duration_sum += duration;
+    }
+
+    /// Notes a request that was not accepted.
+    pub(crate) fn request_failed(&mut self) {
+        self.failed_requests += 1;
+        self.last_error_unix_s = Some(unix_seconds(SystemTime::now()));
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}

@@ -1,0 +1,327 @@
+//! One process as `/proc` shows it: bounded reads of what it may have made hostile, and never of another process that has
+//! got its pid.
+//!
+//! Every read goes through a handle on the process's own directory. The kernel binds that handle to the process and not to
+//! the number (`fs/proc/base.c`, `proc_pid_make_inode`): once the process is gone each read fails, also when its pid is in
+//! use again. So the start time is compared once. The reads may hang ([`crate::enrich::deadline`]).
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io::{self, Read},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{Dir, Mode, OFlags, openat, readlinkat},
+    io::Errno,
+};
+
+use crate::enrich::{
+    ResourceValue,
+    container::Placement,
+    environ::Environment,
+    otel_context::{self, ContextError},
+    printable::printable,
+};
+
+/// Longest name of an executable, bytes; file names end at 255 (`NAME_MAX`).
+pub const MAX_NAME: usize = 255;
+/// Longest path, bytes (`PATH_MAX`).
+const MAX_PATH: usize = 4096;
+/// Bytes read of the small files: `stat`, `status`.
+const MAX_SMALL: u64 = 16 << 10;
+/// Bytes read of `cgroup`: a dozen hierarchies of long paths.
+const MAX_CGROUP: u64 = 128 << 10;
+/// Bytes of the command line that are read, and arguments that are kept.
+const MAX_COMMAND_LINE: u64 = 8 << 10;
+const MAX_ARGUMENTS: usize = 64;
+/// Threads looked at for one that lives.
+const MAX_THREADS: usize = 256;
+/// Inode of the first pid namespace (`PROC_PID_INIT_INO`, `include/linux/proc_ns.h`).
+pub const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+/// Processes looked at when the pid is foreign: a pod's.
+const MAX_PROCESSES: usize = 4_096;
+
+/// Which process, and what is wanted of it.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Where procfs is mounted.
+    pub proc: PathBuf,
+    /// The process, by the number that this procfs knows it by.
+    pub pid: u32,
+    /// Its start in clock ticks since boot, as `stat` shows it.
+    pub start_ticks: u64,
+    /// Its arguments too.
+    pub command_line: bool,
+}
+
+/// What `/proc` says of a process. What could not be read is left out and told of in `faults`.
+#[derive(Debug, Default)]
+pub struct Process {
+    /// Name of its main thread, as it is.
+    pub comm: Vec<u8>,
+    /// Path of its executable in its own mount namespace.
+    pub executable_path: Option<String>,
+    /// Its pid in the innermost pid namespace that it is in.
+    pub inner_pid: Option<u32>,
+    /// Its arguments, where wanted.
+    pub command_args: Vec<String>,
+    /// What its control groups say.
+    pub placement: Placement,
+    /// What its environment says.
+    pub environment: Environment,
+    /// The resource that it publishes.
+    pub context: Option<Vec<(String, ResourceValue)>>,
+    /// Its memory has gone: it has ended, or is a kernel thread. Nothing more can be learnt of it.
+    pub dead: bool,
+    /// What went wrong on the way.
+    pub faults: Faults,
+}
+
+/// Reads of a process that failed, by how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Not permitted: a capability is missing, or procfs hides it.
+    pub denied: u64,
+    /// Failed otherwise.
+    pub failed: u64,
+    /// The published context was not taken.
+    pub context_refused: u64,
+}
+
+/// Why nothing can be said of a process.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// It is gone.
+    #[error("the process is gone")]
+    Gone,
+    /// Another process has its pid.
+    #[error("another process has its pid")]
+    Reused,
+    /// We may not look.
+    #[error("not permitted to read it: give the collector CAP_SYS_PTRACE, and a procfs mounted without hidepid")]
+    Denied,
+    /// Reading failed otherwise.
+    #[error("reading procfs failed: {0}")]
+    Read(#[source] io::Error),
+}
+
+impl From<Errno> for ProcessError {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::NOENT | Errno::SRCH => Self::Gone,
+            Errno::ACCESS | Errno::PERM => Self::Denied,
+            other => Self::Read(other.into()),
+        }
+    }
+}
+
+/// Reads a process, or says why it cannot be.
+pub fn read(wanted: &Wanted) -> Result<Process, ProcessError> {
+    let directory = open_directory(rustix::fs::CWD, &wanted.proc.join(wanted.pid.to_string())).map_err(|errno| {
+        // hidepid=2 hides a process as if it were gone; a signal's permission check still knows better.
+        let exists = rustix::process::Pid::from_raw(wanted.pid.cast_signed())
+            .is_some_and(|pid| matches!(rustix::process::test_kill_process(pid), Ok(()) | Err(Errno::PERM)));
+        if errno == Errno::NOENT && exists { ProcessError::Denied } else { errno.into() }
+    })?;
+    let stat = Stat::read(directory.as_fd())?;
+    if stat.start_ticks.abs_diff(wanted.start_ticks) > 1 {
+        return Err(ProcessError::Reused);
+    }
+    let living = if stat.dead { living_thread(directory.as_fd()) } else { None };
+    let directory = living.unwrap_or(directory);
+    let mut process = Process { comm: stat.comm, ..Process::default() };
+    process.fill(directory.as_fd(), wanted.command_line);
+    Ok(process)
+}
+
+/// Whether the numbers in this procfs are those of a pid namespace and not the kernel's own.
+///
+/// A procfs of our own namespace shows us under one number; one of an outer namespace, as the host's in a container,
+/// shows every number down to ours, and is taken for the kernel's.
+pub fn has_foreign_pids(proc: &Path) -> bool {
+    let own = std::fs::metadata(proc.join("self/ns/pid")).map(|metadata| metadata.ino());
+    let status = std::fs::read(proc.join("self/status")).unwrap_or_default();
+    own.is_ok_and(|inode| inode != FIRST_PID_NAMESPACE) && namespace_pids(&status).count() == 1
+}
+
+/// The pid of the one process that started at this tick under this name, where there is only one: for a procfs whose
+/// numbers are not the kernel's own, as in a container with a pid namespace.
+pub fn find(proc: &Path, start_ticks: u64, comm: &[u8]) -> Option<u32> {
+    let root = open_directory(rustix::fs::CWD, proc).ok()?;
+    let mut found = None;
+    for entry in Dir::read_from(&root).ok()?.take(MAX_PROCESSES).flatten() {
+        let Some(pid) = entry.file_name().to_str().ok().and_then(|name| name.parse().ok()) else { continue };
+        let Ok(directory) = open_directory(&root, Path::new(OsStr::from_bytes(entry.file_name().to_bytes()))) else {
+            continue;
+        };
+        let Ok(stat) = Stat::read(directory.as_fd()) else { continue };
+        if stat.start_ticks.abs_diff(start_ticks) <= 1 && stat.comm == comm && found.replace(pid).is_some() {
+            return None;
+        }
+    }
+    found
+}
+
+impl Process {
+    fn fill(&mut self, directory: BorrowedFd<'_>, command_line: bool) {
+        let executable = executable(directory);
+        self.dead = executable.as_ref().is_err_and(is_gone);
+        self.executable_path = self.faults.note(executable).flatten();
+        let status = self.faults.note(read_file(directory, "status", MAX_SMALL));
+        self.inner_pid = status.and_then(|text| namespace_pids(&text).last());
+        let cgroup = self.faults.note(read_file(directory, "cgroup", MAX_CGROUP));
+        self.placement = cgroup.map(|text| Placement::from_cgroup_file(&text)).unwrap_or_default();
+        let environment = open_file(directory, "environ").and_then(Environment::read);
+        self.environment = self.faults.note(environment).unwrap_or_default();
+        if command_line {
+            let text = self.faults.note(read_file(directory, "cmdline", MAX_COMMAND_LINE));
+            self.command_args = text.map(|text| arguments(&text)).unwrap_or_default();
+        }
+        let published = open_file(directory, "maps").and_then(|maps| Ok((maps, open_file(directory, "mem")?)));
+        if let Some((maps, memory)) = self.faults.note(published) {
+            match otel_context::read(maps, &memory) {
+                Ok(context) => self.context = context,
+                Err(ContextError::Read(error)) if is_gone(&error) => {}
+                Err(_) => self.faults.context_refused += 1,
+            }
+        }
+    }
+}
+
+impl Faults {
+    /// The result's value; a failure is counted, except that the process is gone, which is nobody's fault.
+    fn note<T>(&mut self, result: io::Result<T>) -> Option<T> {
+        let error = match result {
+            Ok(value) => return Some(value),
+            Err(error) => error,
+        };
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => self.denied += 1,
+            _ if is_gone(&error) => {}
+            _ => self.failed += 1,
+        }
+        None
+    }
+}
+
+/// Whether a read failed because there is no process, or no memory of it, any more.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::SRCH))
+}
+
+/// What is read of `stat`, see proc_pid_stat(5).
+struct Stat {
+    comm: Vec<u8>,
+    dead: bool,
+    start_ticks: u64,
+}
+
+impl Stat {
+    fn read(directory: BorrowedFd<'_>) -> Result<Self, ProcessError> {
+        let text = read_file(directory, "stat", MAX_SMALL).map_err(|error| match Errno::from_io_error(&error) {
+            Some(errno) => errno.into(),
+            None => ProcessError::Read(error),
+        })?;
+        Self::parse(&text).ok_or_else(|| ProcessError::Read(io::Error::other("stat is not as proc_pid_stat(5) says")))
+    }
+
+    /// The name stands in parentheses and may hold any byte, parentheses and newlines too; the numbers after it hold none.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let open = text.iter().position(|byte| *byte == b'(')?;
+        let close = text.iter().rposition(|byte| *byte == b')')?;
+        let comm = text.get(open + 1..close)?.to_vec();
+        let mut fields = std::str::from_utf8(&text[close + 1..]).ok()?.split_ascii_whitespace();
+        let state = fields.next()?;
+        // Field 22; the state is field 3.
+        let start_ticks = fields.nth(18)?.parse().ok()?;
+        Some(Self { comm, dead: matches!(state, "Z" | "X" | "x"), start_ticks })
+    }
+}
+
+/// A thread that lives on after the main thread has ended: only through it can memory and executable still be read.
+fn living_thread(directory: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let threads = open_directory(directory, Path::new("task")).ok()?;
+    Dir::read_from(&threads).ok()?.take(MAX_THREADS).flatten().find_map(|entry| {
+        let name = Path::new(OsStr::from_bytes(entry.file_name().to_bytes()));
+        let thread = open_directory(&threads, name).ok()?;
+        Stat::read(thread.as_fd()).is_ok_and(|stat| !stat.dead).then_some(thread)
+    })
+}
+
+/// The target of `exe`; kernel threads and the dead have none.
+fn executable(directory: BorrowedFd<'_>) -> io::Result<Option<String>> {
+    let target = readlinkat(directory, "exe", Vec::new())?;
+    let target = target.to_bytes();
+    let path = target.strip_suffix(b" (deleted)").unwrap_or(target);
+    Ok((!path.is_empty()).then(|| printable(path, MAX_PATH)))
+}
+
+/// The numbers of `NSpid:` in `status`: the pid in this procfs's namespace and in each below, the innermost last.
+fn namespace_pids(status: &[u8]) -> impl Iterator<Item = u32> {
+    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"NSpid:")).unwrap_or_default();
+    std::str::from_utf8(line).unwrap_or_default().split_ascii_whitespace().filter_map(|pid| pid.parse().ok())
+}
+
+fn arguments(text: &[u8]) -> Vec<String> {
+    let text = text.strip_suffix(b"\0").unwrap_or(text);
+    if text.is_empty() {
+        return Vec::new();
+    }
+    text.split(|byte| *byte == 0).take(MAX_ARGUMENTS).map(|argument| printable(argument, MAX_PATH)).collect()
+}
+
+fn open_directory(parent: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {
+    openat(parent, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn open_file(directory: BorrowedFd<'_>, name: &str) -> io::Result<File> {
+    Ok(openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?.into())
+}
+
+fn read_file(directory: BorrowedFd<'_>, name: &str, max_bytes: u64) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    open_file(directory, name)?.take(max_bytes).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_with_hostile_names() {
+        let rest = " S 1 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 12345 1000 5 18446744073709551615\n";
+        for name in ["nginx", "a) S 9 (b", "new\nline", "", "((((", "1 (x) Z 0 0"] {
+            let stat = Stat::parse(format!("17 ({name}){rest}").as_bytes()).expect(name);
+            assert_eq!((stat.comm.as_slice(), stat.start_ticks, stat.dead), (name.as_bytes(), 12345, false), "{name}");
+        }
+        let zombie = Stat::parse(format!("17 (x){}", rest.replacen('S', "Z", 1)).as_bytes()).expect("zombie");
+        assert!(zombie.dead);
+        for text in
+            ["", "17", "17 (x)", "17 )x( S 1", "17 (x) S 1 2 3", "17 (x) S 1 1 1 0 -1 1 1 0 0 0 0 0 0 0 20 0 1 0 many"]
+        {
+            assert!(Stat::parse(text.as_bytes()).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn pids_of_namespaces() {
+        let pids = |text: &str| namespace_pids(text.as_bytes()).collect::<Vec<_>>();
+        assert_eq!(pids("Name:\tx\nNSpid:\t4026\t17\t1\nNSpgid:\t9\n"), [4026, 17, 1]);
+        assert_eq!(pids("Name:\tx\n"), [0; 0]);
+        assert_eq!(pids("NSpid:\tx\t99999999999\n"), [0; 0]);
+    }
+
+    #[test]
+    fn command_lines() {
+        assert_eq!(arguments(b"python3\0-c\0\0a\nb\0"), ["python3", "-c", "", "a\\nb"]);
+        assert_eq!(arguments(b""), [""; 0]);
+        assert_eq!(arguments(&b"x\0".repeat(5000)).len(), MAX_ARGUMENTS);
+    }
+}

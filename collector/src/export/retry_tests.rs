@@ -1,0 +1,178 @@
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::time::UNIX_EPOCH;
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::*;
+use crate::export::answer::GrpcStatus;
+
+const NOW: SystemTime = UNIX_EPOCH;
+
+fn grpc(code: u32, details: Bytes) -> Answer {
+    let status = GrpcStatus { code, message: "words".into(), details };
+    Answer { http_status: 200, grpc: Some(status), asked_by_grpc: true, ..Answer::default() }
+}
+
+fn http(http_status: u16) -> Answer {
+    Answer { http_status, ..Answer::default() }
+}
+
+fn retry_info(seconds: i64, nanos: i32) -> Bytes {
+    let info = tonic_types::pb::RetryInfo { retry_delay: Some(prost_types::Duration { seconds, nanos }) };
+    let any =
+        |name: &str, value| prost_types::Any { type_url: format!("type.googleapis.com/google.rpc.{name}"), value };
+    let details = vec![any("Help", vec![1, 2, 3]), any("RetryInfo", info.encode_to_vec())];
+    tonic_types::pb::Status { details, ..Default::default() }.encode_to_vec().into()
+}
+
+#[test]
+fn every_grpc_code() {
+    let name = |verdict: Verdict| match verdict {
+        Verdict::Accepted { .. } => "accepted",
+        Verdict::Retry { .. } => "retry",
+        Verdict::Permanent { dropped: DropReason::TooLarge, .. } => "too large",
+        Verdict::Permanent { .. } => "permanent",
+        Verdict::Unsupported { .. } => "unsupported",
+    };
+    let table = [
+        "accepted",    // OK
+        "retry",       // CANCELLED
+        "permanent",   // UNKNOWN
+        "permanent",   // INVALID_ARGUMENT
+        "retry",       // DEADLINE_EXCEEDED
+        "permanent",   // NOT_FOUND
+        "permanent",   // ALREADY_EXISTS
+        "permanent",   // PERMISSION_DENIED
+        "too large",   // RESOURCE_EXHAUSTED
+        "permanent",   // FAILED_PRECONDITION
+        "retry",       // ABORTED
+        "retry",       // OUT_OF_RANGE
+        "unsupported", // UNIMPLEMENTED
+        "permanent",   // INTERNAL
+        "retry",       // UNAVAILABLE
+        "retry",       // DATA_LOSS
+        "permanent",   // UNAUTHENTICATED
+        "permanent",   // outside of the list
+    ];
+    for (code, expected) in table.iter().enumerate() {
+        assert_eq!(name(classify(&grpc(code as u32, Bytes::new()), NOW)), *expected, "{}", grpc_name(code as u32));
+    }
+}
+
+#[test]
+fn retry_info_is_obeyed_and_makes_resource_exhausted_pass() {
+    for code in [8, 14] {
+        let verdict = classify(&grpc(code, retry_info(2, 500_000_000)), NOW);
+        assert!(matches!(verdict, Verdict::Retry { after: Some(after), .. } if after == Duration::from_millis(2500)));
+    }
+    let verdict = classify(&grpc(3, retry_info(2, 0)), NOW);
+    assert!(matches!(verdict, Verdict::Permanent { .. }), "INVALID_ARGUMENT stays permanent: {verdict:?}");
+    let verdict = classify(&grpc(14, Bytes::from_static(b"\xff\xff no protobuf")), NOW);
+    assert!(matches!(verdict, Verdict::Retry { after: None, .. }));
+    let verdict = classify(&grpc(14, retry_info(-5, 0)), NOW);
+    assert!(matches!(verdict, Verdict::Retry { after: Some(Duration::ZERO), .. }), "{verdict:?}");
+}
+
+#[test]
+fn retry_after_in_seconds_and_as_a_date() {
+    let now = UNIX_EPOCH + Duration::from_secs(784_111_777 - 30);
+    let cases = [
+        ("7", Some(7)),
+        (" 7 ", Some(7)),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", Some(30)),
+        ("Sun, 06 Nov 1994 08:48:37 GMT", Some(0)),
+        ("99999999", Some(LONGEST_RETRY_AFTER.as_secs())),
+        ("soon", None),
+        ("-3", None),
+    ];
+    for (value, seconds) in cases {
+        let answer = Answer { retry_after: Some(value.into()), ..http(503) };
+        let Verdict::Retry { after, .. } = classify(&answer, now) else { panic!("{value}") };
+        assert_eq!(after, seconds.map(Duration::from_secs), "{value}");
+    }
+}
+
+#[test]
+fn by_grpc_without_a_status_the_http_status_decides() {
+    for status in 100..600 {
+        let verdict = classify(&Answer { asked_by_grpc: true, ..http(status) }, NOW);
+        let retried = matches!(verdict, Verdict::Retry { .. });
+        assert_eq!(retried, matches!(status, 429 | 502 | 503 | 504), "HTTP {status}: {verdict:?}");
+        if let Verdict::Permanent { reason, .. } = verdict {
+            assert!(reason.contains("no gRPC server at this endpoint"), "{reason}");
+        }
+    }
+}
+
+#[test]
+fn partial_success_in_every_shape() {
+    use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceResponse};
+    let response = |rejected_spans, error_message: &str| {
+        let partial = ExportTracePartialSuccess { rejected_spans, error_message: error_message.into() };
+        ExportTraceServiceResponse { partial_success: Some(partial) }.encode_to_vec()
+    };
+    let protobuf = |body: Vec<u8>| Answer { body: body.into(), ..http(200) };
+    let json = |body: &'static str| Answer {
+        content_type: Some("application/json; charset=utf-8".into()),
+        body: Bytes::from_static(body.as_bytes()),
+        ..http(200)
+    };
+    let cases = [
+        (protobuf(vec![]), 0, ""),
+        (protobuf(response(3, "no room")), 3, "no room"),
+        (protobuf(response(0, "a warning")), 0, "a warning"),
+        (protobuf(response(-1, "")), 0, ""),
+        (protobuf(b"\xff\xff\xff".to_vec()), 0, "accepted with an answer that is no OTLP response"),
+        (json("{}"), 0, ""),
+        (json(r#"{"partialSuccess":{"rejectedSpans":"4","errorMessage":"x"}}"#), 4, "x"),
+        (json(r#"{"partialSuccess":{"rejectedLogRecords":5}}"#), 5, ""),
+    ];
+    for (answer, rejected, message) in cases {
+        let expected = Verdict::Accepted { rejected, message: message.into() };
+        assert_eq!(classify(&answer, NOW), expected, "{answer:?}");
+    }
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let redirect = Answer { location: Some("https://elsewhere/v1/logs".into()), ..http(308) };
+    let page = Answer { content_type: Some("text/html".into()), ..http(200) };
+    let words = Answer { body: Bytes::from_static(b"bad\n\n  <b>request\x07"), ..http(400) };
+    let cases = [
+        (redirect, "HTTP 308, a redirect to https://elsewhere/v1/logs: redirects are not followed"),
+        (page, "HTTP 200 with a web page: no OTLP receiver at this endpoint"),
+        (words, "HTTP 400: bad <b>request"),
+    ];
+    for (answer, expected) in cases {
+        let Verdict::Permanent { reason, .. } = classify(&answer, NOW) else { panic!("{answer:?}") };
+        assert!(reason.starts_with(expected), "{reason}");
+    }
+}
+
+#[test]
+fn waits_grow_to_the_longest_and_end() {
+    let settings = settings::Retry { max_elapsed_time: Duration::from_secs(300), ..settings::Retry::default() };
+    let mut backoff = Backoff::new(&settings);
+    let mut elapsed = Duration::ZERO;
+    let mut waits = Vec::new();
+    while let Some(wait) = backoff.next(elapsed, None, 0.5) {
+        elapsed += wait;
+        waits.push(wait);
+    }
+    assert_eq!(waits[..3], [1.0, 1.5, 2.25].map(Duration::from_secs_f64));
+    assert_eq!(waits.iter().max(), Some(&Duration::from_secs(30)));
+    assert!(elapsed <= settings.max_elapsed_time && elapsed > Duration::from_secs(260), "{elapsed:?}");
+
+    let first = |random| Backoff::new(&settings).next(Duration::ZERO, None, random).unwrap();
+    assert_eq!((first(0.0), first(1.0)), (Duration::from_millis(500), Duration::from_millis(1500)));
+    let asked = Backoff::new(&settings).next(Duration::ZERO, Some(Duration::from_secs(9)), 0.5);
+    assert_eq!(asked, Some(Duration::from_secs(9)));
+    let at_once = settings::Retry { initial_interval: Duration::ZERO, multiplier: 0.0, ..settings.clone() };
+    assert_eq!(Backoff::new(&at_once).next(Duration::ZERO, None, 0.5), Some(SHORTEST_WAIT));
+    let for_ever = settings::Retry { max_elapsed_time: Duration::ZERO, ..settings.clone() };
+    assert!(Backoff::new(&for_ever).next(Duration::from_secs(1 << 30), None, 0.5).is_some());
+    let never = settings::Retry { enabled: false, ..settings };
+    assert_eq!(Backoff::new(&never).next(Duration::ZERO, None, 0.5), None);
+}

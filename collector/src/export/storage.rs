@@ -1,0 +1,484 @@
+//! The queue's storage: a directory per destination and signal, records appended to segments, marks set in place.
+//!
+//! Why not an embedded store or log: the need is append, read once, complete out of order (several requests are in
+//! flight), forget, with damage cut out and *counted in resets*. Weighed:
+//! - queue-file 2.0, the nearest (kept, checksums, crash-safe): elements leave from the front only, a damaged one is an
+//!   error with nothing behind it to be had, the file doubles without a bound, no lock between processes.
+//! - redb 4 (a B-tree) and fjall 3 (an LSM tree), both well kept: a damaged page or block takes an unknown number of
+//!   entries with it, and what redb commits without fsync (`Durability::None`) a killed process loses, though the
+//!   page cache would have kept it.
+//! - okaywal and commitlog forget a prefix only; yaque has no checksums.
+//!
+//! What is left to own is small: `segment` and this file.
+//!
+//! A killed process loses nothing: what was written is the kernel's. A crashed machine loses at most what `fsync`
+//! had not sent to the disk; the position file, written first, tells at the next start how many resets that were.
+
+use std::{
+    collections::VecDeque,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use bytes::Bytes;
+use rustix::fs::{FlockOperation, flock};
+
+use crate::{
+    config::settings::Fsync,
+    export::{
+        notice::Notice,
+        segment::{self, Body, HEADER_LEN, Header, Mark},
+    },
+};
+
+const LARGEST_SEGMENT: u64 = 8 << 20;
+const SMALLEST_SEGMENT: u64 = 64 << 10;
+/// Segments that a full directory is made of at least: the unit in which room is won back.
+const SEGMENTS: u64 = 8;
+const POSITION_LEN: usize = 24;
+const POSITION_MAGIC: [u8; 4] = *b"RSTp";
+
+/// Storage that cannot be used, or that did not take a batch.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The directory cannot be made, read or written.
+    #[error("sending_queue.storage {path}: {what}: {error}; give a directory on a local disk that this user can write")]
+    Directory {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// Another collector has it.
+    #[error(
+        "sending_queue.storage {path}: in use by another collector (process {holder}); give each its own directory"
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// Its process id, as far as it is known.
+        holder: String,
+    },
+    /// `max_storage_bytes` is reached.
+    #[error("sending_queue.storage {path}: holds {limit} bytes, its limit; raise sending_queue.max_storage_bytes")]
+    Limit {
+        /// The directory.
+        path: PathBuf,
+        /// The limit.
+        limit: u64,
+    },
+    /// The message is not what was written.
+    #[error("sending_queue.storage {path}: a record is damaged")]
+    Damaged {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+/// The storage of one queue.
+pub(crate) struct Storage {
+    directory: Arc<Path>,
+    limit: u64,
+    segment_size: u64,
+    fsync: Fsync,
+    segments: VecDeque<Segment>,
+    /// The newest segment takes no more: something is wrong with its end.
+    roll: bool,
+    position: Arc<File>,
+    enqueued: u64,
+    floor: u64,
+    /// Changed since the disk was last told to keep it.
+    unsynced: bool,
+    troubles: Notice,
+    _lock: File,
+}
+
+struct Segment {
+    path: PathBuf,
+    file: Arc<File>,
+    length: u64,
+    /// Records without a fate.
+    pending: usize,
+    end: u64,
+}
+
+/// Where a stored batch is.
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    directory: Arc<Path>,
+    file: Arc<File>,
+    offset: u64,
+    header: Header,
+}
+
+/// A batch found at the start.
+pub(crate) struct Found {
+    pub(crate) resets: u32,
+    /// A request was made of it before: the backend may have it.
+    pub(crate) handed_out: bool,
+    pub(crate) slot: Slot,
+}
+
+/// Storage as it was found.
+pub(crate) struct Opened {
+    pub(crate) storage: Storage,
+    pub(crate) found: Vec<Found>,
+    /// Resets in damaged records.
+    pub(crate) corrupt: u64,
+    /// Resets that were written and never reached the disk.
+    pub(crate) unsynced: u64,
+}
+
+/// What an earlier run left, and what is missing of it.
+#[derive(Default)]
+struct Losses {
+    found: Vec<Found>,
+    corrupt: u64,
+    unsynced: u64,
+    gaps: Vec<(u64, u64)>,
+    end_is_foreign: bool,
+}
+
+impl Storage {
+    /// Opens or makes a directory, and takes it for this process alone.
+    pub(crate) fn open(directory: &Path, limit: u64, fsync: Fsync) -> Result<Opened, StorageError> {
+        let at = |what| move |error| StorageError::Directory { path: directory.to_owned(), what, error };
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(at("cannot be made"))?;
+        let lock = take(directory)?;
+        let position = options()
+            .create(true)
+            .open(directory.join("position"))
+            .map_err(at("its position file cannot be opened"))?;
+        let known = read_position(&position).map_err(at("its position file cannot be read"))?;
+        let mut storage = Self {
+            directory: directory.into(),
+            limit,
+            segment_size: (limit / SEGMENTS).clamp(SMALLEST_SEGMENT, LARGEST_SEGMENT),
+            fsync,
+            segments: VecDeque::new(),
+            roll: true,
+            position: Arc::new(position),
+            enqueued: 0,
+            floor: known.map_or(0, |(_, floor)| floor),
+            unsynced: false,
+            troubles: Notice::default(),
+            _lock: lock,
+        };
+        let losses = storage.read_segments(known).map_err(at("its segments cannot be read"))?;
+        storage.write_position().map_err(at("cannot be written"))?;
+        let noted = storage.note_gaps(&losses.gaps).and_then(|()| storage.forget_finished());
+        storage.trouble(noted);
+        Ok(Opened { storage, found: losses.found, corrupt: losses.corrupt, unsynced: losses.unsynced })
+    }
+
+    /// Appends a batch. What fails leaves the storage as it was.
+    pub(crate) fn append(&mut self, resets: u32, message: &[u8]) -> Result<Slot, StorageError> {
+        let record = (HEADER_LEN + message.len()) as u64;
+        let failed = |path: &Path, what, error| StorageError::Directory { path: path.to_owned(), what, error };
+        if self.bytes() + record > self.limit && self.segments.back().is_some_and(|newest| newest.pending == 0) {
+            self.roll = true;
+        }
+        self.make_segment(record).map_err(|error| failed(&self.directory, "a segment cannot be made", error))?;
+        if self.bytes() + record > self.limit {
+            return Err(StorageError::Limit { path: self.directory.to_path_buf(), limit: self.limit });
+        }
+        let header = Header::of(self.enqueued, resets, message);
+        let written = self.write(&header, message);
+        written.map_err(|error| failed(&self.directory, "cannot be written", error))
+    }
+
+    /// Marks a batch. A mark that fails makes a duplicate after a restart, never a loss.
+    pub(crate) fn mark(&mut self, slot: &Slot, mark: Mark) {
+        let (at, value) = slot.header.mark(mark);
+        let mut marked = slot.file.write_all_at(&value, slot.offset + at);
+        self.unsynced = true;
+        if mark == Mark::Done {
+            if let Some(segment) = self.segments.iter_mut().find(|segment| Arc::ptr_eq(&segment.file, &slot.file)) {
+                segment.pending = segment.pending.saturating_sub(1);
+            }
+            marked = marked.and(self.forget_finished());
+        }
+        self.trouble(marked);
+    }
+
+    /// Bytes on disk.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.length).sum()
+    }
+
+    /// What the disk is to be told to keep since the last call; told outside of the queue's lock.
+    pub(crate) fn take_unsynced(&mut self) -> Vec<Arc<File>> {
+        if !std::mem::take(&mut self.unsynced) {
+            return Vec::new();
+        }
+        // Older segments may lack marks only: duplicates after a crash.
+        let newest = self.segments.iter().rev().take(2).map(|segment| &segment.file);
+        newest.chain([&self.position]).cloned().collect()
+    }
+
+    /// At the end: forgets what is finished and tells the disk to keep the rest.
+    pub(crate) fn close(&mut self) {
+        self.roll = true;
+        let mut closed = self.forget_finished();
+        if self.fsync != Fsync::Never {
+            let mut files = self.segments.iter().map(|segment| &segment.file).chain([&self.position]);
+            closed = closed.and(files.try_for_each(|file| file.sync_data()));
+        }
+        self.trouble(closed);
+    }
+
+    /// Something that costs at most duplicates after a crash: said, not more.
+    pub(crate) fn trouble(&self, result: io::Result<()>) {
+        if let Err(error) = result
+            && self.troubles.due(Instant::now()).is_some()
+        {
+            tracing::warn!("sending_queue.storage {}: cannot be written: {error}", self.directory.display());
+        }
+    }
+
+    /// Reads what an earlier run left and names what is missing of it.
+    fn read_segments(&mut self, known: Option<(u64, u64)>) -> io::Result<Losses> {
+        let mut losses = Losses::default();
+        let mut ranges = Vec::new();
+        for path in segment_paths(&self.directory)? {
+            let bytes = fs::read(&path)?;
+            let (records, foreign) = segment::scan(&bytes);
+            losses.end_is_foreign = foreign;
+            let file = Arc::new(OpenOptions::new().read(true).write(true).open(&path)?);
+            let mut segment = Segment { path, file, length: bytes.len() as u64, pending: 0, end: 0 };
+            for record in records {
+                let header = record.header;
+                if record.body == Body::Torn || header.end() <= self.floor {
+                    continue;
+                }
+                ranges.push((header.start, header.end()));
+                segment.end = segment.end.max(header.end());
+                let slot = self.slot(&segment.file, record.offset, header);
+                match (record.done, record.body) {
+                    (true, _) => {}
+                    (false, Body::Whole) => {
+                        segment.pending += 1;
+                        losses.found.push(Found { resets: header.resets, handed_out: record.handed_out, slot });
+                    }
+                    (false, _) => {
+                        losses.corrupt += u64::from(header.resets);
+                        // Counted once: the next start does not count it again.
+                        let (at, value) = header.mark(Mark::Done);
+                        segment.file.write_all_at(&value, record.offset + at)?;
+                    }
+                }
+            }
+            self.segments.push_back(segment);
+        }
+        losses.found.sort_by_key(|found| found.slot.header.start);
+        ranges.sort_unstable();
+        // Without a position file the first record tells where the counting begins.
+        let first = ranges.first().map_or(0, |(start, _)| *start);
+        let last = ranges.last().map_or(0, |(_, end)| *end);
+        self.floor = known.map_or(first, |(_, floor)| floor);
+        self.enqueued = known.map_or(0, |(enqueued, _)| enqueued).max(last).max(self.floor);
+        losses.gaps = gaps(&ranges, self.floor, self.enqueued);
+        for (start, end) in &losses.gaps {
+            // Missing at the very end: cut off by a crash, unless bytes that belong to no record say damage.
+            let cut_off = *end == self.enqueued && !losses.end_is_foreign;
+            *(if cut_off { &mut losses.unsynced } else { &mut losses.corrupt }) += end - start;
+        }
+        Ok(losses)
+    }
+
+    /// Writes down which resets are known to be missing, so that the next start does not count them again.
+    fn note_gaps(&mut self, gaps: &[(u64, u64)]) -> io::Result<()> {
+        for (start, end) in gaps {
+            let mut start = *start;
+            while start < *end {
+                let resets = u32::try_from(end - start).unwrap_or(u32::MAX);
+                let header = Header::of(start, resets, &[]);
+                let mut record = header.encode();
+                let (at, value) = header.mark(Mark::Done);
+                record[at as usize..][..value.len()].copy_from_slice(&value);
+                self.make_segment(record.len() as u64)?;
+                if let Some(newest) = self.segments.back_mut() {
+                    newest.file.write_all_at(&record, newest.length)?;
+                    newest.length += record.len() as u64;
+                }
+                start = header.end();
+            }
+        }
+        Ok(())
+    }
+
+    fn slot(&self, file: &Arc<File>, offset: u64, header: Header) -> Slot {
+        Slot { directory: self.directory.clone(), file: file.clone(), offset, header }
+    }
+
+    fn make_segment(&mut self, record: u64) -> io::Result<()> {
+        if !self.roll && self.segments.back().is_some_and(|newest| newest.length + record <= self.segment_size) {
+            return Ok(());
+        }
+        if !self.roll && self.segments.back().is_some_and(|newest| newest.length == 0) {
+            return Ok(());
+        }
+        let (path, file) = self.new_file()?;
+        if self.fsync != Fsync::Never {
+            File::open(&self.directory)?.sync_all()?;
+        }
+        self.segments.push_back(Segment { path, file, length: 0, pending: 0, end: self.enqueued });
+        self.roll = false;
+        self.forget_finished()
+    }
+
+    fn new_file(&self) -> io::Result<(PathBuf, Arc<File>)> {
+        for attempt in 0_u32.. {
+            // The same start twice: the first one's records were cut off by a crash.
+            let path = self.directory.join(format!("{:020}-{attempt}.log", self.enqueued));
+            match options().create_new(true).open(&path) {
+                Ok(file) => return Ok((path, Arc::new(file))),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::Error::from(io::ErrorKind::AlreadyExists))
+    }
+
+    fn write(&mut self, header: &Header, message: &[u8]) -> io::Result<Slot> {
+        let Some(segment) = self.segments.back_mut() else { return Err(io::Error::other("no segment")) };
+        let (file, offset) = (segment.file.clone(), segment.length);
+        // The position goes first: what a crash then cuts off is missed at the next start.
+        self.enqueued = header.end();
+        let written = self
+            .write_position()
+            .and_then(|()| file.write_all_at(&header.encode(), offset))
+            .and_then(|()| file.write_all_at(message, offset + HEADER_LEN as u64));
+        if let Err(error) = written {
+            self.enqueued = header.start;
+            // Half a record at the end of a segment would hide what comes after it.
+            self.roll = file.set_len(offset).is_err();
+            return Err(self.write_position().err().unwrap_or(error));
+        }
+        if let Some(segment) = self.segments.back_mut() {
+            segment.length += (HEADER_LEN + message.len()) as u64;
+            segment.pending += 1;
+            segment.end = header.end();
+        }
+        self.unsynced = true;
+        if self.fsync == Fsync::Always {
+            let synced = file.sync_data().and_then(|()| self.position.sync_data());
+            self.trouble(synced);
+        }
+        Ok(self.slot(&file, offset, *header))
+    }
+
+    /// Removes segments from the front whose records all have a fate. The floor reaches the disk before they leave it:
+    /// else they would be missed.
+    fn forget_finished(&mut self) -> io::Result<()> {
+        let newest_stays = usize::from(!self.roll);
+        while self.segments.len() > newest_stays && self.segments.front().is_some_and(|segment| segment.pending == 0) {
+            let Some(segment) = self.segments.pop_front() else { break };
+            self.floor = self.floor.max(segment.end);
+            self.write_position()?;
+            if self.fsync != Fsync::Never {
+                self.position.sync_data()?;
+            }
+            fs::remove_file(&segment.path)?;
+        }
+        Ok(())
+    }
+
+    fn write_position(&self) -> io::Result<()> {
+        let mut bytes = [0; POSITION_LEN];
+        bytes[..4].copy_from_slice(&POSITION_MAGIC);
+        bytes[8..16].copy_from_slice(&self.enqueued.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.floor.to_le_bytes());
+        let crc = crc32fast::hash(&bytes[8..]);
+        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        self.position.write_all_at(&bytes, 0)
+    }
+}
+
+impl Slot {
+    /// The message, checked.
+    pub(crate) fn read(&self) -> Result<Bytes, StorageError> {
+        let mut message = vec![0; self.header.length as usize];
+        let read = self.file.read_exact_at(&mut message, self.offset + HEADER_LEN as u64);
+        match read {
+            Ok(()) if crc32fast::hash(&message) == self.header.body_crc => Ok(message.into()),
+            Ok(()) => Err(StorageError::Damaged { path: self.directory.to_path_buf() }),
+            Err(error) => {
+                Err(StorageError::Directory { path: self.directory.to_path_buf(), what: "cannot be read", error })
+            }
+        }
+    }
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    options
+}
+
+fn take(directory: &Path) -> Result<File, StorageError> {
+    let failed = |what| move |error| StorageError::Directory { path: directory.to_owned(), what, error };
+    let path = directory.join("lock");
+    let file = options().create(true).open(&path).map_err(failed("cannot be written"))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {
+            let holder = std::process::id().to_string();
+            let written = file.set_len(0).and_then(|()| file.write_all_at(holder.as_bytes(), 0));
+            written.map_err(failed("cannot be written"))?;
+            Ok(file)
+        }
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let holder = fs::read_to_string(&path).ok().filter(|holder| !holder.is_empty());
+            Err(StorageError::InUse { path: directory.to_owned(), holder: holder.unwrap_or_else(|| "unknown".into()) })
+        }
+        Err(errno) => Err(failed("cannot be locked")(errno.into())),
+    }
+}
+
+fn segment_paths(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// What of `from..to` no range covers; ranges sorted by their start.
+fn gaps(ranges: &[(u64, u64)], from: u64, to: u64) -> Vec<(u64, u64)> {
+    let mut gaps = Vec::new();
+    let mut covered = from;
+    for (start, end) in ranges.iter().copied().chain([(to, to)]) {
+        if start > covered {
+            gaps.push((covered, start));
+        }
+        covered = covered.max(end);
+    }
+    gaps
+}
+
+/// `(enqueued, floor)`, or `None` where there is no file or it is damaged.
+fn read_position(file: &File) -> io::Result<Option<(u64, u64)>> {
+    let mut bytes = [0; POSITION_LEN];
+    match file.read_exact_at(&mut bytes, 0) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let number = |at: usize| bytes[at..].first_chunk().copied().map_or(0, u64::from_le_bytes);
+    let right = bytes[..4] == POSITION_MAGIC && crc32fast::hash(&bytes[8..]).to_le_bytes() == bytes[4..8];
+    Ok((right && number(16) <= number(8)).then(|| (number(8), number(16))))
+}
+
+#[cfg(test)]
+#[path = "storage_tests.rs"]
+mod tests;

@@ -1,0 +1,244 @@
+//! The hooks: which programs each needs on a kernel with given types, or why it cannot run there. Pure: what the kernel
+//! then makes of them is [`crate::kernel`]'s.
+
+use crate::kernel::btf::Types;
+
+/// A hook and what it is for.
+pub struct Plan {
+    /// Its name, for users: the tracepoint or the function.
+    pub hook: &'static str,
+    way: Way,
+    /// What is seen or known through it.
+    pub sees: &'static str,
+    /// Without it resets go unseen; else they are seen but less is known of them.
+    pub sees_resets: bool,
+}
+
+/// How a hook is attached.
+enum Way {
+    /// To the tracepoint of its name: number of arguments, and a program written for it.
+    Tracepoint(&'static [(usize, &'static str)]),
+    /// To the entries of functions, each with its program: where a tracepoint has so many arguments that it leaves
+    /// something out, and not elsewhere.
+    Entries {
+        tracepoint: &'static str,
+        arguments: &'static [usize],
+        functions: &'static [(&'static str, &'static str)],
+    },
+}
+
+/// Every hook, in the order in which they are attached: what keeps facts before what needs them.
+pub const PLANS: &[Plan] = &[
+    Plan {
+        hook: "sched_process_fork",
+        way: Way::Tracepoint(&[(2, "sched_process_fork")]),
+        sees: "owners of accepted connections",
+        sees_resets: false,
+    },
+    Plan {
+        hook: "sched_process_exec",
+        way: Way::Tracepoint(&[(3, "sched_process_exec")]),
+        sees: "owners of accepted connections",
+        sees_resets: false,
+    },
+    Plan {
+        hook: "sched_process_exit",
+        way: Way::Tracepoint(&[(1, "sched_process_exit"), (2, "sched_process_exit")]),
+        sees: "owners of accepted connections",
+        sees_resets: false,
+    },
+    Plan {
+        hook: "inet_sock_set_state",
+        way: Way::Tracepoint(&[(3, "inet_sock_set_state")]),
+        sees: "state before the reset, duration, owners",
+        sees_resets: false,
+    },
+    Plan {
+        hook: "tcp_rcv_space_adjust",
+        way: Way::Tracepoint(&[(1, "tcp_rcv_space_adjust")]),
+        sees: "owners of connections that were handed on",
+        sees_resets: false,
+    },
+    Plan {
+        hook: "tcp_send_reset",
+        way: Way::Tracepoint(&[
+            (3, "tcp_send_reset"),
+            (3, "tcp_send_reset_active"),
+            (2, "tcp_send_reset_without_reason"),
+            (2, "tcp_send_reset_active_without_reason"),
+        ]),
+        sees: "resets that TCP sends",
+        sees_resets: true,
+    },
+    Plan {
+        hook: "tcp_v4_send_reset",
+        way: Way::Entries {
+            tracepoint: "tcp_send_reset",
+            arguments: &[2],
+            functions: &[("tcp_v4_send_reset", "tcp_v4_send_reset"), ("tcp_v6_send_reset", "tcp_v6_send_reset")],
+        },
+        sees: "resets that TCP sends without a socket, or in TIME_WAIT",
+        sees_resets: true,
+    },
+    Plan {
+        hook: "tcp_receive_reset",
+        way: Way::Tracepoint(&[(1, "tcp_receive_reset")]),
+        sees: "resets that a socket receives",
+        sees_resets: true,
+    },
+    Plan {
+        hook: "tcp_check_req",
+        way: Way::Entries {
+            tracepoint: "kfree_skb",
+            arguments: &[2, 3],
+            functions: &[
+                ("tcp_check_req", "tcp_check_req"),
+                ("tcp_timewait_state_process", "tcp_timewait_state_process"),
+                ("tcp_rcv_state_process", "tcp_rcv_state_process"),
+            ],
+        },
+        sees: "whom a reset came for that no connection accepts",
+        sees_resets: false,
+    },
+    Plan {
+        hook: "kfree_skb",
+        way: Way::Tracepoint(&[(4, "kfree_skb"), (3, "kfree_skb_without_socket"), (2, "kfree_skb_without_reason")]),
+        sees: "resets received that no connection accepts",
+        sees_resets: true,
+    },
+    Plan {
+        hook: "net_dev_queue",
+        way: Way::Tracepoint(&[(1, "net_dev_queue")]),
+        sees: "resets that netfilter sends",
+        sees_resets: true,
+    },
+];
+
+/// What is to be done for a hook on a kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Another hook sees all of it.
+    NotNeeded,
+    /// Load and attach these: the tracepoint or function, and the program for it.
+    Attach(Vec<(&'static str, &'static str)>),
+    /// It cannot run there, and why.
+    CannotRun(String),
+}
+
+impl Plan {
+    /// What is to be done on a kernel with these types.
+    pub fn step(&self, types: &Types) -> Step {
+        match &self.way {
+            Way::Tracepoint(programs) => tracepoint(self.hook, programs, types),
+            Way::Entries { tracepoint, arguments, functions } => {
+                if !types.tracepoint_arguments(tracepoint).is_some_and(|count| arguments.contains(&count)) {
+                    return Step::NotNeeded;
+                }
+                match functions.iter().find(|(function, _)| !types.has_function(function)) {
+                    Some((function, _)) => Step::CannotRun(format!("this kernel has no function {function}")),
+                    None => Step::Attach(functions.to_vec()),
+                }
+            }
+        }
+    }
+}
+
+fn tracepoint(hook: &'static str, programs: &'static [(usize, &'static str)], types: &Types) -> Step {
+    let Some(arguments) = types.tracepoint_arguments(hook) else {
+        return Step::CannotRun(format!("this kernel has no tracepoint {hook}"));
+    };
+    let fitting = programs.iter().filter(|(count, _)| *count == arguments);
+    let names: Vec<_> = fitting.map(|(_, name)| (hook, *name)).collect();
+    if names.is_empty() {
+        return Step::CannotRun(format!(
+            "this kernel's {hook} has {arguments} arguments, which no program here is written for"
+        ));
+    }
+    Step::Attach(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Types of a kernel with these tracepoints, each with its number of arguments, and these functions.
+    fn kernel(tracepoints: &[(&str, u32)], functions: &[&str]) -> Types {
+        const POINTER: u32 = 2;
+        const TYPEDEF: u32 = 8;
+        const FUNCTION: u32 = 12;
+        const PROTOTYPE: u32 = 13;
+        let (mut types, mut strings, mut last) = (Vec::new(), vec![0], 0);
+        let mut add = |kind: u32, count: u32, name: &str, of: u32| {
+            let at = strings.len() as u32;
+            strings.extend(name.bytes().chain([0]));
+            types.extend([at, kind << 24 | count, of].iter().flat_map(|word| word.to_ne_bytes()));
+            types.extend((0..count * 8).map(|_| 0));
+            last += 1;
+            last
+        };
+        for (name, arguments) in tracepoints {
+            let prototype = add(PROTOTYPE, arguments + 1, "", 0);
+            let pointer = add(POINTER, 0, "", prototype);
+            add(TYPEDEF, 0, &format!("btf_trace_{name}"), pointer);
+        }
+        for name in functions {
+            let prototype = add(PROTOTYPE, 2, "", 0);
+            add(FUNCTION, 0, name, prototype);
+        }
+        let mut bytes = 0xeb9f_u16.to_ne_bytes().to_vec();
+        bytes.extend([1, 0]);
+        let words = [24, 0, types.len(), types.len(), strings.len()];
+        bytes.extend(words.iter().flat_map(|word| (*word as u32).to_ne_bytes()));
+        bytes.extend(types);
+        bytes.extend(strings);
+        Types::parse(bytes).expect("BTF")
+    }
+
+    fn step(hook: &str, types: &Types) -> Step {
+        PLANS.iter().find(|plan| plan.hook == hook).expect("a plan").step(types)
+    }
+
+    #[test]
+    fn the_program_is_the_one_for_so_many_arguments() {
+        for (hook, arguments, program) in [
+            ("tcp_send_reset", 2, "tcp_send_reset_without_reason"),
+            ("tcp_send_reset", 3, "tcp_send_reset"),
+            ("kfree_skb", 2, "kfree_skb_without_reason"),
+            ("kfree_skb", 3, "kfree_skb_without_socket"),
+            ("kfree_skb", 4, "kfree_skb"),
+        ] {
+            let attach = step(hook, &kernel(&[(hook, arguments)], &[]));
+            assert!(
+                matches!(&attach, Step::Attach(names) if names[0] == (hook, program)),
+                "{hook} {arguments}: {attach:?}"
+            );
+        }
+        let Step::CannotRun(why) = step("kfree_skb", &kernel(&[("kfree_skb", 7)], &[])) else { panic!("it runs") };
+        assert!(why.contains("7 arguments"), "{why}");
+        let Step::CannotRun(why) = step("kfree_skb", &kernel(&[], &[])) else { panic!("it runs") };
+        assert!(why.contains("no tracepoint kfree_skb"), "{why}");
+    }
+
+    #[test]
+    fn functions_are_entered_only_where_the_tracepoint_leaves_something_out() {
+        let both = ["tcp_v4_send_reset", "tcp_v6_send_reset"];
+        let hook = "tcp_v4_send_reset";
+        assert_eq!(step(hook, &kernel(&[("tcp_send_reset", 3)], &both)), Step::NotNeeded);
+        assert!(
+            matches!(step(hook, &kernel(&[("tcp_send_reset", 2)], &both)), Step::Attach(names) if names.len() == 2)
+        );
+        let Step::CannotRun(why) = step(hook, &kernel(&[("tcp_send_reset", 2)], &both[..1])) else { panic!("it runs") };
+        assert!(why.contains("tcp_v6_send_reset"), "{why}");
+    }
+
+    #[test]
+    fn every_hook_can_run_on_this_kernel_or_is_not_needed() {
+        let types = Types::from_file(Path::new(crate::kernel::KERNEL_BTF)).expect("this kernel has BTF");
+        for plan in PLANS {
+            let step = plan.step(&types);
+            assert!(!matches!(step, Step::CannotRun(_)), "{}: {step:?}", plan.hook);
+        }
+    }
+}
