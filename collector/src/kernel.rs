@@ -11,6 +11,7 @@ pub(crate) mod netlink;
 pub mod plan;
 pub mod selftest;
 pub mod vintage;
+pub mod wire;
 
 use std::{
     io,
@@ -39,6 +40,7 @@ use crate::{
     kernel::{
         btf::{BtfError, Types},
         plan::{PLANS, Plan, Step},
+        wire::WirePorts,
     },
     pipeline::owners::{ByCredential, Credentials},
     pushdown,
@@ -166,6 +168,7 @@ pub struct Kernel {
     ring: RingBuf<MapData>,
     control: Array<MapData, [u32; 4]>,
     rules: Array<MapData, [u8; RULE_LEN]>,
+    wire_ports: WirePorts,
     /// What the map holds, but for the programs' own writes.
     said: Control,
     counters: Arc<Counters>,
@@ -237,12 +240,13 @@ impl Globals {
 impl Kernel {
     /// Loads the programs and attaches every hook that can run here.
     ///
-    /// `ring_buffer_bytes` is a power of two; `wanted` leaves out hooks by name.
+    /// `ring_buffer_bytes` is a power of two; `wanted` leaves out hooks by name, [`wire::HOOK`] among them.
     pub fn attach(btf: &Path, ring_buffer_bytes: u32, wanted: impl Fn(&str) -> bool) -> Result<Self, KernelError> {
         let types = Types::from_file(btf)?;
         let aya_btf = Btf::parse_file(btf, Default::default()).map_err(|error| KernelError::Load(error.to_string()))?;
         let globals = Globals::from_types(&types);
-        let mut programs = load(&aya_btf, &globals, ring_buffer_bytes)?;
+        let reads_wire = wanted(wire::HOOK);
+        let mut programs = load(&aya_btf, &globals, ring_buffer_bytes, reads_wire)?;
         let ring = RingBuf::try_from(take(&mut programs, "RESETS")?).map_err(|_| KernelError::Map("RESETS"))?;
         let control = Array::try_from(take(&mut programs, "CONTROL")?).map_err(|_| KernelError::Map("CONTROL"))?;
         let rules = Array::try_from(take(&mut programs, "RULES")?).map_err(|_| KernelError::Map("RULES"))?;
@@ -254,7 +258,8 @@ impl Kernel {
             |name| ByCredential::try_from(take(&mut programs, name)?).map_err(|_| KernelError::Map(name));
         let credentials = Credentials { processes: by_credential("PROCESSES")?, ended: by_credential("ENDED")? };
         let lost = PerCpuArray::try_from(take(&mut programs, "LOST")?).map_err(|_| KernelError::Map("LOST"))?;
-        let coverage: Vec<Coverage> = PLANS
+        let wire_ports = WirePorts::take(&mut programs)?;
+        let mut coverage: Vec<Coverage> = PLANS
             .iter()
             .filter_map(|plan| {
                 let missing = match plan.step(&types) {
@@ -266,6 +271,10 @@ impl Kernel {
                 Some(Coverage { hook: plan.hook, sees: plan.sees, sees_resets: plan.sees_resets, missing })
             })
             .collect();
+        if reads_wire {
+            let missing = wire::attach(&mut programs, &types, Path::new("/proc")).err();
+            coverage.push(Coverage { hook: wire::HOOK, sees: wire::SEES, sees_resets: false, missing });
+        }
         if coverage.iter().all(|hook| !hook.sees_resets || hook.missing.is_some()) {
             return Err(KernelError::NoHook(reasons_why_not(&coverage)));
         }
@@ -276,6 +285,7 @@ impl Kernel {
             ring,
             control,
             rules,
+            wire_ports,
             said: Control::default(),
             counters: Arc::new(Counters { captured, lost, withheld }),
             coverage,
@@ -369,6 +379,11 @@ impl Kernel {
         self.say(self.said)
     }
 
+    /// Sets the servers' ports on which `traceparent` is read; without [`wire::HOOK`] it is read on none.
+    pub fn set_wire_ports(&mut self, ports: &[u16]) -> Result<(), MapError> {
+        self.wire_ports.set(ports)
+    }
+
     fn say(&mut self, control: Control) -> Result<(), MapError> {
         self.control.set(0, [control.reader_sleeps, control.program, control.interval_ns, control.reserved], 0)
     }
@@ -413,9 +428,10 @@ fn iterate(programs: &mut Ebpf, name: &'static str, kind: &str, btf: &Btf) -> Re
 }
 
 /// Puts the object that fits this kernel into it; no program of it is loaded yet.
-fn load(btf: &Btf, globals: &Globals, ring_buffer_bytes: u32) -> Result<Ebpf, KernelError> {
+fn load(btf: &Btf, globals: &Globals, ring_buffer_bytes: u32, reads_wire: bool) -> Result<Ebpf, KernelError> {
     // Tracing programs were given the storage of sockets and the running task's type by one series, in 5.11.
     let has_socket_storage = globals.has_typed_task;
+    let reads_wire = u32::from(reads_wire);
     let mut loader = EbpfLoader::new();
     loader
         .btf(Some(btf))
@@ -425,6 +441,7 @@ fn load(btf: &Btf, globals: &Globals, ring_buffer_bytes: u32) -> Result<Ebpf, Ke
         .override_global("HAS_TAI_CLOCK", &globals.has_tai_clock, true)
         .override_global("HAS_TYPED_TASK", &globals.has_typed_task, true)
         .override_global("HAS_SOCKET_STORAGE", &has_socket_storage, true)
+        .override_global("READS_WIRE", &reads_wire, true)
         .map_max_entries("RESETS", ring_buffer_bytes);
     if has_socket_storage == 1 {
         // Never used there: no memory for it.

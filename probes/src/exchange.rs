@@ -109,8 +109,7 @@ impl Exchange {
     /// Begins to follow a connection, whose first bytes have these sequence numbers.
     #[inline(always)]
     pub fn begin(&mut self, is_client: bool, first_sent: u32, first_received: u32) {
-        let (requests, responses) =
-            if is_client { (first_sent, first_received) } else { (first_received, first_sent) };
+        let (requests, responses) = if is_client { (first_sent, first_received) } else { (first_received, first_sent) };
         self.requests.next = requests;
         self.requests.ended = requests;
         self.responses.next = responses;

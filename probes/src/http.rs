@@ -429,6 +429,7 @@ impl Message {
             b' ' | b'\t' if is_after_ours => return Step::byte(Event::Foreign),
             b' ' | b'\t' => self.phase = phase::LINE,
             _ => {
+                self.phase = phase::NAME;
                 self.index = 0;
                 self.names = MAY_BE_LENGTH | MAY_BE_ENCODING | if is_request { MAY_BE_CONTEXT } else { 0 };
                 return self.name(byte);

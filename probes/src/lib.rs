@@ -5,6 +5,9 @@
 
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod cause;
 pub mod control;
 pub mod exchange;
