@@ -443,6 +443,9 @@ fn load(btf: &Btf, globals: &Globals, ring_buffer_bytes: u32, reads_wire: bool) 
         .override_global("HAS_SOCKET_STORAGE", &has_socket_storage, true)
         .override_global("READS_WIRE", &reads_wire, true)
         .map_max_entries("RESETS", ring_buffer_bytes);
+    if reads_wire == 0 {
+        loader.map_max_entries("EARLY_EXCHANGES", 1);
+    }
     if has_socket_storage == 1 {
         // Never used there: no memory for it.
         loader.map_max_entries("SOCKETS_BY_ADDRESS", 1);

@@ -14,7 +14,7 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{
         __sk_buff, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE,
-        bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_SK_STORAGE},
+        bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_SK_STORAGE},
         bpf_sock,
     },
     helpers::generated::{bpf_loop, bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_load_bytes, bpf_tcp_sock},
@@ -46,6 +46,18 @@ static WIRE_PORTS: Map<u32, Ports, { BPF_MAP_TYPE_ARRAY as usize }, 1, 0> = Map:
 #[unsafe(no_mangle)]
 static EXCHANGES: Map<i32, Exchange, { BPF_MAP_TYPE_SK_STORAGE as usize }, 0, { BPF_F_NO_PREALLOC as usize }> =
     Map::new();
+
+/// What has been asked on connections that a listener makes only now, by `early_key`: where it waits for the request
+/// (TCP_DEFER_ACCEPT), and where the handshake's last segment was lost, the request comes to the listener. Bounded: the
+/// oldest make room.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+static EARLY_EXCHANGES: Map<u64, Exchange, { BPF_MAP_TYPE_LRU_HASH as usize }, 1_024, 0> = Map::new();
+
+/// An exchange that has not begun: it is too large for the stack.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+static NO_EXCHANGE: Map<u32, Exchange, { BPF_MAP_TYPE_ARRAY as usize }, 1, 0> = Map::new();
 
 /// Steps for one segment: a step is a byte, or up to eight of a line that says nothing to us. Bodies take none.
 const MOST_STEPS: u32 = 1 << 14;
@@ -85,10 +97,17 @@ fn passes<const SENT: bool>(skb: *mut __sk_buff) {
         let local = read_volatile(&raw const (*socket).src_port) as u16;
         let peer = u16::from_be(read_volatile(&raw const (*socket).dst_port));
         let (is_server, is_client) = ((*ports).contains(local), (*ports).contains(peer));
-        if !is_server && !is_client || read_volatile(&raw const (*socket).state) == TCP_LISTEN {
+        if !is_server && !is_client {
             return;
         }
         let Some(segment) = Segment::of(skb) else { return };
+        if read_volatile(&raw const (*socket).state) == TCP_LISTEN {
+            // The listener has no peer: its ports are not the segment's.
+            if !SENT {
+                come_early(skb, &segment, early_key(segment.sequence, local, segment.source_port));
+            }
+            return;
+        }
         // Between two such ports, whoever speaks first is the client.
         let is_client = is_client && (!is_server || SENT);
         follow::<SENT>(skb, socket, &segment, is_client);
@@ -97,7 +116,9 @@ fn passes<const SENT: bool>(skb: *mut __sk_buff) {
 
 /// What of a segment's headers is asked for.
 struct Segment {
+    source_port: u16,
     sequence: u32,
+    acknowledgement: u32,
     /// Where the payload begins.
     offset: u32,
     length: u32,
@@ -108,8 +129,6 @@ impl Segment {
     /// A segment with payload, or the last of its stream.
     #[inline(always)]
     unsafe fn of(skb: *mut __sk_buff) -> Option<Self> {
-        /// The TCP header up to its flags, from the sequence number on.
-        const SEQUENCE_AT: u32 = 4;
         // SAFETY: the verifier checks the accesses; the helper fails where there are not so many bytes.
         unsafe {
             let total = read_volatile(&raw const (*skb).len);
@@ -121,20 +140,20 @@ impl Segment {
                 4 => (u32::from(ip[0] & 15) * 4, ip[9]),
                 _ => (IPV6_HEADER, ip[6]),
             };
-            let mut tcp = [0u8; 10];
-            if protocol != IPPROTO_TCP
-                || bpf_skb_load_bytes(skb.cast(), header + SEQUENCE_AT, (&raw mut tcp).cast(), 10) != 0
-            {
+            let mut tcp = [0u8; 14];
+            if protocol != IPPROTO_TCP || bpf_skb_load_bytes(skb.cast(), header, (&raw mut tcp).cast(), 14) != 0 {
                 return None;
             }
-            let offset = header + u32::from(tcp[8] >> 4) * 4;
-            let flags = tcp[9];
+            let offset = header + u32::from(tcp[12] >> 4) * 4;
+            let flags = tcp[13];
             let length = total.saturating_sub(offset);
             if flags & (SYN | RST) != 0 || length == 0 && flags & FIN == 0 {
                 return None;
             }
-            let sequence = u32::from_be_bytes([tcp[0], tcp[1], tcp[2], tcp[3]]);
-            Some(Self { sequence, offset, length, is_last: flags & FIN != 0 })
+            let sequence = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+            let acknowledgement = u32::from_be_bytes([tcp[8], tcp[9], tcp[10], tcp[11]]);
+            let source_port = u16::from_be_bytes([tcp[0], tcp[1]]);
+            Some(Self { source_port, sequence, acknowledgement, offset, length, is_last: flags & FIN != 0 })
         }
     }
 }
@@ -143,29 +162,78 @@ impl Segment {
 unsafe fn follow<const SENT: bool>(skb: *mut __sk_buff, socket: *mut bpf_sock, segment: &Segment, is_client: bool) {
     // SAFETY: as in `passes`; the storage lives as long as the socket, and the verifier knows its size.
     unsafe {
-        let create = if segment.length > 0 { BPF_SK_STORAGE_GET_F_CREATE as u64 } else { 0 };
-        let exchange = bpf_sk_storage_get(EXCHANGES.pointer(), socket.cast(), core::ptr::null_mut(), create);
-        let Some(exchange) = exchange.cast::<Exchange>().as_mut() else { return };
+        let known = bpf_sk_storage_get(EXCHANGES.pointer(), socket.cast(), core::ptr::null_mut(), 0);
+        let exchange = if known.is_null() { begin(socket, segment, is_client) } else { known.cast() };
+        let Some(exchange) = exchange.as_mut() else { return };
         if exchange.is_lost() {
             return;
-        }
-        if !exchange.has_begun() {
-            let tcp = bpf_tcp_sock(socket);
-            if tcp.is_null() {
-                return;
-            }
-            let received = read_volatile(&raw const (*tcp).bytes_received) as u32;
-            // The SYN counts as acknowledged where it was ours (tcp_rcv_synsent_state_process, tcp_snd_una_update).
-            let acknowledged = (read_volatile(&raw const (*tcp).bytes_acked) as u32).wrapping_sub(is_client as u32);
-            let first_sent = read_volatile(&raw const (*tcp).snd_una).wrapping_sub(acknowledged);
-            let first_received = read_volatile(&raw const (*tcp).rcv_nxt).wrapping_sub(received);
-            exchange.begin(is_client, first_sent, first_received);
         }
         if exchange.is_client() == SENT {
             read_segment::<true>(skb, exchange, segment);
         } else {
             read_segment::<false>(skb, exchange, segment);
         }
+    }
+}
+
+/// Begins to follow a connection at its first payload; null where it cannot be.
+#[inline(always)]
+unsafe fn begin(socket: *mut bpf_sock, segment: &Segment, is_client: bool) -> *mut Exchange {
+    // SAFETY: as in `passes`.
+    unsafe {
+        let tcp = bpf_tcp_sock(socket);
+        if segment.length == 0 || tcp.is_null() {
+            return core::ptr::null_mut();
+        }
+        let received = read_volatile(&raw const (*tcp).bytes_received) as u32;
+        let first_received = read_volatile(&raw const (*tcp).rcv_nxt).wrapping_sub(received);
+        // The SYN counts as acknowledged where it was ours (tcp_rcv_synsent_state_process, tcp_snd_una_update).
+        let acknowledged = (read_volatile(&raw const (*tcp).bytes_acked) as u32).wrapping_sub(is_client as u32);
+        let first_sent = read_volatile(&raw const (*tcp).snd_una).wrapping_sub(acknowledged);
+        let local = read_volatile(&raw const (*socket).src_port) as u16;
+        let peer = u16::from_be(read_volatile(&raw const (*socket).dst_port));
+        let early = early_key(first_received, local, peer);
+        let asked = if received != 0 && !is_client { EARLY_EXCHANGES.get(&early) } else { None };
+        let first = asked.unwrap_or(core::ptr::null_mut());
+        let exchange =
+            bpf_sk_storage_get(EXCHANGES.pointer(), socket.cast(), first.cast(), BPF_SK_STORAGE_GET_F_CREATE as u64);
+        let exchange = exchange.cast::<Exchange>();
+        if !first.is_null() {
+            EARLY_EXCHANGES.remove(&early);
+        }
+        if let Some(exchange) = exchange.as_mut()
+            && !exchange.has_begun()
+        {
+            exchange.begin(is_client, first_sent, first_received);
+        }
+        exchange
+    }
+}
+
+/// A connection that is being made, among those of its ports: first sequence numbers are random.
+#[inline(always)]
+fn early_key(first_received: u32, local_port: u16, peer_port: u16) -> u64 {
+    u64::from(first_received) << 32 | u64::from(local_port) << 16 | u64::from(peer_port)
+}
+
+/// A request comes to a listener, with the last segment of the handshake.
+#[inline(always)]
+unsafe fn come_early(skb: *mut __sk_buff, segment: &Segment, key: u64) {
+    if segment.length == 0 {
+        return;
+    }
+    // SAFETY: as in `passes`; the LRU map keeps the memory, if not always this connection in it.
+    unsafe {
+        if EARLY_EXCHANGES.get(&key).is_none()
+            && let Some(nothing) = NO_EXCHANGE.get(&0)
+        {
+            EARLY_EXCHANGES.set(&key, &*nothing);
+        }
+        let Some(exchange) = EARLY_EXCHANGES.get(&key).and_then(|exchange| exchange.as_mut()) else { return };
+        if !exchange.has_begun() {
+            exchange.begin(false, segment.acknowledgement, segment.sequence);
+        }
+        read_segment::<true>(skb, exchange, segment);
     }
 }
 
@@ -289,9 +357,16 @@ pub(crate) fn write_context(record: &mut ResetRecord, socket: Socket, sends: boo
             .cast::<Exchange>()
             .as_ref()
     };
+    let rcv_nxt: u32 = load(tcp, Field::TcpRcvNxt);
+    let exchange = exchange.or_else(|| {
+        let first = rcv_nxt.wrapping_sub(load::<u64>(tcp, Field::TcpBytesReceived) as u32);
+        let early = early_key(first, record.local_port, record.peer_port);
+        // SAFETY: as in `come_early`.
+        EARLY_EXCHANGES.get(&early).and_then(|exchange| unsafe { exchange.as_ref() })
+    });
     let Some(exchange) = exchange else { return };
     let at = Position {
-        rcv_nxt: load(tcp, Field::TcpRcvNxt),
+        rcv_nxt,
         copied_seq: load(tcp, Field::TcpCopiedSeq),
         snd_nxt: load(tcp, Field::TcpSndNxt),
         snd_una: load(tcp, Field::TcpSndUna),
