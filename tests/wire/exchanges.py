@@ -455,6 +455,15 @@ def accepted_with_the_request(pair):
     one = pair(listen=lambda listener: listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 5))
     time.sleep(0.02)
     one.end(one.server, one.trace, one.trace)
+    one = pair(listen=lambda listener: listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 5))
+    one.server.recv(1000)
+    one.answer(OK)
+    one.ask(request(trace := new_trace()))
+    one.end(one.server, trace, trace)
+    one = pair(listen=lambda listener: listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 5))
+    one.server.recv(1000)
+    one.answer(OK)
+    one.end(one.client, None, None)
 
 
 @case
@@ -521,4 +530,5 @@ def main():
         function(pair)
 
 
-main()
+if __name__ == "__main__":
+    main()
