@@ -329,5 +329,4 @@ const fn is_before(one: u32, other: u32) -> bool {
 }
 
 #[cfg(test)]
-#[path = "exchange_tests.rs"]
 mod tests;

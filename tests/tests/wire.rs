@@ -122,11 +122,8 @@ fn judge(script: &str, arguments: &[&str], least: usize) -> Result<()> {
     let records = collector.records(&[host.inode])?;
     collector.stop()?;
     std::fs::remove_file(&config)?;
-    let faults: Vec<String> = truths
-        .iter()
-        .flat_map(|truth| ["client", "server"].map(|end| truth.faults(end, &records)))
-        .flatten()
-        .collect();
+    let faults: Vec<String> =
+        truths.iter().flat_map(|truth| ["client", "server"].map(|end| truth.faults(end, &records))).flatten().collect();
     println!("{script}: {ends} ends of {} connections, {} of them wrong", truths.len(), faults.len());
     if !faults.is_empty() {
         bail!("{faults:#?}");
