@@ -24,6 +24,7 @@ pub use crate::account::{
 };
 use crate::{
     account::snapshot::{REASONS, unix_seconds},
+    confine::Confined,
     export::signal::Signal,
 };
 
@@ -34,12 +35,16 @@ pub struct LaneId(u64);
 /// What is done before each look at the counters.
 type BeforeLook = Box<dyn Fn(&Account) + Send + Sync>;
 
+/// Told of each request: its lane's destination and signal, and how long it took.
+type OnRequest = Box<dyn Fn(&str, Signal, Duration) + Send + Sync>;
+
 /// The counters, shared by the whole program.
 pub struct Account {
     state: Mutex<State>,
     started: SystemTime,
     /// Called before each look, so that nothing need be told while nobody looks.
     before_look: OnceLock<BeforeLook>,
+    on_request: Mutex<Vec<OnRequest>>,
 }
 
 struct State {
@@ -58,6 +63,8 @@ struct State {
     lanes: Vec<Lane>,
     next_lane: u64,
     hooks: Vec<HookCoverage>,
+    /// What the process has given up, and what it could not.
+    confinement: Vec<(&'static str, bool)>,
     /// The pipeline has given a sign of life.
     beats: bool,
     /// Since when it is asked for another.
@@ -99,10 +106,12 @@ impl Account {
             lanes: Vec::new(),
             next_lane: 0,
             hooks: Vec::new(),
+            confinement: Vec::new(),
             beats: false,
             asked: None,
         };
-        Self { state: Mutex::new(state), started: SystemTime::now(), before_look: OnceLock::new() }
+        let (before_look, on_request) = (OnceLock::new(), Mutex::default());
+        Self { state: Mutex::new(state), started: SystemTime::now(), before_look, on_request }
     }
 
     /// Takes over the kernel's counters: totals since the probes were attached, the resets by [`counter_index`] and
@@ -158,6 +167,11 @@ impl Account {
         }
     }
 
+    /// Has it told of each request, for as long as the account lives.
+    pub(crate) fn on_request(&self, told: impl Fn(&str, Signal, Duration) + Send + Sync + 'static) {
+        self.on_request.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(told));
+    }
+
     /// The pipeline is asked for a sign of life.
     pub fn ask_for_beat(&self) {
         self.lock().asked.get_or_insert_with(Instant::now);
@@ -173,6 +187,11 @@ impl Account {
     /// What the hooks see.
     pub fn set_hooks(&self, hooks: Vec<HookCoverage>) {
         self.lock().hooks = hooks;
+    }
+
+    /// What the process has given up.
+    pub fn set_confined(&self, confined: &Confined) {
+        self.lock().confinement = confined.steps.iter().map(|(step, done)| (*step, done.is_ok())).collect();
     }
 
     /// The lane of a destination and signal, and the name that it goes by: the destination's, with a number behind it
@@ -227,9 +246,15 @@ impl Account {
             in_ring_buffer,
             lanes: state.lanes.iter().map(|lane| lane.snapshot(in_ring_buffer, &dropped_before_lanes)).collect(),
             hooks: state.hooks.clone(),
+            confinement: state.confinement.clone(),
             since_beat: state.beats.then(|| state.asked.map_or(Duration::ZERO, |asked| asked.elapsed())),
             started_unix_s: unix_seconds(self.started),
         }
+    }
+
+    /// Resets that were read and have not come to a lane's queue.
+    pub(crate) fn in_pipeline(&self, id: LaneId) -> u64 {
+        self.lock().lanes.iter().find(|lane| lane.id == id).map_or(0, |lane| lane.in_pipeline)
     }
 
     /// Resets go from the pipeline into a lane's queue.
@@ -304,6 +329,19 @@ impl Account {
             lane.waiting = lane.waiting.saturating_sub(resets);
             lane.dropped[reason as usize] += resets;
         });
+    }
+
+    /// A request has ended, whatever came of it.
+    pub(crate) fn request_took(&self, id: LaneId, duration: Duration) {
+        let mut lane = None;
+        self.with(id, |of| {
+            of.health.request_took(duration);
+            lane = Some((Arc::clone(&of.destination), of.signal));
+        });
+        let Some((destination, signal)) = lane else { return };
+        for told in &*self.on_request.lock().unwrap_or_else(PoisonError::into_inner) {
+            told(&destination, signal, duration);
+        }
     }
 
     /// Changes what is known of a lane's health.

@@ -126,6 +126,18 @@ impl Exporter {
         }
     }
 
+    /// Whether what was pushed outlives the process: its batches are to be pushed as soon as there are resets, and wait in
+    /// the queue for more.
+    pub fn is_stored(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.queue.is_stored())
+    }
+
+    /// Notes in the storage how many resets the collector holds that are not in it: what a kill would lose. `before` are
+    /// those that the account does not know of yet.
+    pub fn note_unstored(&self, before: u64) {
+        self.lanes.iter().for_each(|lane| lane.queue.note_unstored(before));
+    }
+
     /// Sends what waits until the deadline. What is left then stays in storage, or is counted as dropped
     /// by the shutdown where there is none. The storage is free for another exporter afterwards.
     pub async fn shutdown(mut self, deadline: Instant) {
@@ -159,7 +171,7 @@ impl Exporter {
     ) -> Result<(), ExportError> {
         let (id, name) = account.open_lane(&destination.endpoint, signal);
         let directory = storage_directory(&destination.queue, &name, signal);
-        let queue = Queue::open(account.clone(), id, &destination.queue, directory.as_deref())
+        let queue = Queue::open(account.clone(), id, &destination.queue, &destination.batch, directory.as_deref())
             .inspect_err(|_| account.release_lane(id))?;
         let lane = Arc::new(Lane {
             destination: name,
@@ -235,9 +247,9 @@ async fn sync_regularly(queue: Arc<Queue>, interval: Duration) {
 
 impl Lane {
     async fn consume(self: Arc<Self>, mut ending: watch::Receiver<bool>) {
-        while let Some(batch) = self.queue.take().await {
+        while let Some(mut batch) = self.queue.take().await {
             let fate = match self.switched_off.asks_now(Instant::now()) {
-                true => self.deliver(&batch, &mut ending).await,
+                true => self.deliver(&mut batch, &mut ending).await,
                 false => Fate::Dropped(DropReason::UnsupportedSignal),
             };
             batch.settle(fate);
@@ -245,10 +257,10 @@ impl Lane {
     }
 
     /// Tries until the batch has a fate.
-    async fn deliver(&self, batch: &Taken, ending: &mut watch::Receiver<bool>) -> Fate {
+    async fn deliver(&self, batch: &mut Taken, ending: &mut watch::Receiver<bool>) -> Fate {
         let first_try = Instant::now();
         let mut backoff = Backoff::new(&self.retry);
-        let mut fate_unknown = batch.handed_out_before();
+        let mut fate_unknown = false;
         let request = match batch.body().await {
             Ok(body) => self.client.prepare(self.signal, body).await,
             Err(error) => return self.refused(batch, DropReason::StorageCorrupt, &error.to_string()),
@@ -256,7 +268,7 @@ impl Lane {
         loop {
             let started = Instant::now();
             let answer = self.client.send_prepared(&request).await;
-            self.account.health(self.id, |health| health.request_took(started.elapsed()));
+            self.account.request_took(self.id, started.elapsed());
             let verdict = self.judge(&answer);
             fate_unknown |= answer.is_err_and(|error| !error.never_sent());
             let (after, reason) = match verdict {
@@ -303,9 +315,8 @@ impl Lane {
             tracing::info!("{}: takes {} now", self.destination, self.signal.word());
             self.account.health(self.id, |health| health.switched_off = false);
         }
-        if fate_unknown {
-            self.account.health(self.id, |health| health.possibly_duplicated += u64::from(batch.resets()));
-        }
+        let perhaps_twice = if fate_unknown { batch.resets() } else { batch.handed_out_before() };
+        self.account.health(self.id, |health| health.possibly_duplicated += perhaps_twice);
         if rejected > 0 || !message.is_empty() {
             self.warn(&format!(
                 "accepted {} and rejected {rejected} of {}: {message}",

@@ -20,6 +20,8 @@ use crate::reset::Reset;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Filters {
     rules: Vec<Rule>,
+    /// Of each rule the sets outside of which it cannot match, packed: most rules are passed over by this one number.
+    bounds: Vec<u64>,
 }
 
 /// One rule of the filters.
@@ -58,7 +60,8 @@ impl Filters {
         for rule in &mut rules {
             rule.condition = names.settle(std::mem::replace(&mut rule.condition, Condition::Any(Vec::new())));
         }
-        Self { rules }
+        let bounds = rules.iter().map(|rule| rule.condition.bounds().packed()).collect();
+        Self { rules, bounds }
     }
 
     /// The rules, in order.
@@ -72,7 +75,8 @@ impl Filters {
     }
 
     fn decide_subject(&self, subject: &Subject<'_>) -> Decision {
-        match self.rules.iter().position(|rule| rule.condition.matches(subject)) {
+        let mut rules = self.bounds.iter().zip(&self.rules);
+        match rules.position(|(bounds, rule)| subject.is_within(*bounds) && rule.condition.matches(subject)) {
             Some(rule) => Decision { keep: self.rules[rule].keep, rule: Some(rule) },
             None => Decision { keep: true, rule: None },
         }

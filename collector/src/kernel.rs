@@ -171,6 +171,8 @@ pub struct Kernel {
     wire_ports: WirePorts,
     /// What the map holds, but for the programs' own writes.
     said: Control,
+    /// Whether the kernel could look through all tasks.
+    walks_tasks: bool,
     counters: Arc<Counters>,
     coverage: Vec<Coverage>,
     reasons: ReasonTables,
@@ -193,6 +195,7 @@ struct Globals {
     has_tai_clock: u32,
     has_rules: bool,
     has_typed_task: u32,
+    knows_null: u32,
     reasons: ReasonTables,
 }
 
@@ -232,6 +235,10 @@ impl Globals {
             // has a function of its own (`reg->precise = env->subprog_cnt > 1`, kernel/bpf/verifier.c).
             has_rules: has("loop") == 1 && has("cgrp_storage_get") == 1,
             has_typed_task: has("get_current_task_btf"),
+            // Both came in 6.13 (6.12 has the former in some of its releases: not told apart).
+            knows_null: u32::from(
+                types.enumerators("bpf_attach_type", "BPF_").iter().any(|(_, name)| name == "TRACE_UPROBE_SESSION"),
+            ),
             reasons,
         }
     }
@@ -287,6 +294,7 @@ impl Kernel {
             rules,
             wire_ports,
             said: Control::default(),
+            walks_tasks: false,
             counters: Arc::new(Counters { captured, lost, withheld }),
             coverage,
             reasons: globals.reasons,
@@ -312,9 +320,18 @@ impl Kernel {
         self.credentials.take()
     }
 
+    /// Whether the calling thread may still do what a running collector asks of the kernel: read counters, set rules, look
+    /// through the tasks.
+    pub fn still_works(&mut self) -> bool {
+        let tasks = |programs| iterate(programs, "every_task", "task", &self.btf).is_ok();
+        // Where the tasks could not be walked at the start, that proves nothing.
+        let tasks = !self.walks_tasks || self.programs.as_mut().is_none_or(tasks);
+        tasks && self.counters.captured.get(&0, 0).is_ok() && self.say(self.said).is_ok()
+    }
+
     /// Looks through all tasks, so that processes are known by the credentials that they have now.
     pub fn look_at_tasks(&mut self) {
-        self.iterate("every_task", "task");
+        self.walks_tasks = self.iterate("every_task", "task");
     }
 
     /// Looks through the open files of all tasks, so that sockets that are there already have an owner.
@@ -324,11 +341,14 @@ impl Kernel {
         tracing::debug!("sockets that were there already have their owners after {:?}", started.elapsed());
     }
 
-    fn iterate(&mut self, program: &'static str, kind: &str) {
-        let Some(programs) = &mut self.programs else { return };
-        if let Err(error) = iterate(programs, program, kind, &self.btf) {
+    /// Whether it could.
+    fn iterate(&mut self, program: &'static str, kind: &str) -> bool {
+        let Some(programs) = &mut self.programs else { return false };
+        let walked = iterate(programs, program, kind, &self.btf);
+        if let Err(error) = &walked {
             tracing::warn!("owners of some sockets will not be known, the kernel's {kind} cannot be walked: {error}");
         }
+        walked.is_ok()
     }
 
     /// The kernel's names for its reasons.
@@ -439,6 +459,7 @@ fn load(btf: &Btf, globals: &Globals, ring_buffer_bytes: u32, reads_wire: bool) 
         .override_global("RESET_CLASSES", globals.reset_classes.as_slice(), true)
         .override_global("DROP_CLASSES", globals.drop_classes.as_slice(), true)
         .override_global("HAS_TAI_CLOCK", &globals.has_tai_clock, true)
+        .override_global("KNOWS_NULL", &globals.knows_null, true)
         .override_global("HAS_TYPED_TASK", &globals.has_typed_task, true)
         .override_global("HAS_SOCKET_STORAGE", &has_socket_storage, true)
         .override_global("READS_WIRE", &reads_wire, true)

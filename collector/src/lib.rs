@@ -8,6 +8,7 @@
 pub mod account;
 pub mod check;
 pub mod config;
+pub mod confine;
 pub mod correlate;
 pub mod demo;
 pub mod encode;

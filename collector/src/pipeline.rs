@@ -45,12 +45,54 @@ pub struct Now {
     pub clock: Clock,
 }
 
+impl Now {
+    /// A clock that nobody sets, ns: limits count by it, so that a wall clock that is put back does not stop them.
+    pub fn steady_ns(&self) -> u64 {
+        self.unix_ns.saturating_add_signed(self.clock.monotonic_offset_ns.saturating_neg())
+    }
+}
+
 /// One destination: what is put together for it, and what sends that.
 pub struct Output {
-    /// Puts records together.
-    pub batcher: Batcher,
-    /// Sends them.
-    pub exporter: Exporter,
+    batcher: Batcher,
+    exporter: Exporter,
+    /// Resets with nothing to send: their events stand on the application's own spans, and logs are off.
+    elsewhere: u32,
+}
+
+impl Output {
+    /// What is put together by the one is sent by the other.
+    pub fn new(batcher: Batcher, exporter: Exporter) -> Self {
+        Self { batcher, exporter, elsewhere: 0 }
+    }
+
+    fn take(&mut self, told: &Told<'_>, now: Instant) {
+        if !self.batcher.push(told, now) {
+            self.elsewhere += 1;
+        }
+    }
+
+    /// Gives the exporter what is due: with storage everything, so that a kill loses little.
+    fn push_due(&mut self, now: Instant) {
+        if self.exporter.is_stored() {
+            return self.push_all();
+        }
+        self.push_elsewhere();
+        while let Some(batch) = self.batcher.take_due(now) {
+            self.exporter.push(&batch);
+        }
+    }
+
+    fn push_elsewhere(&mut self) {
+        self.exporter.push(&Batch { resets: std::mem::take(&mut self.elsewhere), logs: None, traces: None });
+    }
+
+    fn push_all(&mut self) {
+        self.push_elsewhere();
+        while let Some(batch) = self.batcher.take() {
+            self.exporter.push(&batch);
+        }
+    }
 }
 
 /// The stages, and what waits between them.
@@ -129,15 +171,15 @@ impl Pipeline {
         for reset in self.stages.correlator.take_ready(now.instant) {
             self.decide(reset, now);
         }
-        for summary in self.stages.sampler.due_summaries(now.unix_ns) {
+        for summary in self.stages.sampler.due_summaries(now.steady_ns()) {
             self.tell_summary(&summary, now.instant);
         }
         self.settle();
         for output in &mut self.stages.outputs {
-            while let Some(batch) = output.batcher.take_due(now.instant) {
-                output.exporter.push(&batch);
-            }
+            output.push_due(now.instant);
+            output.exporter.note_unstored(self.doubts.held() + self.stages.owners.held());
         }
+        // After the batches: what stands on the terminal is in the storage.
         self.flush_console();
     }
 
@@ -191,11 +233,7 @@ impl Pipeline {
             self.tell_summary(&summary, now.instant);
         }
         self.settle();
-        for output in &mut self.stages.outputs {
-            while let Some(batch) = output.batcher.take() {
-                output.exporter.push(&batch);
-            }
-        }
+        self.stages.outputs.iter_mut().for_each(Output::push_all);
         self.flush_console();
         self.stages.outputs.into_iter().map(|output| output.exporter).collect()
     }
@@ -227,7 +265,7 @@ impl Pipeline {
             self.show_fate(&reset, &decision);
             return;
         }
-        let verdict = self.stages.sampler.judge(&mut reset, now.unix_ns);
+        let verdict = self.stages.sampler.judge(&mut reset, now.steady_ns());
         if self.stages.dry_run {
             self.show_fate(&reset, &format_args!("{decision}, {verdict}"));
             return;
@@ -235,7 +273,9 @@ impl Pipeline {
         match verdict {
             Verdict::Keep { .. } => {
                 let told = self.stages.teller.tell(&reset);
-                hand_over(&told, &mut self.stages.console, &mut self.stages.outputs, now.instant);
+                if hand_over(&told, &mut self.stages.console, &mut self.stages.outputs, now.instant) {
+                    self.print();
+                }
             }
             Verdict::SampledOut { .. } => self.tally.sampled_out += 1,
             // Still queued: the sampler keeps it for its summary.
@@ -246,7 +286,10 @@ impl Pipeline {
     fn tell_summary(&mut self, summary: &Summary, now: Instant) {
         let told = self.stages.teller.tell(&summary.reset);
         let sentence = format!("{} ({})", summary.sentence(), told.sentence);
-        hand_over(&Told { sentence: &sentence, ..told }, &mut self.stages.console, &mut self.stages.outputs, now);
+        let told = Told { sentence: &sentence, ..told };
+        if hand_over(&told, &mut self.stages.console, &mut self.stages.outputs, now) {
+            self.print();
+        }
     }
 
     /// In a dry run: what a reset meets.
@@ -271,6 +314,13 @@ impl Pipeline {
         self.stages.account.dropped_in_pipeline(DropReason::Undecodable, tally.undecodable);
     }
 
+    /// Lines before the end of a round: what they tell of goes to the storages first.
+    fn print(&mut self) {
+        self.settle();
+        self.stages.outputs.iter_mut().filter(|output| output.exporter.is_stored()).for_each(Output::push_all);
+        self.flush_console();
+    }
+
     fn flush_console(&mut self) {
         if !self.stages.console.is_on() {
             return;
@@ -283,15 +333,40 @@ impl Pipeline {
     }
 }
 
-/// One reset to the terminal and to every destination.
-fn hand_over(told: &Told<'_>, console: &mut Console, outputs: &mut [Output], now: Instant) {
-    if let Err(error) = console.push(told, &mut io::stdout().lock()) {
-        tracing::warn!(%error, "cannot write to standard output");
+/// One reset to the terminal and to every destination. `true`: the terminal's lines are to be written.
+fn hand_over(told: &Told<'_>, console: &mut Console, outputs: &mut [Output], now: Instant) -> bool {
+    outputs.iter_mut().for_each(|output| output.take(told, now));
+    console.add(told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        filter::tests::plain_reset,
+        sampler::{Limit, Rate, Sampling},
+    };
+
+    /// `monotonic_ns` after the start, with the wall clock so far off.
+    fn now(monotonic_ns: u64, step: i64) -> Now {
+        const UNIX_NS: u64 = 1_800_000_000_000_000_000;
+        let unix_ns = (UNIX_NS + monotonic_ns).saturating_add_signed(step);
+        let offset = UNIX_NS.cast_signed() + step;
+        let clock = Clock { tai_offset_ns: 0, monotonic_offset_ns: offset, boot_offset_ns: offset };
+        Now { instant: Instant::now(), unix_ns, clock }
     }
-    for output in outputs {
-        if !output.batcher.push(told, now) {
-            // Nothing to send: its event stands on the application's own span, and logs are off.
-            output.exporter.push(&Batch { resets: 1, logs: None, traces: None });
+
+    #[test]
+    fn a_stepped_wall_clock_leaves_the_limits_alone() {
+        const HOUR: i64 = 3_600_000_000_000;
+        for step in [-HOUR, HOUR] {
+            let limit = Limit { per_second: 1.0, burst: 1.0, per: Vec::new() };
+            let mut sampler = Sampler::new(Sampling::new(Rate::Limit(limit), Vec::new()));
+            let mut judge = |now: Now| sampler.judge(&mut plain_reset(), now.steady_ns());
+            assert!(matches!(judge(now(0, 0)), Verdict::Keep { .. }), "the burst");
+            assert!(matches!(judge(now(1_000_000, step)), Verdict::Held { .. }), "a step fills no bucket");
+            assert!(matches!(judge(now(2_000_000_000, step)), Verdict::Keep { .. }), "nor does it stop its filling");
+            assert_eq!(sampler.due_summaries(now(20_000_000_000, step).steady_ns()).len(), 1);
         }
     }
 }

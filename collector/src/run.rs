@@ -20,6 +20,7 @@ use crate::enrich::kubernetes;
 use crate::{
     account::{Account, DropReason, HookCoverage},
     config::settings::{Destination, Protocol, Settings},
+    confine::confine,
     correlate::Correlator,
     encode::batch::Batcher,
     enrich::{Enricher, pods::Pods},
@@ -60,22 +61,26 @@ pub struct Options {
 /// # Errors
 /// What keeps it from starting: no hook can run, a destination is wrong, an address is taken.
 pub fn run(settings: &Settings, options: &Options) -> Result<()> {
-    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start")?;
     let account = Arc::new(Account::new());
+    // First, while this thread is the only one: those that it starts have what it has left then.
+    let mut kernel = attach(settings, options)?;
+    if let Some(btf) = &options.btf {
+        try_hooks(&mut kernel, btf, &account)?;
+    }
+    let confined = confine(settings, || kernel.still_works())?;
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start")?;
     let destinations = if options.dry_run { &[][..] } else { &settings.export.otlp[..] };
     let outputs = outputs(destinations, settings, &account, runtime.handle())?;
     let correlator = Correlator::new(&settings.correlation, settings.export.signals.traces && !outputs.is_empty());
     let mut services = runtime.block_on(Services::start(settings, destinations, &account, &correlator))?;
     let pods = runtime.block_on(services.watch_pods(settings))?;
-    let mut kernel = attach(settings, options)?;
     account.set_hooks(hooks(&kernel));
+    account.set_confined(&confined);
     let listeners = runtime.block_on(async { signals::Listeners::new() })?;
+    confined.announce();
     announce(&kernel);
     let (counters, reasons) = (kernel.counters(), kernel.reasons().clone());
     let stages = stages(settings, options, &mut kernel, pods, outputs, &account, correlator)?;
-    if let Some(btf) = &options.btf {
-        try_hooks(&mut kernel, &stages, btf, &account)?;
-    }
     let (orders, thread) = start_reader(kernel, stages)?;
     look_after(&account, &counters, &orders);
     runtime.block_on(signals::obey(listeners, options, settings, &reasons, &counters, &orders))?;
@@ -123,14 +128,16 @@ pub fn program(settings: &Settings, reasons: &ReasonTables) -> Program {
 }
 
 /// With types that are not the running kernel's own: resets made for it must come out right, else the hooks misread.
-fn try_hooks(kernel: &mut Kernel, stages: &Stages, btf: &Path, account: &Account) -> Result<()> {
+fn try_hooks(kernel: &mut Kernel, btf: &Path, account: &Account) -> Result<()> {
     let difference = vintage::difference(btf);
     let lacks_hooks = kernel.coverage().iter().any(|hook| hook.sees_resets && hook.missing.is_some());
     if let Some(difference) = difference.as_ref().filter(|_| lacks_hooks) {
         return Err(anyhow!("--btf: {difference}, and the kernel refuses hooks that were made for it"));
     }
     let strangers = |_: &[u8]| account.read_and_dropped(DropReason::SelfTest, 1);
-    match selftest::run(kernel, &stages.decoder, btf, Path::new(PROC), strangers)? {
+    let tables = kernel.reasons().clone();
+    let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), Arc::default());
+    match selftest::run(kernel, &decoder, btf, Path::new(PROC), strangers)? {
         selftest::Outcome::Passed { resets } => {
             account.read_and_dropped(DropReason::SelfTest, resets);
             tracing::info!("--btf: {resets} resets made to try the hooks came out right");
@@ -162,10 +169,8 @@ fn outputs(
     let start = |destination: &Destination| -> Result<Output> {
         let signals = settings.export.signals;
         let exporter = Exporter::start(destination, signals, Arc::clone(account), runtime)?;
-        Ok(Output {
-            batcher: Batcher::new(destination.batch.clone(), destination.signals.unwrap_or(signals)),
-            exporter,
-        })
+        let batcher = Batcher::new(destination.batch.clone(), destination.signals.unwrap_or(signals));
+        Ok(Output::new(batcher, exporter))
     };
     destinations.iter().map(start).collect()
 }

@@ -29,7 +29,7 @@ use opentelemetry_sdk::{
 use tokio::runtime::Handle;
 
 use crate::{
-    account::{Account, DropReason, LaneSnapshot, Snapshot},
+    account::{Account, DURATION_BOUNDS, DropReason, LaneSnapshot, Snapshot},
     config::settings::Destination,
     export::{
         client::{Client, ClientError},
@@ -159,6 +159,9 @@ fn instruments(provider: &SdkMeterProvider, account: Arc<Account>) {
     counter("reset_collector.retries", "Requests sent again", |snapshot, out| {
         out.extend(snapshot.lanes.iter().map(|lane| (lane.health.retries, labels(lane))));
     });
+    counter("reset_collector.possibly_duplicated_resets", "Resets that the backend may have twice", |snapshot, out| {
+        out.extend(snapshot.lanes.iter().map(|lane| (lane.health.possibly_duplicated, labels(lane))));
+    });
     counter("reset_collector.failed_requests", "Requests that the backend did not accept", |snapshot, out| {
         out.extend(snapshot.lanes.iter().map(|lane| (lane.health.failed_requests, labels(lane))));
     });
@@ -170,12 +173,40 @@ fn instruments(provider: &SdkMeterProvider, account: Arc<Account>) {
     gauge("reset_collector.queued_resets", "{reset}", "Resets without a fate", |snapshot, out| {
         out.extend(snapshot.lanes.iter().map(|lane| (lane.queued, labels(lane))));
     });
+    gauge("reset_collector.queue_size", "{reset}", "Resets that wait to be sent", |snapshot, out| {
+        out.extend(snapshot.lanes.iter().map(|lane| (lane.waiting, labels(lane))));
+    });
+    gauge("reset_collector.queue_capacity", "{reset}", "Resets that the queue takes", |snapshot, out| {
+        out.extend(snapshot.lanes.iter().map(|lane| (lane.health.capacity, labels(lane))));
+    });
+    gauge("reset_collector.in_flight_resets", "{reset}", "Resets in requests", |snapshot, out| {
+        out.extend(snapshot.lanes.iter().map(|lane| (lane.in_flight, labels(lane))));
+    });
+    gauge("reset_collector.storage_bytes", "By", "Bytes of the queue on disk", |snapshot, out| {
+        out.extend(snapshot.lanes.iter().map(|lane| (lane.health.storage_bytes, labels(lane))));
+    });
+    gauge("reset_collector.last_error_timestamp", "s", "When a request failed last, since 1970", |snapshot, out| {
+        // Whole seconds; a lane that never failed has no point.
+        let failed =
+            snapshot.lanes.iter().filter_map(|lane| Some((lane.health.last_error_unix_s? as u64, labels(lane))));
+        out.extend(failed);
+    });
     gauge("reset_collector.hook_active", "1", "1 where the hook is attached", |snapshot, out| {
         let hooks = snapshot.hooks.iter();
         out.extend(hooks.map(|hook| (u64::from(hook.active), vec![KeyValue::new("hook", hook.hook)])));
     });
     gauge("process.memory.usage", "By", "Resident memory of the collector", |_, out| {
         out.extend(resident_bytes().map(|bytes| (bytes, vec![])));
+    });
+    let durations = meter
+        .f64_histogram("reset_collector.export_duration")
+        .with_unit("s")
+        .with_description("How long requests take")
+        .with_boundaries(DURATION_BOUNDS.to_vec())
+        .build();
+    view.account.on_request(move |destination, signal, duration| {
+        let labels = [KeyValue::new("destination", destination.to_owned()), KeyValue::new("signal", signal.word())];
+        durations.record(duration.as_secs_f64(), &labels);
     });
 }
 

@@ -4,13 +4,16 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_loop, bpf_ringbuf_query};
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_ringbuf_query};
 use reset_collector_probes::{
     control::{self, Control},
     rule::{self, Facts, MAX_RULES},
 };
 
-use crate::map::{BUCKETS, CONTROL, RESETS, RULES, count_filtered, count_over_ceiling};
+use crate::{
+    clock::Moment,
+    map::{BUCKETS, CONTROL, RESETS, RULES, count_filtered, count_over_ceiling},
+};
 
 /// Buckets of keys; a key that shares one with a flood shares its limit.
 const BUCKET_MASK: u32 = control::BUCKETS as u32 - 1;
@@ -26,17 +29,18 @@ pub(crate) enum Judgement {
     OverCeiling,
 }
 
-/// Whether a record is to be made of the reset; counts the ones of which none is.
+/// Whether a record is to be made of the reset; counts the ones of which none is. `facts` are put together where they are
+/// asked for.
 #[inline(always)]
-pub(crate) fn judge(facts: &Facts) -> Judgement {
+pub(crate) fn judge(seen: Moment, facts: impl Fn() -> Facts) -> Judgement {
     let Some(control) = CONTROL.get(&0) else { return Judgement::Record };
     // SAFETY: the slot lives as long as the map; user space writes single words.
     let control = unsafe { &*control };
-    if is_filtered(control, facts) {
+    if is_filtered(control, &facts) {
         count_filtered(1);
         return Judgement::Filtered;
     }
-    if is_over_ceiling(control, facts) {
+    if is_over_ceiling(control, seen.ns, &facts) {
         count_over_ceiling(1);
         return Judgement::OverCeiling;
     }
@@ -46,12 +50,12 @@ pub(crate) fn judge(facts: &Facts) -> Judgement {
 /// Whether the program of rules in use drops the reset. The object for kernels without `bpf_loop` (before 5.17) has no
 /// rules at all: those refuse a program that only names a callback.
 #[inline(always)]
-fn is_filtered(control: &Control, facts: &Facts) -> bool {
+fn is_filtered(control: &Control, facts: impl Fn() -> Facts) -> bool {
     if !cfg!(feature = "rules") || control.program == 0 {
         return false;
     }
     let mut walk =
-        Walk { facts: *facts, first: (control.program & 1) * MAX_RULES as u32, verdict: rule::END, _padding: [0; 3] };
+        Walk { facts: facts(), first: (control.program & 1) * MAX_RULES as u32, verdict: rule::END, _padding: [0; 3] };
     // SAFETY: the helper calls `try_rule` at most MAX_RULES times with this frame's `walk`.
     unsafe { bpf_loop(MAX_RULES as u32, try_rule as *mut c_void, (&raw mut walk).cast(), 0) };
     walk.verdict == rule::DROP
@@ -90,27 +94,38 @@ extern "C" fn try_rule(index: u32, walk: *mut Walk) -> i64 {
 /// only for keys that are not hot themselves, so that a scan of one port, or by one peer, or of one kind, does not hide
 /// the others.
 #[inline(always)]
-fn is_over_ceiling(control: &Control, facts: &Facts) -> bool {
+fn is_over_ceiling(control: &Control, now: u64, facts: impl Fn() -> Facts) -> bool {
     let interval = control.interval_ns as u64;
     if interval == 0 {
         return false;
     }
-    // SAFETY: a plain helper.
-    let now = unsafe { bpf_ktime_get_ns() };
     let Some(total) = BUCKETS.get(&0) else { return false };
     let burst = interval * control::BURST;
-    // SAFETY: the slot lives as long as the map. CPUs may race for it: the ceiling is then a little higher, no more.
-    let arrival = unsafe { core::ptr::read_volatile(total) }.max(now.saturating_sub(burst)) + interval;
+    // SAFETY: the slot lives as long as the map.
+    let arrival = unsafe { spent_until(total, now) }.max(now.saturating_sub(burst)) + interval;
     if arrival > now {
         return true;
     }
     let is_calm = arrival + burst / 2 <= now && !is_ring_half_full();
-    if !is_calm && is_hot(facts, interval, now) {
+    if !is_calm && is_hot(&facts(), interval, now) {
         return true;
     }
     // SAFETY: as above.
     unsafe { core::ptr::write_volatile(total, arrival) };
     false
+}
+
+/// Until when a bucket's tokens are spent. CPUs may race for it: the ceiling is then a little higher, no more.
+///
+/// # Safety
+/// The bucket lives.
+#[inline(always)]
+unsafe fn spent_until(bucket: *const u64, now: u64) -> u64 {
+    /// Nobody spends what is still to come but another CPU, a little: so much ahead, and the clock was set back.
+    const SET_BACK_NS: u64 = 1_000_000_000;
+    // SAFETY: by the caller.
+    let spent = unsafe { core::ptr::read_volatile(bucket) };
+    if spent > now + SET_BACK_NS { 0 } else { spent }
 }
 
 /// Whether the reader has fallen behind: a flood may come faster than it reads, well before the ceiling is reached.
@@ -127,10 +142,9 @@ fn is_ring_half_full() -> bool {
 fn is_hot(facts: &Facts, interval: u64, now: u64) -> bool {
     let kind = kind(facts);
     let of_key = interval * control::SHARE_OF_KEY;
-    let port = Share::of(mix(kind ^ u32::from(facts.local_port), 1), now, of_key);
-    let peer = Share::of(mix_address(kind, &facts.peer_address), now, of_key);
-    let kind = Share::of(mix(kind, 3), now, interval * control::SHARE_OF_KIND);
-    let (Some(port), Some(peer), Some(kind)) = (port, peer, kind) else { return true };
+    let Some(port) = Share::of(mix(kind ^ u32::from(facts.local_port), 1), now, of_key) else { return true };
+    let Some(peer) = Share::of(mix_address(kind, &facts.peer_address), now, of_key) else { return true };
+    let Some(kind) = Share::of(mix(kind, 3), now, interval * control::SHARE_OF_KIND) else { return true };
     port.take();
     peer.take();
     kind.take();
@@ -150,7 +164,7 @@ impl Share {
         // Bucket 0 is the total's.
         let bucket = BUCKETS.get(&(hash & BUCKET_MASK | 1))?;
         // SAFETY: as for the total.
-        let spent = unsafe { core::ptr::read_volatile(bucket) };
+        let spent = unsafe { spent_until(bucket, now) };
         let arrival = spent.max(now.saturating_sub(control::KEY_BURST_NS)) + interval;
         (arrival <= now).then_some(Self { bucket, arrival })
     }

@@ -4,10 +4,11 @@ use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skc_to_tcp_sock, bpf_so
 use reset_collector_probes::{ResetRecord, State, UNKNOWN_U32, UNKNOWN_U64, cause::Aborting, field::Field};
 
 use crate::{
-    ends::Ends,
+    clock::Moment,
+    ends::{Ends, version_of},
     map::{forget, kept, kept_or_new},
-    owner::{self, Task},
-    read::{argument, has, load, load_words},
+    owner::{self, Process, Task},
+    read::{argument, copy, has, load, load_words},
     segment::mapped,
 };
 
@@ -20,7 +21,8 @@ const SHUTDOWN_MASK: u8 = 3;
 const RCV_SHUTDOWN: u8 = 1;
 /// Bits of `sk_flags` (`enum sock_flags`, include/net/sock.h).
 const SOCK_DEAD: u32 = 1 << 0;
-const SOCK_DONE: u32 = 1 << 1;
+/// As a bit's number.
+const SOCK_DONE: u32 = 1;
 const SOCK_KEEPOPEN: u32 = 1 << 3;
 const SOCK_LINGER: u32 = 1 << 4;
 
@@ -68,22 +70,6 @@ impl Socket {
         load::<u32>(self.0, Field::SkAckBacklog) > load::<u32>(self.0, Field::SkMaxAckBacklog)
     }
 
-    /// The state before CLOSE, and whether tcp_reset() was called for data after close.
-    #[inline(always)]
-    pub(crate) fn before_close(self) -> (Option<State>, bool) {
-        match kept(self.0) {
-            Some(kept) => (State::from_number(kept.state_before), kept.receive_in_doubt != 0),
-            None => (None, false),
-        }
-    }
-
-    /// TCP_LINGER2 below 0: the connection ends when its FIN is acknowledged.
-    #[inline(always)]
-    pub(crate) fn linger2_is_negative(self) -> bool {
-        let tcp = self.tcp();
-        !tcp.is_null() && load::<i32>(tcp, Field::TcpLinger2) < 0
-    }
-
     /// A socket of a task's file, if it is TCP's.
     #[inline(always)]
     pub(crate) fn of_file(file: *const u8) -> Option<Self> {
@@ -107,97 +93,236 @@ impl Socket {
         unsafe { bpf_skc_to_tcp_sock(self.0.cast_mut().cast()) }.cast_const().cast()
     }
 
+    /// A full socket's connection in its namespace, as one number.
+    #[inline(always)]
+    pub(crate) fn key(self) -> Option<u64> {
+        let tcp = self.tcp();
+        (!tcp.is_null()).then(|| ends(tcp).key(namespace_of(tcp)))
+    }
+
+    /// Inode of the network namespace; every kind of socket has it. Copied: see `Full::inner`.
+    #[inline(always)]
+    pub(crate) fn network_namespace(self) -> u32 {
+        let namespace: *const u8 = copy(self.0, Field::SkNet);
+        copy(namespace, Field::NetInum)
+    }
+}
+
+/// What a segment met, by how much of it may be read.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+pub(crate) enum Holding {
+    /// No socket, or a request's.
+    Nothing = 0,
+    /// A connection in TIME_WAIT: nothing but its ends.
+    TimeWait = 1,
+    /// A listener: a full socket that is not the connection's.
+    Listener = 2,
+    /// The connection's own socket.
+    Connection = 3,
+}
+
+/// A full socket: neither a request's nor one in TIME_WAIT; or none. What is looked up of it is looked up once.
+///
+/// No `Option`: that would leave what is none to the compiler, and the verifier wants every register written.
+#[derive(Clone, Copy)]
+pub(crate) struct Full {
+    socket: Socket,
+    tcp: *const u8,
+    /// What was kept with it; nothing but zeros where nothing was.
+    pub(crate) kept: Memory,
+}
+
+/// What was kept with a socket. A copy, since the verifier follows what comes after a look-up twice while its pointer, which
+/// may be null, is used.
+#[derive(Clone, Copy)]
+pub(crate) struct Memory {
+    established_ns: u64,
+    pub(crate) owner: Process,
+    /// Not 0: the owner is the socket's own, else its listener's.
+    pub(crate) is_own: u32,
+    state_before: u8,
+    receive_in_doubt: u8,
+}
+
+impl Memory {
+    const NOTHING: Self =
+        Self { established_ns: 0, owner: Process::NONE, is_own: 0, state_before: 0, receive_in_doubt: 0 };
+
+    #[inline(always)]
+    fn of(socket: Socket, seen: Moment) -> Self {
+        match kept(socket.0) {
+            Some(kept) => Self {
+                established_ns: kept.established_ns,
+                owner: kept.owner,
+                is_own: seen.hide((kept.socket == socket.0 as u64).into()),
+                state_before: kept.state_before,
+                receive_in_doubt: kept.receive_in_doubt,
+            },
+            None => {
+                let nothing = seen.hide(0);
+                let owner = Process { pid: nothing, ..Process::NONE };
+                Self { established_ns: nothing.into(), owner, is_own: nothing, ..Self::NOTHING }
+            }
+        }
+    }
+}
+
+impl Full {
+    pub(crate) const NONE: Self =
+        Self { socket: Socket(core::ptr::null()), tcp: core::ptr::null(), kept: Memory::NOTHING };
+
+    /// Looks it up; none where it is no TCP socket.
+    #[inline(always)]
+    pub(crate) fn of(socket: Socket, seen: Moment) -> Self {
+        let tcp = socket.tcp();
+        if tcp.is_null() {
+            return Self::NONE;
+        }
+        Self { socket, tcp, kept: Memory::of(socket, seen) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_none(self) -> bool {
+        self.tcp.is_null()
+    }
+
+    /// The socket as `tcp_sock`'s first member. A load of a pointer through the tracepoint's own argument is dear: the verifier
+    /// searches all types of the kernel by name, four times, for what it may trust (`type_is_trusted`, 6.4 on), each
+    /// time that it comes by.
+    #[inline(always)]
+    fn inner(self) -> Socket {
+        Socket(self.tcp)
+    }
+
+    #[inline(always)]
+    pub(crate) fn pointer(self) -> *const u8 {
+        self.socket.0
+    }
+
+    /// The state before CLOSE, and whether tcp_reset() was called for data after close.
+    #[inline(always)]
+    pub(crate) fn before_close(self) -> (Option<State>, bool) {
+        (State::from_number(self.kept.state_before), self.kept.receive_in_doubt != 0)
+    }
+
+    /// TCP_LINGER2 below 0: the connection ends when its FIN is acknowledged.
+    #[inline(always)]
+    pub(crate) fn linger2_is_negative(self) -> bool {
+        load::<i32>(self.tcp, Field::TcpLinger2) < 0
+    }
+
     /// What the causes of an active reset are told apart by.
     #[inline(always)]
     pub(crate) fn aborting(self, number: u8, exiting: bool) -> Aborting {
-        let flags = self.flags();
-        let mut aborting = Aborting {
+        let socket = self.inner();
+        let flags = socket.flags();
+        Aborting {
             closed: number == State::Closed as u8,
             fin_wait_2: number == State::FinWait2 as u8,
-            owned: self.is_owned(),
+            owned: socket.is_owned(),
             exiting,
-            has_socket: load::<u64>(self.0, Field::SkSocket) != 0,
+            has_socket: load::<u64>(socket.0, Field::SkSocket) != 0,
             dead: flags & SOCK_DEAD != 0,
-            shutdown: load::<u8>(self.0, Field::SkShutdown) & SHUTDOWN_MASK == SHUTDOWN_MASK,
-            linger_zero: flags & SOCK_LINGER != 0 && load::<u64>(self.0, Field::SkLingertime) == 0,
+            shutdown: load::<u8>(socket.0, Field::SkShutdown) & SHUTDOWN_MASK == SHUTDOWN_MASK,
+            linger_zero: flags & SOCK_LINGER != 0 && load::<u64>(socket.0, Field::SkLingertime) == 0,
             keep_alive: flags & SOCK_KEEPOPEN != 0,
-            ..Aborting::default()
-        };
-        let tcp = self.tcp();
-        if !tcp.is_null() {
-            aborting.linger2_negative = load::<i32>(tcp, Field::TcpLinger2) < 0;
-            aborting.user_timeout = load::<u32>(tcp, Field::UserTimeout) != 0;
-            aborting.unread = unread(tcp, flags) != 0;
-            aborting.mptcp = has(Field::TcpIsMptcp) && load::<u8>(tcp, Field::TcpIsMptcp) & 1 != 0;
+            linger2_negative: self.linger2_is_negative(),
+            user_timeout: load::<u32>(self.tcp, Field::UserTimeout) != 0,
+            unread: unread(self.tcp, flags) != 0,
+            mptcp: has(Field::TcpIsMptcp) && load::<u8>(self.tcp, Field::TcpIsMptcp) & 1 != 0,
         }
-        aborting
     }
 
-    /// Both ends, from the socket itself. `skc_num` is 0 once the port is given back, `inet_sport` is not.
     #[inline(always)]
     pub(crate) fn ends(self) -> Ends {
-        let tcp = self.tcp();
-        let local_port =
-            if tcp.is_null() { load(self.0, Field::SkNum) } else { u16::from_be(load(tcp, Field::InetSport)) };
-        let peer_port = u16::from_be(load(self.0, Field::SkDport));
-        let (local, peer) = if load::<u16>(self.0, Field::SkFamily) == AF_INET {
-            (mapped(load(self.0, Field::SkRcvSaddr)), mapped(load(self.0, Field::SkDaddr)))
-        } else {
-            (load_words(self.0, Field::SkV6RcvSaddr), load_words(self.0, Field::SkV6Daddr))
-        };
-        Ends { local, peer, local_port, peer_port }
+        ends(self.tcp)
     }
 
-    /// Inode of the network namespace.
     #[inline(always)]
     pub(crate) fn network_namespace(self) -> u32 {
-        let namespace: *const u8 = load(self.0, Field::SkNet);
-        load(namespace, Field::NetInum)
+        namespace_of(self.tcp)
     }
 
-    /// Writes the cgroup of a full socket.
+    /// The credentials that opened its file; null where it has none, as one that waits to be accepted.
+    #[inline(always)]
+    pub(crate) fn credential(self) -> *const u8 {
+        let of_socket: *const u8 = load(self.tcp, Field::SkSocket);
+        let file: *const u8 = load(of_socket, Field::SocketFile);
+        load(file, Field::FileCred)
+    }
+
+    /// Writes its cgroup.
     #[inline(always)]
     pub(crate) fn write_cgroup(self, record: &mut ResetRecord) {
-        if has(Field::SkCgroup) {
-            let cgroup: *const u8 = load(self.0, Field::SkCgroup);
+        record.cgroup_id = if has(Field::SkCgroup) {
+            let cgroup: *const u8 = load(self.tcp, Field::SkCgroup);
             let node: *const u8 = load(cgroup, Field::CgroupNode);
-            record.cgroup_id = load(node, Field::NodeId);
-        }
+            load(node, Field::NodeId)
+        } else {
+            0
+        };
     }
 
-    /// Writes what the connection had done.
+    /// Writes what it knows of its connection, but for the owner.
     #[inline(always)]
-    pub(crate) fn write_facts(self, record: &mut ResetRecord, state: Option<State>) {
-        let tcp = self.tcp();
-        if tcp.is_null() {
-            return;
-        }
+    pub(crate) fn write_connection(self, record: &mut ResetRecord) {
+        record.socket = self.pointer() as u64;
+        self.write_cgroup(record);
+        self.write_facts(record);
+    }
+
+    /// Writes what the connection had done; the record has the state already.
+    #[inline(always)]
+    fn write_facts(self, record: &mut ResetRecord) {
+        let tcp = self.tcp;
         record.bytes_sent = load(tcp, Field::TcpBytesSent);
         record.bytes_received = load(tcp, Field::TcpBytesReceived);
-        record.unread_bytes = unread(tcp, self.flags());
+        record.unread_bytes = unread(tcp, self.inner().flags());
         record.retransmits = load(tcp, Field::TcpTotalRetrans);
         record.smoothed_rtt_us = load::<u32>(tcp, Field::TcpSrttUs) >> 3;
         let next: u32 = load(tcp, Field::TcpSndNxt);
         let mut unsent = load::<u32>(tcp, Field::TcpWriteSeq).wrapping_sub(next);
         let mut unacked = next.wrapping_sub(load(tcp, Field::TcpSndUna));
-        match state {
-            // A FIN takes a sequence number; it stands last.
-            Some(State::FinWait1 | State::Closing | State::LastAck) if unsent > 0 => unsent -= 1,
-            Some(State::FinWait1 | State::Closing | State::LastAck) if unacked > 0 => unacked -= 1,
-            // So does a SYN.
-            Some(State::SynSent | State::SynReceived) if unacked > 0 => unacked -= 1,
-            _ => {}
+        let state = 1u32 << (record.state & 15);
+        if state & SENDS_FIN != 0 && unsent > 0 {
+            unsent -= 1;
+        } else if state & (SENDS_FIN | SENDS_SYN) != 0 && unacked > 0 {
+            unacked -= 1;
         }
         record.unsent_bytes = unsent;
         record.unacked_bytes = unacked;
-        if let Some(kept) = kept(self.0)
-            && kept.established_ns != 0
-        {
+        record.duration_ns = match self.kept.established_ns {
+            0 => UNKNOWN_U64,
             // SAFETY: a plain helper.
-            record.duration_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(kept.established_ns);
-        }
+            established_ns => unsafe { bpf_ktime_get_ns() }.wrapping_sub(established_ns),
+        };
     }
 }
+
+/// Both ends, from the socket itself. `skc_num` is 0 once the port is given back, `inet_sport` is not.
+#[inline(always)]
+fn ends(tcp: *const u8) -> Ends {
+    let (local, peer, version) = if load::<u16>(tcp, Field::SkFamily) == AF_INET {
+        (mapped(load(tcp, Field::SkRcvSaddr)), mapped(load(tcp, Field::SkDaddr)), 4)
+    } else {
+        let local = load_words(tcp, Field::SkV6RcvSaddr);
+        (local, load_words(tcp, Field::SkV6Daddr), version_of(&local))
+    };
+    let local_port = u16::from_be(load(tcp, Field::InetSport));
+    Ends { local, peer, local_port, peer_port: u16::from_be(load(tcp, Field::SkDport)), version }
+}
+
+#[inline(always)]
+fn namespace_of(tcp: *const u8) -> u32 {
+    let namespace: *const u8 = load(tcp, Field::SkNet);
+    load(namespace, Field::NetInum)
+}
+
+/// States with a FIN on its way: it takes a sequence number, and stands last.
+const SENDS_FIN: u32 = 1 << State::FinWait1 as u32 | 1 << State::Closing as u32 | 1 << State::LastAck as u32;
+/// States with a SYN on its way: so does it.
+const SENDS_SYN: u32 = 1 << State::SynSent as u32 | 1 << State::SynReceived as u32;
 
 /// Writes that nothing is known of what the connection had done.
 #[inline(always)]
@@ -216,7 +341,7 @@ pub(crate) fn write_no_facts(record: &mut ResetRecord) {
 #[inline(always)]
 fn unread(tcp: *const u8, flags: u32) -> u32 {
     let bytes = load::<u32>(tcp, Field::TcpRcvNxt).wrapping_sub(load(tcp, Field::TcpCopiedSeq));
-    bytes.saturating_sub((flags & SOCK_DONE != 0) as u32)
+    bytes.saturating_sub(flags >> SOCK_DONE & 1)
 }
 
 /// Keeps what will be gone at the reset: the owner, the time of establishment, the state before CLOSE.

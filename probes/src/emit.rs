@@ -1,22 +1,27 @@
 //! A record on its way out: counted, put into the ring buffer, and the reader woken if it sleeps.
 
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_ktime_get_tai_ns, bpf_ringbuf_reserve, bpf_ringbuf_submit};
+use aya_ebpf::helpers::generated::{bpf_ringbuf_reserve, bpf_ringbuf_submit};
 use reset_collector_probes::{
     Cause, Direction, Hook, Origin, RECORD_LEN, RECORD_VERSION, ResetRecord, State, UNKNOWN_REASON,
-    cause::{Holder, segment::ACK},
-    flag,
+    cause::segment::ACK,
+    counter_index, flag,
     rule::{Facts, reason_key},
 };
 
 use crate::{
     admit::{self, Judgement},
-    connection::{Socket, write_no_facts},
+    clock::Moment,
+    connection::{Full, Holding, write_no_facts},
     ends::Ends,
-    map::{CONTROL, RESETS, count_captured, count_filtered, count_lost, count_over_ceiling, kept},
+    map::{CAPTURED, CONTROL, LOST, RESETS, count, count_filtered, count_over_ceiling, kept},
     owner::{self, Task},
+<<<<<<< HEAD
     read::has_tai_clock,
     segment::{Segment, network_namespace},
     wire,
+=======
+    segment::Segment,
+>>>>>>> main
 };
 
 /// `BPF_RB_NO_WAKEUP` and `BPF_RB_FORCE_WAKEUP` (include/uapi/linux/bpf.h): the default wakes the reader for each
@@ -27,6 +32,7 @@ const FORCE_WAKEUP: u64 = 2;
 /// What is decided of a record before room is asked for it.
 #[derive(Clone, Copy)]
 pub(crate) struct Draft {
+    seen: Moment,
     hook: Hook,
     direction: Direction,
     origin: Origin,
@@ -36,42 +42,68 @@ pub(crate) struct Draft {
     pub(crate) flags: u16,
 }
 
+/// A draft's numbers, none of which the verifier knows any more.
+#[derive(Clone, Copy)]
+struct Numbers {
+    seen: Moment,
+    /// Index of its counter.
+    counter: u32,
+    /// Direction, origin, cause and state, a byte each as in the record.
+    kind: [u8; 4],
+    hook: u8,
+    ip_version: u8,
+    /// `Holding` by number.
+    holding: u8,
+    reason: u16,
+    flags: u16,
+}
+
 impl Draft {
     #[inline(always)]
-    pub(crate) fn new(hook: Hook, direction: Direction, origin: Origin, cause: Cause) -> Self {
-        Self { hook, direction, origin, cause, state: None, reason: UNKNOWN_REASON, flags: 0 }
+    pub(crate) fn new(seen: Moment, hook: Hook, direction: Direction, origin: Origin, cause: Cause) -> Self {
+        Self { seen, hook, direction, origin, cause, state: None, reason: UNKNOWN_REASON, flags: 0 }
     }
 
     /// A socket accepted the peer's reset.
     #[inline(always)]
-    pub(crate) fn reset_from_peer(self, socket: Socket) {
-        let admission = self.reserve(&socket.ends(), socket.network_namespace());
-        if self.flags & flag::RECEIVE_IN_DOUBT != 0
-            && let Some(kept) = kept(socket.pointer())
+    pub(crate) fn reset_from_peer(self, full: Full) {
+        let ends = full.ends();
+        let numbers = self.settle(&ends, Holding::Connection);
+        let admission = numbers.reserve(&ends, full.network_namespace());
+        if numbers.flags & flag::RECEIVE_IN_DOUBT != 0
+            && let Some(kept) = kept(full.pointer())
         {
             kept.receive_in_doubt = admission.number();
         }
         let Admission::Record(record) = admission else { return };
+<<<<<<< HEAD
         record.segment_flags = 0;
         record.socket = socket.pointer() as u64;
         socket.write_cgroup(record);
         socket.write_facts(record, self.state);
         owner::write_holder(record, socket);
         wire::write_context(record, socket, false);
+=======
+        full.write_connection(record);
+        owner::write_holder(record, full);
+>>>>>>> main
         submit(record);
     }
 
-    /// The socket resets its own connection.
+    /// The socket resets its own connection; `acts`: the running task does it.
     #[inline(always)]
-    pub(crate) fn aborts(self, socket: Socket, task: Option<Task>) {
-        let Admission::Record(record) = self.reserve(&socket.ends(), socket.network_namespace()) else { return };
-        record.segment_flags = 0;
-        record.socket = socket.pointer() as u64;
-        socket.write_cgroup(record);
-        socket.write_facts(record, self.state);
-        match task {
-            Some(task) => owner::write_acting(record, socket, task, !matches!(self.cause, Cause::AdminKill)),
-            None => owner::write_holder(record, socket),
+    pub(crate) fn aborts(self, full: Full, acts: bool) {
+        let ends = full.ends();
+        let numbers = self.settle(&ends, Holding::Connection);
+        let acts = self.seen.hide(acts.into());
+        let Admission::Record(record) = numbers.reserve(&ends, full.network_namespace()) else { return };
+        full.write_connection(record);
+        if acts != 0
+            && let Some(task) = Task::current()
+        {
+            owner::write_acting(record, full, task, record.cause != Cause::AdminKill as u8);
+        } else {
+            owner::write_holder(record, full);
         }
         wire::write_context(record, socket, true);
         submit(record);
@@ -79,95 +111,106 @@ impl Draft {
 
     /// TCP answers a segment.
     #[inline(always)]
-    pub(crate) fn answers(self, skb: *const u8, segment: &Segment, socket: Option<Socket>, holder: Holder) {
-        if self.flags & flag::RETRACTS_RECEIVE != 0
-            && let Some(socket) = socket
-        {
-            retract_receive(socket);
-        }
+    pub(crate) fn answers(self, segment: &Segment, network_namespace: u32, holding: Holding, full: Full) {
         let ends = Ends::of_received(segment);
-        let Admission::Record(record) = self.reserve(&ends, network_namespace(skb)) else { return };
+        let numbers = self.settle(&ends, holding);
+        if numbers.flags & flag::RETRACTS_RECEIVE != 0 && !full.is_none() {
+            retract_receive(full, numbers.seen);
+        }
+        let Admission::Record(record) = numbers.reserve(&ends, network_namespace) else { return };
         record.segment_flags = segment.flags;
         record.sequence = if segment.flags & ACK != 0 { segment.acknowledgement } else { 0 };
+<<<<<<< HEAD
         self.write_socket(record, socket, holder, &ends);
         if let (Some(socket), Holder::Connection(_)) = (socket, holder) {
             wire::write_context(record, socket, true);
         }
+=======
+        write_socket(record, &numbers, full, &ends);
+>>>>>>> main
         submit(record);
     }
 
     /// A reset came and no connection accepted it.
     #[inline(always)]
-    pub(crate) fn not_accepted(self, skb: *const u8, segment: &Segment, socket: Option<Socket>, holder: Holder) {
+    pub(crate) fn not_accepted(self, segment: &Segment, network_namespace: u32, holding: Holding, full: Full) {
         let ends = Ends::of_received(segment);
-        let Admission::Record(record) = self.reserve(&ends, network_namespace(skb)) else { return };
+        let numbers = self.settle(&ends, holding);
+        let Admission::Record(record) = numbers.reserve(&ends, network_namespace) else { return };
         record.segment_flags = segment.flags;
         record.sequence = segment.sequence;
-        self.write_socket(record, socket, holder, &ends);
+        write_socket(record, &numbers, full, &ends);
         submit(record);
     }
 
     /// netfilter sends a reset.
     #[inline(always)]
-    pub(crate) fn sent_by_firewall(self, skb: *const u8, segment: &Segment) {
-        let admission = self.reserve(&Ends::of_sent(segment), network_namespace(skb));
-        let Admission::Record(record) = admission else { return };
-        record.segment_flags = 0;
+    pub(crate) fn sent_by_firewall(self, segment: &Segment, network_namespace: u32) {
+        let ends = Ends::of_sent(segment);
+        let numbers = self.settle(&ends, Holding::Nothing);
+        let Admission::Record(record) = numbers.reserve(&ends, network_namespace) else { return };
         record.sequence = segment.sequence;
+        write_socket(record, &numbers, Full::NONE, &ends);
         submit(record);
     }
 
-    /// Writes what a socket other than the segment's own hook knows; only full sockets may be read.
+    /// Ends the deciding: what follows is the same program for every outcome.
     #[inline(always)]
-    fn write_socket(&self, record: &mut ResetRecord, socket: Option<Socket>, holder: Holder, ends: &Ends) {
-        if matches!(holder, Holder::TimeWait) {
-            owner::write_of_time_wait(record, ends);
-            return;
-        }
-        let Some(socket) = socket else { return };
-        match holder {
-            Holder::Connection(state) => {
-                record.socket = socket.pointer() as u64;
-                socket.write_cgroup(record);
-                socket.write_facts(record, state);
-                owner::write_holder(record, socket);
-            }
-            Holder::Listener => {
-                socket.write_cgroup(record);
-                owner::write_holder(record, socket);
-            }
-            Holder::None | Holder::Request | Holder::TimeWait => {}
-        }
-    }
-
-    /// Counts the reset and, if it is to become a record, asks for room; the record comes with all that the draft and
-    /// the ends know and nothing else.
-    #[inline(always)]
-    fn reserve(&self, ends: &Ends, network_namespace: u32) -> Admission {
-        count_captured(self.cause, self.origin, self.direction, 1);
+    fn settle(&self, ends: &Ends, holding: Holding) -> Numbers {
+        let seen = self.seen;
         let state = match self.state {
             Some(state) => state as u8,
             None => 0,
         };
-        let facts = Facts {
+        let kind = [self.direction as u8, self.origin as u8, self.cause as u8, state];
+        let others = [self.hook as u8, ends.version, holding as u8, 0];
+        let [hook, ip_version, holding, _] = seen.hide(u32::from_ne_bytes(others)).to_ne_bytes();
+        let words = seen.hide(u32::from(self.reason) << 16 | u32::from(self.flags | seen.flags()));
+        Numbers {
+            seen,
+            counter: seen.hide(counter_index(self.cause, self.origin, self.direction)),
+            kind: seen.hide(u32::from_ne_bytes(kind)).to_ne_bytes(),
+            hook,
+            ip_version,
+            holding,
+            reason: (words >> 16) as u16,
+            flags: words as u16,
+        }
+    }
+}
+
+impl Numbers {
+    #[inline(always)]
+    fn facts(&self, ends: &Ends, network_namespace: u32) -> Facts {
+        let [direction, origin, cause, state] = self.kind;
+        // Zeros on the stack are known to the verifier.
+        let nothing = self.seen.hide(0);
+        Facts {
             reason: if self.reason == UNKNOWN_REASON {
                 u32::MAX
             } else {
                 reason_key(self.reason, self.flags & flag::REASON_IS_DROP != 0)
             },
-            network_namespace,
-            local_address: ends.local,
-            peer_address: ends.peer,
+            network_namespace: network_namespace ^ nothing,
+            local_address: ends.local.map(|word| word ^ nothing),
+            peer_address: ends.peer.map(|word| word ^ nothing),
             local_port: ends.local_port,
             peer_port: ends.peer_port,
-            cause: self.cause as u8,
+            cause,
             state,
-            direction: self.direction as u8,
-            origin: self.origin as u8,
-            ip_version: ends.version(),
+            direction,
+            origin,
+            ip_version: self.ip_version,
             reserved: [0; 3],
-        };
-        match admit::judge(&facts) {
+        }
+    }
+
+    /// Counts the reset and, if it is to become a record, asks for room; the record comes with all that the draft and
+    /// the ends know, and without what a socket would.
+    #[inline(always)]
+    fn reserve(&self, ends: &Ends, network_namespace: u32) -> Admission {
+        count(&CAPTURED, self.counter, 1);
+        match admit::judge(self.seen, || self.facts(ends, network_namespace)) {
             Judgement::Record => {}
             Judgement::Filtered => return Admission::Filtered,
             Judgement::OverCeiling => return Admission::OverCeiling,
@@ -179,34 +222,46 @@ impl Draft {
                 .as_mut()
         };
         let Some(record) = record else {
-            count_lost(self.cause, self.origin, self.direction, 1);
+            count(&LOST, self.counter, 1);
             return Admission::Lost;
         };
         record.version = RECORD_VERSION;
         record.flags = self.flags;
         record.reason = self.reason;
-        // SAFETY: plain helpers.
-        if has_tai_clock() {
-            record.flags |= flag::TIME_IS_TAI;
-            record.time_ns = unsafe { bpf_ktime_get_tai_ns() };
-        } else {
-            record.time_ns = unsafe { bpf_ktime_get_ns() };
-        }
-        record.socket = 0;
-        record.cgroup_id = 0;
+        record.time_ns = self.seen.ns;
         record.network_namespace = network_namespace;
-        record.sequence = 0;
         record.trace_id = [0; 16];
         record.span_id = [0; 8];
-        record.direction = self.direction as u8;
-        record.origin = self.origin as u8;
-        record.cause = self.cause as u8;
-        record.state = state;
-        record.hook = self.hook as u8;
-        write_no_facts(record);
-        owner::write_none(record);
+        [record.direction, record.origin, record.cause, record.state] = self.kind;
+        record.hook = self.hook;
+        record.ip_version = self.ip_version;
+        record.segment_flags = 0;
+        record.sequence = 0;
         ends.write(record);
         Admission::Record(record)
+    }
+}
+
+/// Writes what is known of the socket that a segment met.
+#[inline(always)]
+fn write_socket(record: &mut ResetRecord, numbers: &Numbers, full: Full, ends: &Ends) {
+    if !full.is_none() {
+        if numbers.holding == Holding::Connection as u8 {
+            full.write_connection(record);
+        } else {
+            record.socket = 0;
+            full.write_cgroup(record);
+            write_no_facts(record);
+        }
+        owner::write_holder(record, full);
+        return;
+    }
+    record.socket = 0;
+    record.cgroup_id = 0;
+    write_no_facts(record);
+    owner::write_none(record);
+    if numbers.holding == Holding::TimeWait as u8 {
+        owner::write_of_time_wait(record, ends);
     }
 }
 
@@ -233,11 +288,12 @@ impl Admission {
 
 /// Takes back the count of a reset that was none.
 #[inline(always)]
-fn retract_receive(socket: Socket) {
-    let Some(kept) = kept(socket.pointer()) else { return };
-    count_captured(Cause::ResetByPeer, Origin::Peer, Direction::Receive, -1);
+fn retract_receive(full: Full, seen: Moment) {
+    let Some(kept) = kept(full.pointer()) else { return };
+    let counter = seen.hide(counter_index(Cause::ResetByPeer, Origin::Peer, Direction::Receive));
+    count(&CAPTURED, counter, -1);
     match kept.receive_in_doubt {
-        2 => count_lost(Cause::ResetByPeer, Origin::Peer, Direction::Receive, -1),
+        2 => count(&LOST, counter, -1),
         3 => count_filtered(-1),
         4 => count_over_ceiling(-1),
         _ => {}

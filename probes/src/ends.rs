@@ -1,5 +1,7 @@
 //! Both ends of a connection, as they go into rules and records.
 
+use core::hint::black_box;
+
 use reset_collector_probes::ResetRecord;
 
 use crate::segment::Segment;
@@ -11,6 +13,15 @@ pub(crate) struct Ends {
     pub(crate) peer: [u32; 4],
     pub(crate) local_port: u16,
     pub(crate) peer_port: u16,
+    /// 4 for IPv4 and IPv4-mapped addresses, else 6.
+    pub(crate) version: u8,
+}
+
+/// 4 for an IPv4-mapped address, else 6. Calculated, since the verifier would follow each branch.
+#[inline(always)]
+pub(crate) fn version_of(address: &[u32; 4]) -> u8 {
+    let unlike = u64::from(black_box(address[0] | address[1] | (address[2] ^ 0xffff_u32.to_be())));
+    4 + (unlike.wrapping_neg() >> 62) as u8 & 6
 }
 
 impl Ends {
@@ -22,6 +33,7 @@ impl Ends {
             peer: segment.source,
             local_port: segment.destination_port,
             peer_port: segment.source_port,
+            version: segment.version,
         }
     }
 
@@ -33,13 +45,8 @@ impl Ends {
             peer: segment.destination,
             local_port: segment.source_port,
             peer_port: segment.destination_port,
+            version: segment.version,
         }
-    }
-
-    /// 4 for IPv4 and IPv4-mapped addresses, else 6.
-    #[inline(always)]
-    pub(crate) fn version(&self) -> u8 {
-        if self.local[0] == 0 && self.local[1] == 0 && self.local[2] == 0xffff_u32.to_be() { 4 } else { 6 }
     }
 
     /// The connection in its namespace, as one number.
@@ -59,7 +66,6 @@ impl Ends {
 
     #[inline(always)]
     pub(crate) fn write(&self, record: &mut ResetRecord) {
-        record.ip_version = self.version();
         record.local_port = self.local_port;
         record.peer_port = self.peer_port;
         write_address(&mut record.local_address, self.local);

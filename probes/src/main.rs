@@ -9,6 +9,7 @@
 #![feature(core_intrinsics)]
 
 mod admit;
+mod clock;
 mod connection;
 mod emit;
 mod ends;
@@ -30,7 +31,8 @@ use reset_collector_probes::{
 };
 
 use crate::{
-    connection::Socket,
+    clock::Moment,
+    connection::{Full, Holding, Socket},
     emit::Draft,
     read::{argument, drop_class, is_null, reset_class},
     segment::Segment,
@@ -44,7 +46,7 @@ pub(crate) const NEW_SYN_RECV: u8 = 12;
 #[btf_tracepoint(function = "tcp_send_reset")]
 fn tcp_send_reset(context: BtfTracePointContext) -> i32 {
     let context = context.as_ptr();
-    sent::<false>(context, argument(context, 2) as u32 as u16);
+    answers(context, argument(context, 2) as u32 as u16);
     0
 }
 
@@ -52,21 +54,21 @@ fn tcp_send_reset(context: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "tcp_send_reset")]
 fn tcp_send_reset_active(context: BtfTracePointContext) -> i32 {
     let context = context.as_ptr();
-    sent::<true>(context, argument(context, 2) as u32 as u16);
+    aborts(context, argument(context, 2) as u32 as u16);
     0
 }
 
 /// `tcp_send_reset(sk, skb)` up to 6.9: without the reason, and with full sockets only.
 #[btf_tracepoint(function = "tcp_send_reset")]
 fn tcp_send_reset_without_reason(context: BtfTracePointContext) -> i32 {
-    sent::<false>(context.as_ptr(), UNKNOWN_REASON);
+    answers(context.as_ptr(), UNKNOWN_REASON);
     0
 }
 
 /// `tcp_send_reset(sk, skb)` up to 6.9, by the socket's own will.
 #[btf_tracepoint(function = "tcp_send_reset")]
 fn tcp_send_reset_active_without_reason(context: BtfTracePointContext) -> i32 {
-    sent::<true>(context.as_ptr(), UNKNOWN_REASON);
+    aborts(context.as_ptr(), UNKNOWN_REASON);
     0
 }
 
@@ -74,14 +76,20 @@ fn tcp_send_reset_active_without_reason(context: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "tcp_receive_reset")]
 fn tcp_receive_reset(context: BtfTracePointContext) -> i32 {
     let Some(socket) = Socket::from_argument(context.as_ptr(), 0) else { return 0 };
+    // TCP calls it with nothing else.
+    let seen = Moment::now();
+    let full = Full::of(socket, seen);
+    if full.is_none() {
+        return 0;
+    }
     let state = State::from_number(socket.state());
-    let mut draft = Draft::new(Hook::ReceiveReset, Direction::Receive, Origin::Peer, cause::of_received(state));
+    let mut draft = Draft::new(seen, Hook::ReceiveReset, Direction::Receive, Origin::Peer, cause::of_received(state));
     draft.state = state;
     // tcp_rcv_state_process calls tcp_reset() for data after close as well: the send that follows at once says so.
     if matches!(state, Some(State::FinWait1 | State::FinWait2)) && socket.receive_is_shut() {
         draft.flags |= flag::RECEIVE_IN_DOUBT;
     }
-    draft.reset_from_peer(socket);
+    draft.reset_from_peer(full);
     0
 }
 
@@ -120,8 +128,9 @@ fn net_dev_queue(context: BtfTracePointContext) -> i32 {
     if map::is_repeated(skb, &segment) {
         return 0;
     }
-    let draft = Draft::new(Hook::DeviceQueue, Direction::Transmit, Origin::Firewall, Cause::FirewallReject);
-    draft.sent_by_firewall(skb, &segment);
+    let draft =
+        Draft::new(Moment::now(), Hook::DeviceQueue, Direction::Transmit, Origin::Firewall, Cause::FirewallReject);
+    draft.sent_by_firewall(&segment, segment::network_namespace(skb));
     0
 }
 
@@ -187,57 +196,79 @@ extern "C" fn every_file(context: *const c_void) -> i32 {
     0
 }
 
-/// A reset that TCP sends: with a segment that it answers, or by the socket's own will.
+/// A reset that TCP sends in answer to a segment.
 #[inline(always)]
-fn sent<const ACTIVE: bool>(context: *const c_void, reason: u16) {
-    let class = reset_class(reason);
-    let socket = Socket::from_argument(context, 0);
+fn answers(context: *const c_void, reason: u16) {
     let skb = argument(context, 1) as *const u8;
-    let active = is_null(context, 1);
-    if active != ACTIVE {
-        return;
-    }
-    if ACTIVE || skb.is_null() {
-        if ACTIVE && let Some(socket) = socket {
-            sent_active(socket, class, reason);
-        }
+    if is_null(context, 1) || skb.is_null() {
         return;
     }
     let Some(segment) = Segment::received(skb) else { return };
-    let (holder, retracts) = answering(socket);
+    let seen = Moment::now();
+    let socket = Socket::from_argument(context, 0);
+    let Answering { holder, holding, full, retracts } = Answering::of(socket, seen);
     let queue_full = matches!(holder, Holder::Listener) && socket.is_some_and(Socket::accept_queue_is_full);
-    let mut cause = cause::of_passive(class, holder, segment.flags, queue_full);
+    let mut cause = cause::of_passive(reset_class(reason), holder, segment.flags, queue_full);
     // TCP_LINGER2 below 0 ends the connection in FIN_WAIT1 under the same reason, at the ACK of its FIN.
-    if matches!(cause, Cause::DataAfterClose) && segment.length == 0 && socket.is_some_and(Socket::linger2_is_negative)
-    {
+    if matches!(cause, Cause::DataAfterClose) && segment.length == 0 && !full.is_none() && full.linger2_is_negative() {
         cause = Cause::LingerZero;
     }
-    let mut draft = Draft::new(Hook::SendReset, Direction::Transmit, Origin::Passive, cause);
+    let mut draft = Draft::new(seen, Hook::SendReset, Direction::Transmit, Origin::Passive, cause);
     draft.reason = reason;
     draft.state = state_of(holder);
     if retracts {
         draft.flags |= flag::RETRACTS_RECEIVE;
     }
-    draft.answers(skb, &segment, socket, holder);
+    draft.answers(&segment, network_namespace(full, socket, skb), holding, full);
 }
 
-/// The holder that a passive reset answers for, and whether tcp_reset() has just been called for it without an RST.
+/// The network namespace of a segment that a socket met, or none.
 #[inline(always)]
-fn answering(socket: Option<Socket>) -> (Holder, bool) {
-    let Some(socket) = socket else { return (Holder::None, false) };
-    match socket.state() {
-        // No socket, where the verifier drops the check for it (`is_null`): a load through null reads as 0.
-        0 => (Holder::None, false),
-        NEW_SYN_RECV => (Holder::Request, false),
-        number => match State::from_number(number) {
-            Some(State::Listen) => (Holder::Listener, false),
-            Some(State::TimeWait) => (Holder::TimeWait, false),
-            Some(State::Closed) => {
-                let (before, in_doubt) = socket.before_close();
-                (Holder::Connection(before.or(Some(State::Closed))), in_doubt)
+fn network_namespace(full: Full, socket: Option<Socket>, skb: *const u8) -> u32 {
+    if !full.is_none() {
+        return full.network_namespace();
+    }
+    match socket {
+        Some(socket) => socket.network_namespace(),
+        None => segment::network_namespace(skb),
+    }
+}
+
+/// The holder that a passive reset answers for.
+struct Answering {
+    holder: Holder,
+    holding: Holding,
+    /// None where there is nothing to be read.
+    full: Full,
+    /// tcp_reset() has just been called for it without an RST.
+    retracts: bool,
+}
+
+impl Answering {
+    #[inline(always)]
+    fn of(socket: Option<Socket>, seen: Moment) -> Self {
+        let without = |holder, holding| Self { holder, holding, full: Full::NONE, retracts: false };
+        let Some(socket) = socket else { return without(Holder::None, Holding::Nothing) };
+        match socket.state() {
+            // No socket, where the verifier drops the check for it (`is_null`): a load through null reads as 0.
+            0 => without(Holder::None, Holding::Nothing),
+            NEW_SYN_RECV => without(Holder::Request, Holding::Nothing),
+            number if number == State::TimeWait as u8 => without(Holder::TimeWait, Holding::TimeWait),
+            number => {
+                let full = Full::of(socket, seen);
+                let (mut state, mut retracts) = (State::from_number(number), false);
+                if number == State::Closed as u8 {
+                    let (before, in_doubt) = full.before_close();
+                    (state, retracts) = (before.or(state), in_doubt);
+                }
+                match state {
+                    Some(State::Listen) if number == State::Listen as u8 => {
+                        Self { holder: Holder::Listener, holding: Holding::Listener, full, retracts }
+                    }
+                    state => Self { holder: Holder::Connection(state), holding: Holding::Connection, full, retracts },
+                }
             }
-            state => (Holder::Connection(state), false),
-        },
+        }
     }
 }
 
@@ -253,17 +284,28 @@ pub(crate) fn state_of(holder: Holder) -> Option<State> {
     }
 }
 
+/// A reset that TCP sends by the socket's own will: there is no segment.
 #[inline(always)]
-fn sent_active(socket: Socket, class: ReasonClass, reason: u16) {
+fn aborts(context: *const c_void, reason: u16) {
+    if !is_null(context, 1) {
+        return;
+    }
+    let Some(socket) = Socket::from_argument(context, 0) else { return };
+    // TCP calls it with nothing else.
+    let seen = Moment::now();
+    let full = Full::of(socket, seen);
+    if full.is_none() {
+        return;
+    }
     let number = socket.state();
-    let before = if number == State::Closed as u8 { socket.before_close().0 } else { State::from_number(number) };
+    let before = if number == State::Closed as u8 { full.before_close().0 } else { State::from_number(number) };
     let task = owner::Task::acting(socket);
-    let aborting = socket.aborting(number, task.as_ref().is_some_and(|task| task.exiting()));
-    let cause = cause::of_active(class, &aborting);
-    let mut draft = Draft::new(Hook::SendReset, Direction::Transmit, Origin::Active, cause);
+    let aborting = full.aborting(number, task.as_ref().is_some_and(|task| task.exiting()));
+    let cause = cause::of_active(reset_class(reason), &aborting);
+    let mut draft = Draft::new(seen, Hook::SendReset, Direction::Transmit, Origin::Active, cause);
     draft.reason = reason;
     draft.state = before;
-    draft.aborts(socket, task);
+    draft.aborts(full, task.is_some());
 }
 
 /// A segment freed: a reset that came, if it is one.
@@ -278,6 +320,7 @@ fn dropped(skb: *const u8, reason: u32, receiver: Option<Socket>) {
 #[inline(always)]
 fn dropped_as(skb: *const u8, class: ReasonClass, reason: u32, receiver: Option<Socket>) {
     let Some(segment) = segment::of_dropped(skb, class) else { return };
+    let seen = Moment::now();
     // Early demultiplexing's socket shows its state, but the verifier does not trust it further.
     let state = match receiver {
         Some(socket) => Some(socket.state()),
@@ -294,15 +337,21 @@ fn dropped_as(skb: *const u8, class: ReasonClass, reason: u32, receiver: Option<
             (number, _) => Holder::Connection(State::from_number(number)),
         },
     };
+    let (holding, full) = match (holder, receiver) {
+        (Holder::TimeWait, _) => (Holding::TimeWait, Full::NONE),
+        (Holder::Connection(_), Some(socket)) => (Holding::Connection, Full::of(socket, seen)),
+        (Holder::Listener, Some(socket)) => (Holding::Listener, Full::of(socket, seen)),
+        _ => (Holding::Nothing, Full::NONE),
+    };
     let (cause, refused) = cause::of_dropped(class, holder);
-    let mut draft = Draft::new(Hook::FreeSkb, Direction::Receive, Origin::Peer, cause);
+    let mut draft = Draft::new(seen, Hook::FreeSkb, Direction::Receive, Origin::Peer, cause);
     draft.reason = if reason < UNKNOWN_REASON as u32 { reason as u16 } else { UNKNOWN_REASON };
     draft.flags |= flag::REASON_IS_DROP | if refused { flag::NOT_ACCEPTED } else { 0 };
     draft.state = match (holder, class) {
         (Holder::Listener, ReasonClass::NotSpecified) => Some(State::SynReceived),
         _ => state_of(holder),
     };
-    draft.not_accepted(skb, &segment, receiver, holder);
+    draft.not_accepted(&segment, network_namespace(full, receiver, skb), holding, full);
 }
 
 #[panic_handler]

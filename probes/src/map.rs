@@ -10,14 +10,11 @@ use aya_ebpf::{
             BPF_MAP_TYPE_SK_STORAGE,
         },
     },
-    helpers::generated::{
-        bpf_ktime_get_ns, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_storage_get,
-    },
+    helpers::generated::{bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_storage_get},
 };
 use reset_collector_probes::{
-    COUNTERS, Cause, Direction, Origin,
+    COUNTERS,
     control::{self, Control},
-    counter_index,
     field::Field,
     rule::{MAX_RULES, Rule},
 };
@@ -110,7 +107,7 @@ pub(crate) static CONTROL: Array<Control, 1> = Map::new();
 #[unsafe(no_mangle)]
 pub(crate) static RULES: Array<Rule, { 2 * MAX_RULES }> = Map::new();
 
-/// The ceiling's buckets: each the time until which its tokens are spent, ns of CLOCK_MONOTONIC.
+/// The ceiling's buckets: each the time until which its tokens are spent, ns of the clock of records.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
 pub(crate) static BUCKETS: Array<u64, { control::BUCKETS }> = Map::new();
@@ -172,7 +169,7 @@ impl Kept {
     const NOTHING: Self = Self {
         socket: 0,
         established_ns: 0,
-        owner: Process { start_ns: 0, pid: 0, _padding: 0, comm: [0; 2] },
+        owner: Process::NONE,
         state_before: 0,
         receive_in_doubt: 0,
         owner_is_guess: 0,
@@ -264,28 +261,16 @@ pub(crate) fn forget(socket: *const u8) {
     }
 }
 
+/// Adds to the counter of a kind of reset: before any rule in `CAPTURED`, for which the ring buffer had no room in `LOST`.
+///
+/// With an index that the verifier knows (6.15 on, `get_constant_map_key`), it follows the rest of the program anew for
+/// each: it must be a hidden one.
 #[inline(always)]
-fn add(map: &PerCpu<u64, { COUNTERS as usize }>, cause: Cause, origin: Origin, direction: Direction, by: i64) {
-    // SAFETY: a plain helper.
-    let nothing = (unsafe { bpf_ktime_get_ns() } >> 63) as u32;
-    // Nothing is added that the verifier can know: with a key that it knows (6.15 on, `get_constant_map_key`), it follows
-    // the rest of the program anew for each cause.
-    if let Some(counter) = map.get(&(counter_index(cause, origin, direction) ^ 0u32.wrapping_sub(nothing))) {
+pub(crate) fn count(map: &PerCpu<u64, { COUNTERS as usize }>, index: u32, by: i64) {
+    if let Some(counter) = map.get(&index) {
         // SAFETY: the slot is this CPU's own, and lives as long as the map.
         unsafe { *counter = (*counter).wrapping_add_signed(by) };
     }
-}
-
-/// Counts a reset, before any rule.
-#[inline(always)]
-pub(crate) fn count_captured(cause: Cause, origin: Origin, direction: Direction, by: i64) {
-    add(&CAPTURED, cause, origin, direction, by);
-}
-
-/// Counts a reset whose record the ring buffer could not take.
-#[inline(always)]
-pub(crate) fn count_lost(cause: Cause, origin: Origin, direction: Direction, by: i64) {
-    add(&LOST, cause, origin, direction, by);
 }
 
 #[inline(always)]

@@ -15,10 +15,10 @@ use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_get_current_task_bt
 use reset_collector_probes::{COMM_LEN, OwnerSource, ResetRecord, field::Field, flag};
 
 use crate::{
-    connection::Socket,
+    connection::{Full, Socket},
     ends::Ends,
     map::{CLOSED, CREDENTIALS, ENDED, PROCESSES, kept, kept_or_new},
-    read::{copy, has_typed_task, load},
+    read::{copy, has_typed_task, load, load_name},
 };
 
 /// Bits of `task_struct.flags` (include/linux/sched.h).
@@ -34,6 +34,10 @@ pub(crate) struct Process {
     pub(crate) pid: u32,
     pub(crate) _padding: u32,
     pub(crate) comm: [u64; COMM_LEN / 8],
+}
+
+impl Process {
+    pub(crate) const NONE: Self = Self { start_ns: 0, pid: 0, _padding: 0, comm: [0; 2] };
 }
 
 /// A process as it is known by its credentials.
@@ -65,14 +69,20 @@ impl Task {
         if !socket.is_owned() {
             return None;
         }
+        let task = Self::current()?;
+        (task.load::<u32>(Field::TaskFlags) & PF_KTHREAD == 0).then_some(task)
+    }
+
+    /// The task on the CPU, whatever it has to do with anything.
+    #[inline(always)]
+    pub(crate) fn current() -> Option<Self> {
         // SAFETY: plain helpers.
         let task = if has_typed_task() {
             unsafe { bpf_get_current_task_btf() }.cast()
         } else {
             unsafe { bpf_get_current_task() as *mut u8 }
         };
-        let task = Self(NonNull::new(task)?);
-        (task.load::<u32>(Field::TaskFlags) & PF_KTHREAD == 0).then_some(task)
+        Some(Self(NonNull::new(task)?))
     }
 
     /// Loads a member: where the verifier does not know the running task's type, by copying.
@@ -100,19 +110,30 @@ impl Task {
     /// The address of its credentials.
     #[inline(always)]
     fn credential(&self) -> u64 {
-        self.load(Field::TaskCred)
+        copy(self.0.as_ptr(), Field::TaskCred)
     }
 
     /// The process that the task belongs to.
     #[inline(always)]
     pub(crate) fn process(&self) -> Process {
         let leader: *const u8 = self.load(Field::TaskLeader);
-        Process {
-            start_ns: copy(leader, Field::TaskStart),
-            pid: self.pid(),
-            _padding: 0,
-            comm: copy(leader, Field::TaskComm),
-        }
+        let (start_ns, comm) = if has_typed_task() {
+            (load(leader, Field::TaskStart), load_name(leader, Field::TaskComm))
+        } else {
+            (copy(leader, Field::TaskStart), copy(leader, Field::TaskComm))
+        };
+        Process { start_ns, pid: self.pid(), _padding: 0, comm }
+    }
+}
+
+/// The process whose main thread this is.
+#[inline(always)]
+fn process_of_leader(leader: *const u8) -> Process {
+    Process {
+        start_ns: load(leader, Field::TaskStart),
+        pid: load(leader, Field::TaskTgid),
+        _padding: 0,
+        comm: load_name(leader, Field::TaskComm),
     }
 }
 
@@ -127,13 +148,12 @@ fn still_has(known: &Known, credential: u64) -> bool {
 /// Remembers a process by its credentials, and by no others of before.
 #[inline(always)]
 pub(crate) fn process_is(task: *const u8) {
-    let Some(known) = NonNull::new(task.cast_mut()) else { return };
-    if load::<u32>(task, Field::TaskPid) != load::<u32>(task, Field::TaskTgid) {
+    if task.is_null() || load::<u32>(task, Field::TaskPid) != load::<u32>(task, Field::TaskTgid) {
         return;
     }
-    let credential: *const u8 = load(task, Field::TaskCred);
-    let process = Task(known).process();
-    let key = credential as u64;
+    // Copied, here and below: see `Full::inner` for what a load would cost the start.
+    let key: u64 = copy(task, Field::TaskCred);
+    let process = process_of_leader(task);
     forget_other_credentials(process.pid, key);
     CREDENTIALS.set(&process.pid, &key);
     PROCESSES.set(&key, &Known { process, task: task as u64 });
@@ -155,34 +175,21 @@ fn forget_other_credentials(pid: u32, kept: u64) {
 /// reset of before may still wait for its owner.
 #[inline(always)]
 pub(crate) fn process_exits(task: *const u8) {
-    let Some(known) = NonNull::new(task.cast_mut()) else { return };
-    if load::<u32>(task, Field::TaskPid) != load::<u32>(task, Field::TaskTgid) {
+    if task.is_null() || load::<u32>(task, Field::TaskPid) != load::<u32>(task, Field::TaskTgid) {
         return;
     }
-    let process = Task(known).process();
+    let process = process_of_leader(task);
     forget_other_credentials(process.pid, 0);
     CREDENTIALS.remove(&process.pid);
     // SAFETY: a plain helper.
     let at_ns = unsafe { bpf_ktime_get_boot_ns() };
-    ENDED.set(&load(task, Field::TaskCred), &Ended { process, at_ns });
+    ENDED.set(&copy(task, Field::TaskCred), &Ended { process, at_ns });
 }
 
-/// A process has read from the connection: it holds it, whoever accepted it. The common reader opened the socket's file
-/// itself, with the credentials that it has: then it is enough that it is known by them, and no other by what lay there.
+/// A process has read from the connection: it holds it, whoever accepted it. Noted once, at the first read.
 #[inline(always)]
 pub(crate) fn socket_is_read(socket: Socket) {
     let Some(task) = Task::acting(socket) else { return };
-    let of_socket: *const u8 = load(socket.pointer(), Field::SkSocket);
-    let file: *const u8 = load(of_socket, Field::SocketFile);
-    let credential = task.credential();
-    if has_typed_task() && load::<u64>(file, Field::FileCred) == credential {
-        // SAFETY: as in `forget_other_credentials`.
-        let is_known = PROCESSES.get(&credential).is_some_and(|known| unsafe { (*known).process.pid } == task.pid());
-        if !is_known {
-            process_is(task.load(Field::TaskLeader));
-        }
-        return;
-    }
     let Some(kept) = kept(socket.pointer()) else { return };
     if kept.socket == socket.pointer() as u64 && kept.owner.pid == task.pid() && kept.owner_is_guess == 0 {
         return;
@@ -190,6 +197,12 @@ pub(crate) fn socket_is_read(socket: Socket) {
     kept.owner = task.process();
     kept.socket = socket.pointer() as u64;
     kept.owner_is_guess = 0;
+    // Its other connections are known by its credentials; who has new ones, no hook told.
+    // SAFETY: as in `forget_other_credentials`.
+    let is_known = PROCESSES.get(&task.credential()).is_some_and(|known| unsafe { (*known).process.pid } == task.pid());
+    if has_typed_task() && !is_known {
+        process_is(task.load(Field::TaskLeader));
+    }
 }
 
 /// Names the owner of a socket that was there before us, found in a task's file table.
@@ -233,7 +246,14 @@ fn write(record: &mut ResetRecord, process: &Process, source: OwnerSource) {
 
 /// Writes the task that acted, and that it owns the socket unless it is a killer from outside.
 #[inline(always)]
-pub(crate) fn write_acting(record: &mut ResetRecord, socket: Socket, task: Task, is_owner: bool) {
+pub(crate) fn write_acting(record: &mut ResetRecord, full: Full, task: Task, is_owner: bool) {
+    if is_owner {
+        write_none(record);
+        write(record, &task.process(), OwnerSource::Current);
+    } else {
+        write_holder(record, full);
+        record.actor_pid = task.pid();
+    }
     record.thread_id = task.load(Field::TaskPid);
     if task.exiting() {
         record.flags |= flag::EXITING;
@@ -242,19 +262,14 @@ pub(crate) fn write_acting(record: &mut ResetRecord, socket: Socket, task: Task,
             record.flags |= flag::SIGNALED;
         }
     }
-    if is_owner {
-        write(record, &task.process(), OwnerSource::Current);
-    } else {
-        record.actor_pid = task.pid();
-        write_holder(record, socket);
-    }
 }
 
 /// Keeps the owner of a connection that goes into TIME_WAIT: the kernel keeps none of the socket but its ends.
 #[inline(always)]
 pub(crate) fn keep_for_time_wait(socket: Socket, owner: &Process) {
     if owner.pid != 0 {
-        CLOSED.set(&socket.ends().key(socket.network_namespace()), owner);
+        let Some(key) = socket.key() else { return };
+        CLOSED.set(&key, owner);
     }
 }
 
@@ -269,18 +284,14 @@ pub(crate) fn write_of_time_wait(record: &mut ResetRecord, ends: &Ends) {
 
 /// Writes the owner of a full socket outside process context.
 #[inline(always)]
-pub(crate) fn write_holder(record: &mut ResetRecord, socket: Socket) {
-    let kept = kept(socket.pointer());
-    if let Some(kept) = &kept
-        && kept.socket == socket.pointer() as u64
-        && kept.owner.pid != 0
-    {
+pub(crate) fn write_holder(record: &mut ResetRecord, full: Full) {
+    write_none(record);
+    let kept = full.kept;
+    if kept.is_own != 0 && kept.owner.pid != 0 {
         write(record, &kept.owner, OwnerSource::Storage);
         return;
     }
-    let of_socket: *const u8 = load(socket.pointer(), Field::SkSocket);
-    let file: *const u8 = load(of_socket, Field::SocketFile);
-    let credential: *const u8 = load(file, Field::FileCred);
+    let credential = full.credential();
     record.credential = credential as u64;
     if !credential.is_null()
         && let Some(known) = PROCESSES.get(&(credential as u64))
@@ -293,10 +304,7 @@ pub(crate) fn write_holder(record: &mut ResetRecord, socket: Socket) {
         }
     }
     // Without a file it waits to be accepted, and is the listener's; with one, whoever listened may be another process.
-    if credential.is_null()
-        && let Some(kept) = kept
-        && kept.owner.pid != 0
-    {
+    if credential.is_null() && kept.owner.pid != 0 {
         write(record, &kept.owner, OwnerSource::Listener);
     }
 }

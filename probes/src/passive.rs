@@ -14,8 +14,10 @@ use reset_collector_probes::{
 
 use crate::{
     NEW_SYN_RECV,
-    connection::Socket,
+    clock::Moment,
+    connection::{Full, Holding, Socket},
     emit::Draft,
+    network_namespace,
     read::{argument, is_null},
     segment::{Segment, is_for_this_host, is_signed},
     state_of,
@@ -38,13 +40,13 @@ fn tcp_v6_send_reset(context: FEntryContext) -> i32 {
 #[inline(always)]
 fn answers(context: *const c_void) {
     let skb = argument(context, 1) as *const u8;
-    let holder = if is_null(context, 0) {
-        Holder::None
+    let (holder, holding, socket) = if is_null(context, 0) {
+        (Holder::None, Holding::Nothing, None)
     } else {
         let Some(socket) = Socket::from_argument(context, 0) else { return };
         match socket.state() {
-            NEW_SYN_RECV => Holder::Request,
-            number if number == State::TimeWait as u8 => Holder::TimeWait,
+            NEW_SYN_RECV => (Holder::Request, Holding::Nothing, Some(socket)),
+            number if number == State::TimeWait as u8 => (Holder::TimeWait, Holding::TimeWait, Some(socket)),
             _ => return,
         }
     };
@@ -58,7 +60,7 @@ fn answers(context: *const c_void) {
         return;
     }
     let cause = cause::of_passive(ReasonClass::Unknown, holder, segment.flags, false);
-    let mut draft = Draft::new(Hook::PassiveSend, Direction::Transmit, Origin::Passive, cause);
+    let mut draft = Draft::new(Moment::now(), Hook::PassiveSend, Direction::Transmit, Origin::Passive, cause);
     draft.state = state_of(holder);
-    draft.answers(skb, &segment, None, holder);
+    draft.answers(&segment, network_namespace(Full::NONE, socket, skb), holding, Full::NONE);
 }

@@ -5,6 +5,8 @@
 //! runs on both sides, so that the collector's tests hold for the kernel. Everything is of fixed size and every loop has
 //! a constant bound, for the verifier.
 
+use core::hint::black_box;
+
 /// Rules in a program at most.
 pub const MAX_RULES: usize = 32;
 /// Port ranges of one end in a rule at most.
@@ -218,48 +220,42 @@ pub fn evaluate(rules: &[Rule; MAX_RULES], facts: &Facts) -> Option<Outcome> {
 }
 
 /// Whether every test of one rule holds.
+///
+/// Each test is calculated to a number and decided by one branch: results gathered in booleans would double the paths that
+/// the verifier follows with each of them.
 #[inline(always)]
 pub fn matches(rule: &Rule, facts: &Facts) -> bool {
-    let ip_version = if facts.ip_version == 4 { IPV4 } else { IPV6 };
-    if bit(rule.causes, facts.cause) == 0
-        || bit(rule.states as u32, facts.state) == 0
-        || bit(rule.directions as u32, facts.direction) == 0
-        || bit(rule.origins as u32, facts.origin) == 0
-        || rule.ip_versions & ip_version == 0
-    {
+    // 4 and 6 become the bits IPV4 and IPV6.
+    let ip_version = facts.ip_version.wrapping_shr(1).wrapping_sub(1);
+    let listed = bit(rule.causes, facts.cause)
+        & bit(rule.states as u32, facts.state)
+        & bit(rule.directions as u32, facts.direction)
+        & bit(rule.origins as u32, facts.origin);
+    if listed == 0 || rule.ip_versions & ip_version == 0 {
         return false;
     }
     if rule.tests == 0 {
         return true;
     }
-    // One test after the other, each decided before the next: results that were gathered first would double the paths
-    // that the verifier follows with each of them.
-    let tests = rule.tests;
-    let negated = rule.negated;
-    if tests & TEST_REASON != 0 && reason_matches(&rule.reasons, facts.reason) == (negated & TEST_REASON != 0) {
-        return false;
+    holds(rule, TEST_REASON, || distance_to_reasons(&rule.reasons, facts.reason))
+        && holds(rule, TEST_NAMESPACE, || (rule.network_namespace ^ facts.network_namespace) as u64)
+        && holds(rule, TEST_LOCAL_PORT, || outside_ports(&rule.local_ports, facts.local_port))
+        && holds(rule, TEST_PEER_PORT, || outside_ports(&rule.peer_ports, facts.peer_port))
+        && holds(rule, TEST_LOCAL_ADDRESS, || distance_to_networks(&rule.local_networks, &facts.local_address))
+        && holds(rule, TEST_PEER_ADDRESS, || distance_to_networks(&rule.peer_networks, &facts.peer_address))
+}
+
+/// Whether a test is not made, or holds: its distance is 0, or is not where it is negated.
+#[inline(always)]
+fn holds(rule: &Rule, test: u8, distance: impl FnOnce() -> u64) -> bool {
+    if rule.tests & test == 0 {
+        return true;
     }
-    if tests & TEST_NAMESPACE != 0
-        && (rule.network_namespace == facts.network_namespace) == (negated & TEST_NAMESPACE != 0)
-    {
-        return false;
-    }
-    if tests & TEST_LOCAL_PORT != 0
-        && port_matches(&rule.local_ports, facts.local_port) == (negated & TEST_LOCAL_PORT != 0)
-    {
-        return false;
-    }
-    if tests & TEST_PEER_PORT != 0 && port_matches(&rule.peer_ports, facts.peer_port) == (negated & TEST_PEER_PORT != 0)
-    {
-        return false;
-    }
-    if tests & TEST_LOCAL_ADDRESS != 0
-        && address_matches(&rule.local_networks, &facts.local_address) == (negated & TEST_LOCAL_ADDRESS != 0)
-    {
-        return false;
-    }
-    tests & TEST_PEER_ADDRESS == 0
-        || address_matches(&rule.peer_networks, &facts.peer_address) != (negated & TEST_PEER_ADDRESS != 0)
+    // The highest bit of either is set where there is a distance.
+    let distance = distance();
+    let is_apart = black_box(distance | distance.wrapping_neg());
+    let negated = (rule.negated as u64) << (63 - test.trailing_zeros());
+    (is_apart ^ negated) >> 63 == 0
 }
 
 #[inline(always)]
@@ -268,31 +264,46 @@ fn bit(set: u32, number: u8) -> u32 {
     set >> (number & 31) & 1
 }
 
+/// 0 where the reason is one of these.
 #[inline(always)]
-fn reason_matches(reasons: &[u32; MAX_REASONS], reason: u32) -> bool {
-    reasons[0] == reason || reasons[1] == reason || reasons[2] == reason || reasons[3] == reason
+fn distance_to_reasons(reasons: &[u32; MAX_REASONS], reason: u32) -> u64 {
+    let first = either_is_zero(reasons[0] ^ reason, reasons[1] ^ reason);
+    let second = either_is_zero(reasons[2] ^ reason, reasons[3] ^ reason);
+    either_is_zero(first, second) as u64
+}
+
+/// 0 where one of the two is 0.
+#[inline(always)]
+fn either_is_zero(left: u32, right: u32) -> u32 {
+    let product = black_box(left as u64 * right as u64);
+    (product | product >> 32) as u32
+}
+
+/// 0 where the port lies in one of the ranges.
+#[inline(always)]
+fn outside_ports(ranges: &[PortRange; MAX_PORT_RANGES], port: u16) -> u64 {
+    outside(&ranges[0], port) & outside(&ranges[1], port) & outside(&ranges[2], port) & outside(&ranges[3], port)
+}
+
+/// 1 where the port lies outside the range, else 0: one of the differences has its sign bit set.
+#[inline(always)]
+fn outside(range: &PortRange, port: u16) -> u64 {
+    let (low, high, port) = (range.low as u64, range.high as u64, port as u64);
+    black_box(port.wrapping_sub(low) | high.wrapping_sub(port)) >> 63
+}
+
+/// 0 where the address lies in one of the networks.
+#[inline(always)]
+fn distance_to_networks(networks: &[Network; MAX_NETWORKS], address: &[u32; 4]) -> u64 {
+    distance(&networks[0], address) as u64 * distance(&networks[1], address) as u64
 }
 
 #[inline(always)]
-fn port_matches(ranges: &[PortRange; MAX_PORT_RANGES], port: u16) -> bool {
-    in_range(&ranges[0], port) || in_range(&ranges[1], port) || in_range(&ranges[2], port) || in_range(&ranges[3], port)
-}
-
-#[inline(always)]
-fn in_range(range: &PortRange, port: u16) -> bool {
-    range.low <= port && port <= range.high
-}
-
-#[inline(always)]
-fn address_matches(networks: &[Network; MAX_NETWORKS], address: &[u32; 4]) -> bool {
-    in_network(&networks[0], address) || in_network(&networks[1], address)
-}
-
-#[inline(always)]
-fn in_network(network: &Network, address: &[u32; 4]) -> bool {
-    let different = ((address[0] & network.mask[0]) ^ network.value[0])
-        | ((address[1] & network.mask[1]) ^ network.value[1])
-        | ((address[2] & network.mask[2]) ^ network.value[2])
-        | ((address[3] & network.mask[3]) ^ network.value[3]);
-    different == 0
+fn distance(network: &Network, address: &[u32; 4]) -> u32 {
+    black_box(
+        ((address[0] & network.mask[0]) ^ network.value[0])
+            | ((address[1] & network.mask[1]) ^ network.value[1])
+            | ((address[2] & network.mask[2]) ^ network.value[2])
+            | ((address[3] & network.mask[3]) ^ network.value[3]),
+    )
 }

@@ -5,7 +5,10 @@ use reset_collector_probes::{
     field::Field,
 };
 
-use crate::read::{copy, copy_at, has, load, load_bits};
+use crate::{
+    ends::version_of,
+    read::{copy, copy_at, has, load, load_bits},
+};
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
@@ -37,6 +40,8 @@ pub(crate) struct Segment {
     pub(crate) sequence: u32,
     pub(crate) acknowledgement: u32,
     pub(crate) flags: u8,
+    /// As `Ends::version`.
+    pub(crate) version: u8,
     /// With its options.
     header_len: u8,
     /// Bytes of data.
@@ -78,6 +83,21 @@ struct Ipv6Header {
     destination: [u32; 4],
 }
 
+/// What is read at once: all of IPv6's header, or IPv4's without options, and the TCP header after that.
+#[derive(Clone, Copy)]
+#[repr(C)]
+union Headers {
+    v4: Ipv4Headers,
+    v6: Ipv6Header,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Ipv4Headers {
+    ip: Ipv4Header,
+    tcp: TcpHeader,
+}
+
 impl Segment {
     /// Both ports in one word.
     #[inline(always)]
@@ -104,29 +124,31 @@ impl Segment {
     #[inline(always)]
     fn read(head: *const u8, network: u16, transport: Option<u16>) -> Option<Self> {
         let ip = head.wrapping_add(network as usize);
-        let first: Ipv4Header = copy_at(ip);
-        let (source, destination, tcp, end) = match first.version_and_length >> 4 {
+        let headers: Headers = copy_at(ip);
+        // SAFETY: plain numbers, whichever they are.
+        let (v4, v6) = unsafe { (headers.v4, headers.v6) };
+        let (source, destination, version, tcp, end) = match v4.ip.version_and_length >> 4 {
             4 => {
-                if first.protocol != IPPROTO_TCP {
+                if v4.ip.protocol != IPPROTO_TCP {
                     return None;
                 }
-                let length = ((first.version_and_length & 15) as usize) * 4;
-                let end = u16::from_be(first.total_length) as u64;
-                (mapped(first.source), mapped(first.destination), ip.wrapping_add(length), end)
+                let length = ((v4.ip.version_and_length & 15) as usize) * 4;
+                let end = u16::from_be(v4.ip.total_length) as u64;
+                (mapped(v4.ip.source), mapped(v4.ip.destination), 4, ip.wrapping_add(length), end)
             }
             6 => {
-                let header: Ipv6Header = copy_at(ip);
+                let header = v6;
                 let after = match transport {
                     Some(transport) => head.wrapping_add(transport as usize),
                     None => skip_extensions(ip, header.next)?,
                 };
                 let end = u16::from_be(header.payload_length) as u64 + size_of::<Ipv6Header>() as u64;
-                (header.source, header.destination, after, end)
+                (header.source, header.destination, version_of(&header.destination), after, end)
             }
             _ => return None,
         };
         let before = (tcp as u64).wrapping_sub(ip as u64);
-        let tcp: TcpHeader = copy_at(tcp);
+        let tcp = if version == 4 && before == size_of::<Ipv4Header>() as u64 { v4.tcp } else { copy_at(tcp) };
         // A header shorter than 20 bytes is none.
         if tcp.offset_and_flags[0] >> 4 < 5 {
             return None;
@@ -139,6 +161,7 @@ impl Segment {
             sequence: u32::from_be(tcp.sequence),
             acknowledgement: u32::from_be(tcp.acknowledgement),
             flags: tcp.offset_and_flags[1],
+            version,
             header_len: (tcp.offset_and_flags[0] >> 4) * 4,
             length: end.saturating_sub(before + u64::from(tcp.offset_and_flags[0] >> 4) * 4) as u16,
         })
@@ -244,8 +267,9 @@ pub(crate) fn reached_tcp(skb: *const u8) -> bool {
 /// State of the socket that early demultiplexing gave to a segment, if it did.
 #[inline(always)]
 pub(crate) fn socket_state(skb: *const u8) -> Option<u8> {
-    let socket: *const u8 = load(skb, Field::SkbSk);
-    (!socket.is_null()).then(|| load(socket, Field::SkState))
+    // Copied: see `Full::inner`.
+    let socket: *const u8 = copy(skb, Field::SkbSk);
+    (!socket.is_null()).then(|| copy(socket, Field::SkState))
 }
 
 /// Whether the route that the segment took ends here.
@@ -265,14 +289,16 @@ pub(crate) fn is_for_this_host(skb: *const u8) -> bool {
 /// The network namespace of a segment: its device's, else its route's device's.
 #[inline(always)]
 pub(crate) fn network_namespace(skb: *const u8) -> u32 {
-    let mut device: *const u8 = load(skb, Field::SkbDev);
-    if device.is_null() {
-        let route = (load::<u64>(skb, Field::SkbRefdst) & DST_POINTER) as *const u8;
-        if route.is_null() {
-            return 0;
-        }
-        device = copy(route, Field::DstDev);
+    let device: *const u8 = load(skb, Field::SkbDev);
+    if !device.is_null() {
+        let namespace: *const u8 = load(device, Field::DevNet);
+        return load(namespace, Field::NetInum);
     }
+    let route = (load::<u64>(skb, Field::SkbRefdst) & DST_POINTER) as *const u8;
+    if route.is_null() {
+        return 0;
+    }
+    let device: *const u8 = copy(route, Field::DstDev);
     let namespace: *const u8 = copy(device, Field::DevNet);
     copy(namespace, Field::NetInum)
 }

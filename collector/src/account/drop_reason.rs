@@ -37,5 +37,6 @@ drop_reasons! {
     StorageFull "storage_full" "The storage directory would not take it: full, read-only or over its limit",
     StorageCorrupt "storage_corrupt" "The storage directory held it, and it was damaged there",
     StorageUnsynced "storage_unsynced" "Written to storage before a crash, and never reached the disk",
+    Killed "killed" "Read from the kernel, and not yet in the storage when the collector was killed",
     NotConfigured "not_configured" "Captured before this destination was configured",
 }

@@ -281,7 +281,8 @@ impl Codec for Headers {
     type Value = Vec<(String, Secret)>;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Self::Value) {
-        let allowed = "a mapping of names to texts: { authorization: \"Bearer ${env:TOKEN}\" }";
+        let allowed =
+            "a mapping of names to texts: { authorization: \"Bearer ${env:TOKEN}\" }, or ${file:/run/secrets/token}";
         if reader.is_null(node) {
             return value.clear();
         }
@@ -297,7 +298,7 @@ impl Codec for Headers {
             if headers.iter().any(|(known, _)| *known == lower) {
                 reader.error(key, "the header stands twice: capitals make no difference", "each header once");
             }
-            let Some(text) = reader.scalar(secret, allowed) else { continue };
+            let Some(text) = reader.secret(secret, allowed) else { continue };
             if hyper::header::HeaderValue::from_str(&text.text).is_err() {
                 reader.error(
                     secret,

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::{
     problem::{Place, Problem, Problems},
-    substitute,
+    substitute::{self, Sources},
     tree::{Content, NodeId, Tree},
 };
 use crate::config::{environment, settings::Destination};
@@ -92,9 +92,18 @@ impl<'a> Reader<'a> {
 
     /// A scalar with its variables substituted, or `None` with an error said.
     pub(super) fn scalar(&mut self, node: NodeId, wanted: &str) -> Option<Scalar<'a>> {
+        self.substituted(node, wanted, false)
+    }
+
+    /// The same for a value that is shown nowhere: it may come from a file.
+    pub(super) fn secret(&mut self, node: NodeId, wanted: &str) -> Option<Scalar<'a>> {
+        self.substituted(node, wanted, true)
+    }
+
+    fn substituted(&mut self, node: NodeId, wanted: &str, files: bool) -> Option<Scalar<'a>> {
         let tree = self.tree;
         match &tree.node(node).content {
-            Content::Scalar { text, plain } => match substitute::substitute(text, self.env) {
+            Content::Scalar { text, plain } => match substitute::substitute(text, Sources { env: self.env, files }) {
                 Ok(substituted) => Some(Scalar { text: substituted, written: text, plain: *plain }),
                 Err(substitute::SubstituteError { message, allowed }) => {
                     self.error(node, message, allowed);

@@ -12,7 +12,7 @@ use super::{
     rules::{FilterRules, SamplingRules},
     tree::NodeId,
 };
-use crate::config::settings::{self, Console, Settings};
+use crate::config::settings::{self, Confinement, Console, Settings};
 
 /// Makes a codec of a mapping with these keys, each read into its part of the value.
 macro_rules! section {
@@ -81,8 +81,9 @@ section! {
         "correlation" => settings.correlation, CorrelationSection, "How the request that a reset broke is found.";
         "export" => settings.export, ExportSection, "Where records go.";
         "admin" => settings.admin, OrNull(AdminSection, any_address), "The admin endpoint: /healthz, /readyz and /metrics.";
+        "confinement" => settings.confinement, Word(CONFINEMENTS), "Whether the process gives up the capabilities and system calls that it does not need once it runs: auto goes on where the kernel cannot do it, required does not.";
     } elsewhere {
-        "receivers" => "the one receiver is correlation.otlp_receiver; allowed: capture, filters, sampling, enrichment, correlation, export, admin";
+        "receivers" => "the one receiver is correlation.otlp_receiver; allowed: capture, filters, sampling, enrichment, correlation, export, admin, confinement";
         "exporters" => "write export: otlp: here; there are no pipelines";
         "processors" => "write filters: and sampling: here; there are no pipelines";
         "service" => "there are no pipelines: everything that is configured runs";
@@ -177,6 +178,9 @@ section! {
 
 const CONSOLE: &[(&str, Console)] =
     &[("auto", Console::Auto), ("pretty", Console::Pretty), ("json", Console::Json), ("off", Console::Off)];
+
+const CONFINEMENTS: &[(&str, Confinement)] =
+    &[("auto", Confinement::Auto), ("required", Confinement::Required), ("off", Confinement::Off)];
 
 /// `{ endpoint: address:port }`
 struct AdminSection;

@@ -24,6 +24,20 @@ pub struct Settings {
     pub export: Export,
     /// The admin endpoint; `None` is none.
     pub admin: Option<SocketAddr>,
+    /// What the process gives up once the programs are attached.
+    pub confinement: Confinement,
+}
+
+/// What the process gives up once the programs are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Confinement {
+    /// Capabilities, new privileges and system calls that are not needed any more; what the kernel does not offer is said.
+    #[default]
+    Auto,
+    /// The same, and it does not start where something cannot be given up.
+    Required,
+    /// Nothing.
+    Off,
 }
 
 /// Which resets are captured, and how many a second at most.

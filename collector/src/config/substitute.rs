@@ -1,8 +1,21 @@
-//! Variables of the environment in a scalar: `${env:NAME}`, `${env:NAME:-default}`, and `$$` for a `$`.
+//! Variables of the environment in a scalar: `${env:NAME}`, `${env:NAME:-default}`, and `$$` for a `$`. In secrets also
+//! files, by the OpenTelemetry Collector's name for them: `${file:/run/secrets/token}`.
 //!
 //! Done after the YAML is read, in the scalar's text alone: a value cannot become keys, lists or further variables.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fs::File, io::Read, path::Path};
+
+/// A secret longer than this is none.
+const LONGEST_SECRET: u64 = 64 << 10;
+
+/// Where values come from.
+#[derive(Clone, Copy)]
+pub(super) struct Sources<'a> {
+    /// Gives variables.
+    pub(super) env: &'a dyn Fn(&str) -> Option<String>,
+    /// Whether files may be named: only where the value is shown nowhere.
+    pub(super) files: bool,
+}
 
 /// What is wrong with a reference to a variable.
 #[derive(Debug, PartialEq)]
@@ -12,10 +25,7 @@ pub(super) struct SubstituteError {
 }
 
 /// The text with its variables replaced. The default holds where the variable is not set, and where it is empty.
-pub(super) fn substitute<'t>(
-    text: &'t str,
-    env: &dyn Fn(&str) -> Option<String>,
-) -> Result<Cow<'t, str>, SubstituteError> {
+pub(super) fn substitute<'t>(text: &'t str, sources: Sources<'_>) -> Result<Cow<'t, str>, SubstituteError> {
     if !text.contains('$') {
         return Ok(text.into());
     }
@@ -29,7 +39,7 @@ pub(super) fn substitute<'t>(
             rest = after;
         } else if let Some(reference) = rest.strip_prefix('{') {
             let end = reference.find('}').ok_or_else(|| unusable("`${` without its `}`".into()))?;
-            result.push_str(&value(&reference[..end], env)?);
+            result.push_str(&value(&reference[..end], sources)?);
             rest = &reference[end + 1..];
         } else {
             result.push('$');
@@ -39,13 +49,16 @@ pub(super) fn substitute<'t>(
     Ok(result.into())
 }
 
-fn value(reference: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, SubstituteError> {
+fn value(reference: &str, sources: Sources<'_>) -> Result<String, SubstituteError> {
+    let env = sources.env;
     let (name, default) = match reference.split_once(":-") {
         Some((name, default)) => (name, Some(default)),
         None => (reference, None),
     };
     let name = match name.split_once(':') {
         Some(("env", name)) => name,
+        Some(("file", path)) if sources.files => return file(Path::new(path)),
+        Some(("file", _)) => return Err(unusable("`${file:...}` stands in the values of headers only".into())),
         Some((scheme, _)) => return Err(unusable(format!("`${{{scheme}:...}}` is not known"))),
         None => name,
     };
@@ -68,13 +81,32 @@ fn value(reference: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String
     }
 }
 
+/// A file's text, without the line's end that editors leave.
+fn file(path: &Path) -> Result<String, SubstituteError> {
+    let failed = |why: String| SubstituteError {
+        message: format!("`${{file:{}}}` cannot be read: {why}", path.display()),
+        allowed: "an absolute path of a small text file that this user can read".into(),
+    };
+    if !path.is_absolute() {
+        return Err(failed("the path is relative".into()));
+    }
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(LONGEST_SECRET + 1).read_to_string(&mut text));
+    match read {
+        Ok(length) if length as u64 > LONGEST_SECRET => Err(failed("it is too long for a secret".into())),
+        Ok(_) => Ok(text.trim_end().to_owned()),
+        Err(error) => Err(failed(error.to_string())),
+    }
+}
+
 fn unusable(message: String) -> SubstituteError {
     SubstituteError { message, allowed: "${env:NAME}, ${env:NAME:-default}, or $$ for a plain $".into() }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::substitute;
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+    use super::{Sources, substitute};
 
     #[test]
     fn substitutes() {
@@ -105,7 +137,23 @@ mod tests {
             ("${env:1A}", None),
         ];
         for (text, expected) in cases {
-            assert_eq!(substitute(text, &env).ok().as_deref(), expected, "{text}");
+            let sources = Sources { env: &env, files: false };
+            assert_eq!(substitute(text, sources).ok().as_deref(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_secret_comes_from_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        std::fs::write(&path, "s3cret\n").unwrap();
+        let read =
+            |text: &str, files| substitute(text, Sources { env: &|_| None, files }).map(|text| text.into_owned());
+        let text = format!("Bearer ${{file:{}}}", path.display());
+        assert_eq!(read(&text, true).unwrap(), "Bearer s3cret");
+        assert!(read(&text, false).unwrap_err().message.contains("headers only"));
+        let error = read("${file:/nowhere/token}", true).unwrap_err().message;
+        assert!(error.contains("/nowhere/token") && error.contains("No such file"), "{error}");
+        assert!(read("${file:token}", true).unwrap_err().message.contains("relative"));
     }
 }

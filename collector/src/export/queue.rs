@@ -2,6 +2,10 @@
 //!
 //! A batch is in one place at any time: waiting, taken by a consumer, or settled. A batch that was taken and not
 //! settled (its consumer was cut off) goes back to the front. Sends nothing itself ([`crate::export`]).
+//!
+//! On disk the batches come small, as soon as there are resets, so that a killed process loses none that it has told
+//! of; they wait here for more and go out together. OTLP's requests one after the other are one request (protobuf
+//! appends repeated fields), so nothing is decoded for that.
 
 use std::{
     collections::VecDeque,
@@ -11,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout_at};
 
 use crate::{
     account::{Account, DropReason, LaneId},
@@ -42,6 +46,8 @@ pub(crate) struct Queue {
     /// Resets, waiting and in flight, at most.
     size: u64,
     when_full: WhenFull,
+    /// How batches are put together here; `None` where they come as they go out.
+    gather: Option<settings::Batch>,
     state: Mutex<State>,
     changed: Notify,
     storage_troubles: Notice,
@@ -52,6 +58,7 @@ struct State {
     storage: Option<Storage>,
     waiting: VecDeque<Item>,
     waiting_resets: u64,
+    waiting_bytes: usize,
     in_flight_resets: u64,
     closed: bool,
 }
@@ -62,6 +69,8 @@ struct Item {
     place: Place,
     /// A request was made of it in an earlier run: the backend may have it.
     handed_out_before: bool,
+    /// When it goes out, whatever else waits.
+    due: Instant,
 }
 
 #[derive(Clone)]
@@ -70,10 +79,20 @@ enum Place {
     Disk(Slot),
 }
 
-/// A batch in a consumer's hands; dropped without [`Taken::settle`], it waits again.
+/// A request's worth of batches in a consumer's hands; dropped without [`Taken::settle`], they wait again.
 pub(crate) struct Taken {
     queue: Arc<Queue>,
-    item: Option<Item>,
+    items: Vec<Item>,
+}
+
+/// What a consumer finds.
+enum Next {
+    /// To be sent now.
+    Items(Vec<Item>),
+    /// Nothing before then, unless more comes.
+    Wait(Option<Instant>),
+    /// Nothing any more.
+    End,
 }
 
 impl Queue {
@@ -82,6 +101,7 @@ impl Queue {
         account: Arc<Account>,
         lane: LaneId,
         settings: &settings::Queue,
+        batch: &settings::Batch,
         directory: Option<&Path>,
     ) -> Result<Self, StorageError> {
         let size = settings.size as u64;
@@ -91,11 +111,16 @@ impl Queue {
             let opened = Storage::open(directory, settings.max_storage_bytes, settings.fsync)?;
             report(directory, &opened);
             let found = opened.found.iter().map(|found| u64::from(found.resets)).sum();
-            let lost = [(DropReason::StorageCorrupt, opened.corrupt), (DropReason::StorageUnsynced, opened.unsynced)];
+            let lost = [
+                (DropReason::StorageCorrupt, opened.corrupt),
+                (DropReason::StorageUnsynced, opened.unsynced),
+                (DropReason::Killed, opened.unstored),
+            ];
             account.recovered(lane, found, &lost);
+            let due = Instant::now();
             for found in opened.found {
-                let place = Place::Disk(found.slot);
-                state.push_back(Item { resets: found.resets, place, handed_out_before: found.handed_out });
+                let (resets, handed_out_before) = (found.resets, found.handed_out);
+                state.push_back(Item { resets, place: Place::Disk(found.slot), handed_out_before, due });
             }
             account.health(lane, |health| health.storage_bytes = opened.storage.bytes());
             state.storage = Some(opened.storage);
@@ -108,6 +133,7 @@ impl Queue {
             lane,
             size,
             when_full: settings.when_full,
+            gather: directory.map(|_| batch.clone()),
             state: Mutex::new(state),
             changed,
             storage_troubles,
@@ -124,35 +150,93 @@ impl Queue {
             false => self.place(&mut state, resets, body),
         };
         match placed {
-            Ok(place) => state.push_back(Item { resets, place, handed_out_before: false }),
+            Ok(place) => {
+                let due = self.due(Instant::now());
+                state.push_back(Item { resets, place, handed_out_before: false, due });
+            }
             Err(reason) => return self.account.dropped_waiting(self.lane, reason, u64::from(resets)),
         }
         drop(state);
         self.changed.notify_one();
     }
 
-    /// The batch that has waited longest, as soon as there is one; `None` when the queue is closed and empty.
+    /// Whether what was pushed outlives the process.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.gather.is_some()
+    }
+
+    /// Notes in the storage how many resets have no fate and are not in it: they are what a kill would lose, and the next
+    /// start counts them. `before` are those that the account does not know of yet.
+    pub(crate) fn note_unstored(&self, before: u64) {
+        if self.is_stored() {
+            let unstored = self.account.in_pipeline(self.lane) + before;
+            if let Some(storage) = &mut self.lock().storage {
+                storage.note_unstored(unstored);
+            }
+        }
+    }
+
+    /// The batches that have waited longest, as soon as they fill a request or have waited enough; `None` when the queue
+    /// is closed and empty.
     pub(crate) async fn take(self: &Arc<Self>) -> Option<Taken> {
         loop {
             let changed = self.changed.notified();
-            {
-                let mut state = self.lock();
-                if let Some(item) = state.pop_front() {
-                    state.mark(&item, Mark::HandedOut);
-                    state.in_flight_resets += u64::from(item.resets);
-                    self.account.taken(self.lane, u64::from(item.resets));
-                    if !state.waiting.is_empty() || state.closed {
-                        self.changed.notify_one();
-                    }
-                    return Some(Taken { queue: self.clone(), item: Some(item) });
-                }
-                if state.closed {
-                    self.changed.notify_one();
-                    return None;
-                }
+            match self.next() {
+                Next::Items(items) => return Some(Taken { queue: self.clone(), items }),
+                Next::End => return None,
+                Next::Wait(None) => changed.await,
+                // Over or changed: either way there is a look.
+                Next::Wait(Some(due)) => drop(timeout_at(due.into(), changed).await),
             }
-            changed.await;
         }
+    }
+
+    fn next(&self) -> Next {
+        let mut state = self.lock();
+        let Some(oldest) = state.waiting.front() else {
+            if state.closed {
+                self.changed.notify_one();
+                return Next::End;
+            }
+            return Next::Wait(None);
+        };
+        let full = self.gather.as_ref().is_none_or(|gather| {
+            state.waiting_resets >= gather.max_size as u64 || state.waiting_bytes >= gather.max_bytes
+        });
+        if !full && !state.closed && oldest.due > Instant::now() {
+            return Next::Wait(Some(oldest.due));
+        }
+        let items = self.pop_request(&mut state);
+        if !state.waiting.is_empty() || state.closed {
+            self.changed.notify_one();
+        }
+        Next::Items(items)
+    }
+
+    /// One batch, and of those behind it as many as a request takes.
+    fn pop_request(&self, state: &mut State) -> Vec<Item> {
+        let (mut items, mut resets, mut bytes) = (Vec::new(), 0, 0);
+        while let Some(next) = state.waiting.front() {
+            let fits = self.gather.as_ref().is_some_and(|gather| {
+                resets + u64::from(next.resets) <= gather.max_size as u64 && bytes + next.length() <= gather.max_bytes
+            });
+            if !items.is_empty() && !fits {
+                break;
+            }
+            let Some(item) = state.pop_front() else { break };
+            state.mark(&item, Mark::HandedOut);
+            resets += u64::from(item.resets);
+            bytes += item.length();
+            items.push(item);
+        }
+        state.in_flight_resets += resets;
+        self.account.taken(self.lane, resets);
+        items
+    }
+
+    fn due(&self, now: Instant) -> Instant {
+        // A flush_timeout beyond what the clock can count is no wait for company.
+        self.gather.as_ref().and_then(|gather| now.checked_add(gather.flush_timeout)).unwrap_or(now)
     }
 
     /// Takes no more; consumers drain what is there and end.
@@ -205,6 +289,19 @@ impl Queue {
         }
     }
 
+    fn settle(&self, items: &[Item], fate: Fate) {
+        let resets = items.iter().map(|item| u64::from(item.resets)).sum();
+        let mut state = self.lock();
+        state.in_flight_resets -= resets;
+        items.iter().for_each(|item| state.mark(item, Mark::Done));
+        let stored = state.storage.as_ref().map_or(0, Storage::bytes);
+        match fate {
+            Fate::Exported { rejected } => self.account.exported(self.lane, resets, rejected),
+            Fate::Dropped(reason) => self.account.dropped_in_flight(self.lane, reason, resets),
+        }
+        self.account.health(self.lane, |health| health.storage_bytes = stored);
+    }
+
     /// Makes room as configured, or fails: nothing waits, or the newest is to go.
     fn drop_oldest(&self, state: &mut State) -> Result<(), DropReason> {
         if self.when_full == WhenFull::DropNewest {
@@ -228,12 +325,20 @@ impl State {
 
     fn push_back(&mut self, item: Item) {
         self.waiting_resets += u64::from(item.resets);
+        self.waiting_bytes += item.length();
         self.waiting.push_back(item);
+    }
+
+    fn push_front(&mut self, item: Item) {
+        self.waiting_resets += u64::from(item.resets);
+        self.waiting_bytes += item.length();
+        self.waiting.push_front(item);
     }
 
     fn pop_front(&mut self) -> Option<Item> {
         let item = self.waiting.pop_front()?;
         self.waiting_resets -= u64::from(item.resets);
+        self.waiting_bytes -= item.length();
         Some(item)
     }
 
@@ -244,37 +349,80 @@ impl State {
     }
 }
 
+impl Item {
+    /// Bytes of its message.
+    fn length(&self) -> usize {
+        match &self.place {
+            Place::Memory(body) => body.len(),
+            Place::Disk(slot) => slot.length(),
+        }
+    }
+}
+
 fn report(directory: &Path, opened: &Opened) {
     let directory = directory.display();
     if !opened.found.is_empty() {
         tracing::info!("sending_queue.storage {directory}: {} requests of an earlier run wait", opened.found.len());
     }
-    let (corrupt, unsynced) = (opened.corrupt, opened.unsynced);
-    if corrupt + unsynced > 0 {
+    let (corrupt, unsynced, unstored) = (opened.corrupt, opened.unsynced, opened.unstored);
+    if corrupt + unsynced + unstored > 0 {
         tracing::warn!(
             "sending_queue.storage {directory}: resets lost: {corrupt} in damaged records, {unsynced} that had not \
-             reached the disk when the machine stopped"
+             reached the disk when the machine stopped, {unstored} that waited for the storage when the collector was killed"
         );
     }
 }
 
 impl Taken {
     /// How many resets.
-    pub(crate) fn resets(&self) -> u32 {
-        self.item.as_ref().map_or(0, |item| item.resets)
+    pub(crate) fn resets(&self) -> u64 {
+        self.items.iter().map(|item| u64::from(item.resets)).sum()
     }
 
-    /// The backend may have it from an earlier run.
-    pub(crate) fn handed_out_before(&self) -> bool {
-        self.item.as_ref().is_some_and(|item| item.handed_out_before)
+    /// How many of them the backend may have from an earlier run.
+    pub(crate) fn handed_out_before(&self) -> u64 {
+        self.items.iter().filter(|item| item.handed_out_before).map(|item| u64::from(item.resets)).sum()
     }
 
-    /// The request's message.
-    pub(crate) async fn body(&self) -> Result<Bytes, StorageError> {
-        match self.item.as_ref().map(|item| item.place.clone()) {
-            None => Ok(Bytes::new()),
-            Some(Place::Memory(body)) => Ok(body),
-            Some(Place::Disk(slot)) => {
+    /// The request's message. Batches that cannot be read any more are lost by it, and counted; the error is that of the
+    /// last of them, where none is left.
+    pub(crate) async fn body(&mut self) -> Result<Bytes, StorageError> {
+        let mut reads = Vec::with_capacity(self.items.len());
+        // The batches stay in `self` meanwhile: a consumer that is cut off here puts them back.
+        for item in &self.items {
+            reads.push(item.place.read().await);
+        }
+        let (mut parts, mut damaged) = (Vec::with_capacity(reads.len()), Ok(()));
+        for (item, read) in std::mem::take(&mut self.items).into_iter().zip(reads) {
+            match read {
+                Ok(part) => {
+                    parts.push(part);
+                    self.items.push(item);
+                }
+                Err(error) => {
+                    self.queue.settle(&[item], Fate::Dropped(DropReason::StorageCorrupt));
+                    damaged = Err(error);
+                }
+            }
+        }
+        match &parts[..] {
+            [] => damaged.map(|()| Bytes::new()),
+            [part] => Ok(part.clone()),
+            parts => Ok(parts.concat().into()),
+        }
+    }
+
+    /// Ends the batches.
+    pub(crate) fn settle(mut self, fate: Fate) {
+        self.queue.settle(&std::mem::take(&mut self.items), fate);
+    }
+}
+
+impl Place {
+    async fn read(&self) -> Result<Bytes, StorageError> {
+        match self.clone() {
+            Self::Memory(body) => Ok(body),
+            Self::Disk(slot) => {
                 let again = slot.clone();
                 let read = tokio::task::spawn_blocking(move || slot.read()).await;
                 // The runtime gives up such work only when it ends: then it is done here.
@@ -282,32 +430,14 @@ impl Taken {
             }
         }
     }
-
-    /// Ends the batch.
-    pub(crate) fn settle(mut self, fate: Fate) {
-        let Some(item) = self.item.take() else { return };
-        let resets = u64::from(item.resets);
-        let mut state = self.queue.lock();
-        state.in_flight_resets -= resets;
-        state.mark(&item, Mark::Done);
-        let stored = state.storage.as_ref().map_or(0, Storage::bytes);
-        let (account, lane) = (&self.queue.account, self.queue.lane);
-        match fate {
-            Fate::Exported { rejected } => account.exported(lane, resets, rejected),
-            Fate::Dropped(reason) => account.dropped_in_flight(lane, reason, resets),
-        }
-        account.health(lane, |health| health.storage_bytes = stored);
-    }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        let Some(item) = self.item.take() else { return };
-        let resets = u64::from(item.resets);
+        let resets = self.resets();
         let mut state = self.queue.lock();
         state.in_flight_resets -= resets;
-        state.waiting_resets += resets;
-        state.waiting.push_front(item);
+        std::mem::take(&mut self.items).into_iter().rev().for_each(|item| state.push_front(item));
         self.queue.account.put_back(self.queue.lane, resets);
         self.queue.changed.notify_one();
     }

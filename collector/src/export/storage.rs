@@ -11,8 +11,9 @@
 //!
 //! What is left to own is small: `segment` and this file.
 //!
-//! A killed process loses nothing: what was written is the kernel's. A crashed machine loses at most what `fsync`
-//! had not sent to the disk; the position file, written first, tells at the next start how many resets that were.
+//! A killed process loses nothing of it: what was written is the kernel's. A crashed machine loses at most what `fsync`
+//! had not sent to the disk; the position file, written first, tells at the next start how many resets that were, and
+//! how many the collector held that had not come to the storage.
 
 use std::{
     collections::VecDeque,
@@ -39,7 +40,7 @@ const LARGEST_SEGMENT: u64 = 8 << 20;
 const SMALLEST_SEGMENT: u64 = 64 << 10;
 /// Segments that a full directory is made of at least: the unit in which room is won back.
 const SEGMENTS: u64 = 8;
-const POSITION_LEN: usize = 24;
+const POSITION_LEN: usize = 32;
 const POSITION_MAGIC: [u8; 4] = *b"RSTp";
 
 /// Storage that cannot be used, or that did not take a batch.
@@ -93,6 +94,8 @@ pub(crate) struct Storage {
     position: Arc<File>,
     enqueued: u64,
     floor: u64,
+    /// Resets that the collector holds and that are not here.
+    unstored: u64,
     /// Changed since the disk was last told to keep it.
     unsynced: bool,
     troubles: Notice,
@@ -133,6 +136,16 @@ pub(crate) struct Opened {
     pub(crate) corrupt: u64,
     /// Resets that were written and never reached the disk.
     pub(crate) unsynced: u64,
+    /// Resets that had not come here when the collector was killed, as of its last note.
+    pub(crate) unstored: u64,
+}
+
+/// What the position file says.
+#[derive(Clone, Copy, Default)]
+struct Position {
+    enqueued: u64,
+    floor: u64,
+    unstored: u64,
 }
 
 /// What an earlier run left, and what is missing of it.
@@ -165,7 +178,8 @@ impl Storage {
             roll: true,
             position: Arc::new(position),
             enqueued: 0,
-            floor: known.map_or(0, |(_, floor)| floor),
+            floor: known.map_or(0, |known| known.floor),
+            unstored: 0,
             unsynced: false,
             troubles: Notice::default(),
             _lock: lock,
@@ -174,7 +188,8 @@ impl Storage {
         storage.write_position().map_err(at("cannot be written"))?;
         let noted = storage.note_gaps(&losses.gaps).and_then(|()| storage.forget_finished());
         storage.trouble(noted);
-        Ok(Opened { storage, found: losses.found, corrupt: losses.corrupt, unsynced: losses.unsynced })
+        let unstored = known.map_or(0, |known| known.unstored);
+        Ok(Opened { storage, found: losses.found, corrupt: losses.corrupt, unsynced: losses.unsynced, unstored })
     }
 
     /// Appends a batch. What fails leaves the storage as it was.
@@ -191,6 +206,16 @@ impl Storage {
         let header = Header::of(self.enqueued, resets, message);
         let written = self.write(&header, message);
         written.map_err(|error| failed(&self.directory, "cannot be written", error))
+    }
+
+    /// Writes down how many resets the collector holds that are not here.
+    pub(crate) fn note_unstored(&mut self, unstored: u64) {
+        if self.unstored != unstored {
+            self.unstored = unstored;
+            let written = self.write_position();
+            self.unsynced = true;
+            self.trouble(written);
+        }
     }
 
     /// Marks a batch. A mark that fails makes a duplicate after a restart, never a loss.
@@ -225,7 +250,9 @@ impl Storage {
     /// At the end: forgets what is finished and tells the disk to keep the rest.
     pub(crate) fn close(&mut self) {
         self.roll = true;
-        let mut closed = self.forget_finished();
+        // Whoever closes it has handed over everything.
+        self.unstored = 0;
+        let mut closed = self.write_position().and_then(|()| self.forget_finished());
         if self.fsync != Fsync::Never {
             let mut files = self.segments.iter().map(|segment| &segment.file).chain([&self.position]);
             closed = closed.and(files.try_for_each(|file| file.sync_data()));
@@ -243,7 +270,7 @@ impl Storage {
     }
 
     /// Reads what an earlier run left and names what is missing of it.
-    fn read_segments(&mut self, known: Option<(u64, u64)>) -> io::Result<Losses> {
+    fn read_segments(&mut self, known: Option<Position>) -> io::Result<Losses> {
         let mut losses = Losses::default();
         let mut ranges = Vec::new();
         for path in segment_paths(&self.directory)? {
@@ -281,8 +308,8 @@ impl Storage {
         // Without a position file the first record tells where the counting begins.
         let first = ranges.first().map_or(0, |(start, _)| *start);
         let last = ranges.last().map_or(0, |(_, end)| *end);
-        self.floor = known.map_or(first, |(_, floor)| floor);
-        self.enqueued = known.map_or(0, |(enqueued, _)| enqueued).max(last).max(self.floor);
+        self.floor = known.map_or(first, |known| known.floor);
+        self.enqueued = known.map_or(0, |known| known.enqueued).max(last).max(self.floor);
         losses.gaps = gaps(&ranges, self.floor, self.enqueued);
         for (start, end) in &losses.gaps {
             // Missing at the very end: cut off by a crash, unless bytes that belong to no record say damage.
@@ -394,7 +421,8 @@ impl Storage {
         let mut bytes = [0; POSITION_LEN];
         bytes[..4].copy_from_slice(&POSITION_MAGIC);
         bytes[8..16].copy_from_slice(&self.enqueued.to_le_bytes());
-        bytes[16..].copy_from_slice(&self.floor.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.floor.to_le_bytes());
+        bytes[24..].copy_from_slice(&self.unstored.to_le_bytes());
         let crc = crc32fast::hash(&bytes[8..]);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
         self.position.write_all_at(&bytes, 0)
@@ -402,6 +430,11 @@ impl Storage {
 }
 
 impl Slot {
+    /// Bytes of the message.
+    pub(crate) fn length(&self) -> usize {
+        self.header.length as usize
+    }
+
     /// The message, checked.
     pub(crate) fn read(&self) -> Result<Bytes, StorageError> {
         let mut message = vec![0; self.header.length as usize];
@@ -466,8 +499,8 @@ fn gaps(ranges: &[(u64, u64)], from: u64, to: u64) -> Vec<(u64, u64)> {
     gaps
 }
 
-/// `(enqueued, floor)`, or `None` where there is no file or it is damaged.
-fn read_position(file: &File) -> io::Result<Option<(u64, u64)>> {
+/// `None` where there is no file or it is damaged.
+fn read_position(file: &File) -> io::Result<Option<Position>> {
     let mut bytes = [0; POSITION_LEN];
     match file.read_exact_at(&mut bytes, 0) {
         Ok(()) => {}
@@ -476,7 +509,8 @@ fn read_position(file: &File) -> io::Result<Option<(u64, u64)>> {
     }
     let number = |at: usize| bytes[at..].first_chunk().copied().map_or(0, u64::from_le_bytes);
     let right = bytes[..4] == POSITION_MAGIC && crc32fast::hash(&bytes[8..]).to_le_bytes() == bytes[4..8];
-    Ok((right && number(16) <= number(8)).then(|| (number(8), number(16))))
+    let position = Position { enqueued: number(8), floor: number(16), unstored: number(24) };
+    Ok((right && position.floor <= position.enqueued).then_some(position))
 }
 
 #[cfg(test)]

@@ -154,3 +154,21 @@ fn an_end_that_was_cut_off_is_counted_as_unsynced() {
         assert_eq!(messages(&again).pop().unwrap(), b"after the crash");
     }
 }
+
+#[test]
+fn what_had_not_come_to_the_storage_is_counted_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut killed = open(directory.path()).storage;
+    killed.append(10, b"stored").unwrap();
+    killed.note_unstored(7);
+    drop(killed);
+    let opened = open(directory.path());
+    assert_eq!((resets(&opened), opened.unsynced, opened.unstored), (10, 0, 7));
+    drop(opened);
+    let mut again = open(directory.path());
+    assert_eq!((resets(&again), again.unstored), (10, 0));
+    again.storage.note_unstored(5);
+    again.storage.close();
+    drop(again);
+    assert_eq!(open(directory.path()).unstored, 0, "an orderly end has handed over everything");
+}

@@ -154,6 +154,32 @@ impl FactSets {
         !self.intersection(Self::of(reset)).is_empty()
     }
 
+    /// What is left out, where one list alone is restricted: a reset has one member of each list.
+    fn opposite(self) -> Option<Self> {
+        let all = Self::ALL;
+        if self.is_empty() {
+            return None;
+        }
+        let only = [
+            Self { causes: !self.causes & all.causes, ..all },
+            Self { states: !self.states & all.states, ..all },
+            Self { directions: !self.directions & all.directions, ..all },
+            Self { origins: !self.origins & all.origins, ..all },
+            Self { ip_versions: !self.ip_versions & all.ip_versions, ..all },
+        ];
+        let mut restricted = only.into_iter().filter(|opposite| *opposite != all && !opposite.is_empty());
+        restricted.next().filter(|_| restricted.next().is_none())
+    }
+
+    /// The sets as one number, for a test in one step: a reset is in them where its own number has no bit beside theirs.
+    pub(super) fn packed(self) -> u64 {
+        u64::from(self.causes)
+            | u64::from(self.states) << 32
+            | u64::from(self.directions) << 48
+            | u64::from(self.origins) << 52
+            | u64::from(self.ip_versions) << 60
+    }
+
     /// The set of this reset alone.
     fn of(reset: &Reset) -> Self {
         Self {
@@ -173,6 +199,8 @@ pub(super) const SLOTS: usize = 16;
 pub struct Subject<'a> {
     reset: &'a Reset,
     facts: FactSets,
+    /// The same, as [`FactSets::packed`].
+    packed: u64,
     /// By [`End`], in its order.
     ports: [u16; 4],
     /// By [`End`], as [`Network::holds`] takes them.
@@ -184,13 +212,20 @@ impl<'a> Subject<'a> {
     /// Prepares a reset for testing.
     pub fn new(reset: &'a Reset) -> Self {
         let ends = [reset.local, reset.peer, reset.source(), reset.destination()];
+        let facts = FactSets::of(reset);
         Self {
             reset,
-            facts: FactSets::of(reset),
+            facts,
+            packed: facts.packed(),
             ports: ends.map(|end| end.port),
             addresses: ends.map(|end| Network::bits(end.address)),
             resource: [const { Cell::new(None) }; SLOTS],
         }
+    }
+
+    /// Whether the reset is in the sets that were packed.
+    pub(super) fn is_within(&self, packed: u64) -> bool {
+        self.packed & !packed == 0
     }
 
     fn resource(&self, test: &ResourceTest) -> Option<&'a ResourceValue> {
@@ -231,6 +266,21 @@ impl Condition {
         }
     }
 
+    /// Sets that hold every reset which meets the condition: what lies outside them need not be tested further.
+    pub(super) fn bounds(&self) -> FactSets {
+        const NOTHING: FactSets = FactSets { causes: 0, states: 0, directions: 0, origins: 0, ip_versions: 0 };
+        match self {
+            Self::All(parts) => parts.iter().map(Self::bounds).fold(FactSets::ALL, FactSets::intersection),
+            Self::Any(parts) => parts.iter().map(Self::bounds).fold(NOTHING, FactSets::union),
+            Self::Facts(sets) => *sets,
+            Self::Address { networks, .. } => {
+                let version = |network: &Network| if network.is_ipv4() { IPV4 } else { IPV6 };
+                FactSets { ip_versions: networks.iter().map(version).fold(0, std::ops::BitOr::bitor), ..FactSets::ALL }
+            }
+            _ => FactSets::ALL,
+        }
+    }
+
     /// The same condition with its parts flattened, facts of one `All` in one test, and what is cheap to test first.
     pub fn simplified(self) -> Self {
         match self {
@@ -247,6 +297,10 @@ impl Condition {
             }
             Self::Not(part) => match part.simplified() {
                 Self::Not(inner) => *inner,
+                Self::Facts(sets) => match sets.opposite() {
+                    Some(opposite) => Self::Facts(opposite),
+                    None => Self::Not(Box::new(Self::Facts(sets))),
+                },
                 other => Self::Not(Box::new(other)),
             },
             other => other,

@@ -49,6 +49,11 @@ impl Doubts {
         self.held.pop_front().map(|(_, reset)| reset)
     }
 
+    /// Resets in doubt.
+    pub fn held(&self) -> u64 {
+        self.held.len() as u64
+    }
+
     /// When the oldest is in doubt no longer.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.held.front().map(|(since, _)| *since + PATIENCE)

@@ -65,6 +65,11 @@ impl Owners {
         (!self.waiting.is_empty()).then(|| self.looked.map_or(now, |looked| looked + PAUSE))
     }
 
+    /// Resets that wait.
+    pub fn held(&self) -> u64 {
+        self.waiting.len() as u64
+    }
+
     /// All tasks have been looked at: names the owners that were found, and gives all resets back.
     pub fn looked(&mut self, now: Now) -> Vec<Reset> {
         self.looked = Some(now.instant);

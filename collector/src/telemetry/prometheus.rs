@@ -108,6 +108,11 @@ fn own_health(page: &mut Page, snapshot: &Snapshot, resident_bytes: Option<u64>)
     for hook in &snapshot.hooks {
         page.sample(name, &[("hook", hook.hook)], u8::from(hook.active));
     }
+    let name = "reset_collector_confinement_active";
+    page.family(name, "gauge", "1 where the process has given up what it does not need, by step");
+    for (step, done) in &snapshot.confinement {
+        page.sample(name, &[("step", step)], u8::from(*done));
+    }
     if let Some(since_beat) = snapshot.since_beat {
         let name = "reset_collector_pipeline_idle_seconds";
         page.family(name, "gauge", "Since the pipeline's last sign of life, with resets or without");

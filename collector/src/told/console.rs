@@ -74,17 +74,23 @@ impl Console {
         self.mode != Mode::Off
     }
 
-    /// Adds the line of a reset; writes when much has gathered. Call [`Self::flush`] when no more come at once.
+    /// Adds the line of a reset. `true`: much has gathered, and [`Self::flush`] is to be called now, else when no more
+    /// come at once.
+    pub fn add(&mut self, told: &Told<'_>) -> bool {
+        match self.mode {
+            Mode::Pretty { colour } => pretty_line(told, colour, &mut self.buffer),
+            Mode::Json => json_line(told, &mut self.buffer),
+            Mode::Off => {}
+        }
+        self.buffer.len() >= BUFFER_BYTES
+    }
+
+    /// Adds the line of a reset, and writes when much has gathered.
     ///
     /// # Errors
     /// As [`Self::flush`].
     pub fn push(&mut self, told: &Told<'_>, out: &mut impl Write) -> io::Result<Reader> {
-        match self.mode {
-            Mode::Pretty { colour } => pretty_line(told, colour, &mut self.buffer),
-            Mode::Json => json_line(told, &mut self.buffer),
-            Mode::Off => return Ok(Reader::There),
-        }
-        if self.buffer.len() < BUFFER_BYTES { Ok(Reader::There) } else { self.flush(out) }
+        if self.add(told) { self.flush(out) } else { Ok(Reader::There) }
     }
 
     /// Writes what has gathered.

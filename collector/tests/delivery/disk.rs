@@ -104,6 +104,67 @@ async fn a_killed_process_loses_nothing() {
     assert!(said_to_be_pushed.len() > 1000, "only {} were pushed", said_to_be_pushed.len());
 }
 
+/// Batches are stored as they come, and go out together as `batch` says, in their order.
+#[tokio::test]
+async fn small_batches_on_disk_go_out_together() {
+    let directory = tempfile::tempdir().unwrap();
+    let backend = Backend::with(|_, _| Reply::grpc(0)).await;
+    let mut destination = stored(&backend.endpoint(), directory.path());
+    destination.queue.consumers = 1;
+    destination.batch.max_size = 250;
+    destination.batch.flush_timeout = Duration::from_secs(600);
+    let account = Arc::new(Account::new());
+    let exporter = Exporter::start(&destination, LOGS, account.clone(), &Handle::current()).unwrap();
+    for first in (0..1_010).step_by(10) {
+        account.read(10);
+        exporter.push(&Batch { resets: 10, logs: Some(logs(first, 10)), traces: None });
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while backend.requests().len() < 4 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(account.snapshot().lanes[0].waiting, 10, "they wait for more");
+    exporter.shutdown(Instant::now() + Duration::from_secs(20)).await;
+    let sent: Vec<Vec<u32>> = backend.requests().iter().map(|request| numbers(&request.message)).collect();
+    assert_eq!(sent.iter().map(Vec::len).collect::<Vec<_>>(), [250, 250, 250, 250, 10]);
+    assert_eq!(sent.concat(), (0..1_010).collect::<Vec<_>>());
+}
+
+/// One that is damaged on disk after it was stored is lost alone.
+#[tokio::test]
+async fn a_damaged_batch_takes_no_other_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let backend = Backend::with(|_, _| Reply::grpc(0)).await;
+    let mut destination = stored(&backend.endpoint(), directory.path());
+    destination.batch.flush_timeout = Duration::from_secs(600);
+    let account = Arc::new(Account::new());
+    let exporter = Exporter::start(&destination, LOGS, account.clone(), &Handle::current()).unwrap();
+    for first in [0, 10, 20] {
+        account.read(10);
+        exporter.push(&Batch { resets: 10, logs: Some(logs(first, 10)), traces: None });
+    }
+    damage_last_byte_of_second_record(directory.path(), logs(0, 10).len());
+    exporter.shutdown(Instant::now() + Duration::from_secs(20)).await;
+    let snapshot = account.snapshot();
+    let lane = &snapshot.lanes[0];
+    assert_eq!((lane.exported, lane.dropped[DropReason::StorageCorrupt as usize]), (20, 10));
+    assert_eq!((lane.queued, snapshot.imbalance(lane)), (0, 0));
+    let arrived: HashSet<u32> = backend.requests().iter().flat_map(|request| numbers(&request.message)).collect();
+    assert_eq!(arrived, (0..10).chain(20..30).collect());
+}
+
+fn damage_last_byte_of_second_record(directory: &Path, first_message: usize) {
+    const HEADER: usize = 36;
+    let lane = std::fs::read_dir(directory).unwrap().next().unwrap().unwrap().path().join("logs");
+    let files = std::fs::read_dir(lane).unwrap().map(|entry| entry.unwrap().path());
+    let segment = files.filter(|path| path.extension().is_some_and(|extension| extension == "log")).last().unwrap();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let header = HEADER + first_message;
+    let length = u32::from_le_bytes(*bytes[header + 20..].first_chunk().unwrap()) as usize;
+    bytes[header + HEADER + length - 1] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+}
+
 #[tokio::test]
 async fn two_collectors_on_one_directory() {
     let directory = tempfile::tempdir().unwrap();

@@ -12,6 +12,8 @@ use prost::Message;
 use reset_collector::{
     account::{Account, HookCoverage},
     config::settings::Protocol,
+    encode::batch::Batch,
+    export::Exporter,
     telemetry::{Telemetry, admin::Admin},
 };
 use tokio::{
@@ -21,8 +23,8 @@ use tokio::{
 };
 
 use crate::{
-    backend::{Backend, Reply},
-    sending::destination,
+    backend::{Backend, Reply, logs},
+    sending::{LOGS, destination},
 };
 
 async fn admin(account: &Arc<Account>) -> std::net::SocketAddr {
@@ -101,9 +103,13 @@ async fn metrics_arrive_exact_over_both_protocols() {
         let destination = destination(&backend, protocol);
         let interval = Duration::from_secs(3600);
         let telemetry = Telemetry::start(&destination, account.clone(), interval, &Handle::current()).unwrap();
+        let exporter = Exporter::start(&destination, LOGS, account.clone(), &Handle::current()).unwrap();
+        account.read(10);
+        exporter.push(&Batch { resets: 10, logs: Some(logs(0, 10)), traces: None });
+        exporter.shutdown(Instant::now() + Duration::from_secs(10)).await;
         telemetry.shutdown(Duration::from_secs(5)).await;
         let requests = backend.requests();
-        let [request] = requests.as_slice() else { panic!("{} requests", requests.len()) };
+        let [_, request] = requests.as_slice() else { panic!("{} requests", requests.len()) };
         let metrics = ExportMetricsServiceRequest::decode(request.message.clone()).unwrap();
         let metrics: Vec<_> =
             metrics.resource_metrics.iter().flat_map(|r| &r.scope_metrics).flat_map(|s| &s.metrics).collect();
@@ -114,6 +120,13 @@ async fn metrics_arrive_exact_over_both_protocols() {
         let mut names: Vec<_> = sum.data_points[0].attributes.iter().map(|attribute| attribute.key.as_str()).collect();
         names.sort_unstable();
         assert_eq!(names, ["network.io.direction", "tcp.reset.cause", "tcp.reset.origin"]);
+        let of = |name: &str| metrics.iter().find(|metric| metric.name == name).unwrap().data.clone();
+        let Some(Data::Gauge(waiting)) = of("reset_collector.queue_size") else { panic!("no gauge") };
+        assert_eq!(waiting.data_points[0].value, Some(Value::AsInt(0)));
+        let Some(Data::Gauge(capacity)) = of("reset_collector.queue_capacity") else { panic!("no gauge") };
+        assert_eq!(capacity.data_points[0].value, Some(Value::AsInt(65_536)));
+        let Some(Data::Histogram(durations)) = of("reset_collector.export_duration") else { panic!("no histogram") };
+        assert_eq!(durations.data_points[0].count, 1);
     }
 }
 
