@@ -5,6 +5,7 @@
 
 pub mod btf;
 pub mod capability;
+mod counters;
 pub mod coverage;
 pub(crate) mod namespace;
 pub(crate) mod netlink;
@@ -27,10 +28,8 @@ use aya::{
     programs::{Iter, Program, ProgramError},
 };
 use probes::{
-    COUNTERS, Cause, Direction, Origin,
     cause::ReasonClass,
     control::Control,
-    counter_index,
     field::{Field, Place},
     rule::{MAX_RULES, Rule},
 };
@@ -45,6 +44,8 @@ use crate::{
     pipeline::owners::{ByCredential, Credentials},
     pushdown,
 };
+
+pub use counters::{Counters, Counts, Tallies};
 
 /// The programs, built from `probes/` (`make probes`).
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../probes/reset.bpf.o");
@@ -94,69 +95,6 @@ pub struct Coverage {
     pub sees_resets: bool,
     /// Why it does not run; `None` when it does.
     pub missing: Option<String>,
-}
-
-/// Counts of resets in the kernel, before any rule.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counts(Vec<u64>);
-
-impl Counts {
-    /// The count of one cause, origin and direction.
-    pub fn get(&self, cause: Cause, origin: Origin, direction: Direction) -> u64 {
-        self.0.get(counter_index(cause, origin, direction) as usize).copied().unwrap_or(0)
-    }
-
-    /// By [`counter_index`].
-    pub fn as_slice(&self) -> &[u64] {
-        &self.0
-    }
-
-    /// All together.
-    pub fn total(&self) -> u64 {
-        self.0.iter().sum()
-    }
-
-    /// Every count that is not 0.
-    pub fn iter(&self) -> impl Iterator<Item = (Cause, Origin, Direction, u64)> {
-        Cause::ALL.iter().flat_map(move |cause| {
-            Origin::ALL.iter().flat_map(move |origin| {
-                Direction::ALL.iter().filter_map(move |direction| {
-                    let count = self.get(*cause, *origin, *direction);
-                    (count != 0).then_some((*cause, *origin, *direction, count))
-                })
-            })
-        })
-    }
-}
-
-/// The kernel's counters of resets; they outlive the programs.
-pub struct Counters {
-    captured: PerCpuArray<MapData, u64>,
-    lost: PerCpuArray<MapData, u64>,
-    withheld: PerCpuArray<MapData, u64>,
-}
-
-/// The kernel's counters at one time, since the programs were loaded.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tallies {
-    /// Every reset, before any rule.
-    pub captured: Counts,
-    /// Dropped by the rules in the kernel.
-    pub filtered: u64,
-    /// Over the ceiling on records a second.
-    pub over_ceiling: u64,
-    /// For which the ring buffer had no room.
-    pub lost: u64,
-}
-
-impl Counters {
-    /// Reads them, what was captured last: the others are never more than that.
-    pub fn read(&self) -> Tallies {
-        let lost = sum(&self.lost, COUNTERS).total();
-        let withheld = sum(&self.withheld, 2).0;
-        let [filtered, over_ceiling] = [0, 1].map(|index| withheld.get(index).copied().unwrap_or(0));
-        Tallies { captured: sum(&self.captured, COUNTERS), filtered, over_ceiling, lost }
-    }
 }
 
 /// The programs in the kernel; dropped, they are gone.
@@ -421,13 +359,6 @@ impl Kernel {
 
 fn take(programs: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, KernelError> {
     programs.take_map(name).ok_or(KernelError::Map(name))
-}
-
-/// The counters' sums over all CPUs; a count taken back on another CPU wraps and comes right in the sum.
-fn sum(map: &PerCpuArray<MapData, u64>, counters: u32) -> Counts {
-    let one =
-        |index| map.get(&index, 0).map_or(0, |values| values.iter().fold(0u64, |sum, value| sum.wrapping_add(*value)));
-    Counts((0..counters).map(one).collect())
 }
 
 /// Runs an iterator's program over all that it iterates.

@@ -88,7 +88,7 @@ impl Socket {
     }
 
     #[inline(always)]
-    pub(crate) fn tcp(self) -> *const u8 {
+    fn tcp(self) -> *const u8 {
         // SAFETY: the helper checks that it is a full TCP socket and gives null otherwise.
         unsafe { bpf_skc_to_tcp_sock(self.0.cast_mut().cast()) }.cast_const().cast()
     }
@@ -198,6 +198,12 @@ impl Full {
     #[inline(always)]
     pub(crate) fn pointer(self) -> *const u8 {
         self.socket.0
+    }
+
+    /// Its `struct tcp_sock`.
+    #[inline(always)]
+    pub(crate) fn tcp(self) -> *const u8 {
+        self.tcp
     }
 
     /// The state before CLOSE, and whether tcp_reset() was called for data after close.

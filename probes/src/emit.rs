@@ -15,13 +15,8 @@ use crate::{
     ends::Ends,
     map::{CAPTURED, CONTROL, LOST, RESETS, count, count_filtered, count_over_ceiling, kept},
     owner::{self, Task},
-<<<<<<< HEAD
-    read::has_tai_clock,
-    segment::{Segment, network_namespace},
-    wire,
-=======
     segment::Segment,
->>>>>>> main
+    wire,
 };
 
 /// `BPF_RB_NO_WAKEUP` and `BPF_RB_FORCE_WAKEUP` (include/uapi/linux/bpf.h): the default wakes the reader for each
@@ -76,17 +71,9 @@ impl Draft {
             kept.receive_in_doubt = admission.number();
         }
         let Admission::Record(record) = admission else { return };
-<<<<<<< HEAD
-        record.segment_flags = 0;
-        record.socket = socket.pointer() as u64;
-        socket.write_cgroup(record);
-        socket.write_facts(record, self.state);
-        owner::write_holder(record, socket);
-        wire::write_context(record, socket, false);
-=======
         full.write_connection(record);
         owner::write_holder(record, full);
->>>>>>> main
+        wire::write_context(record, full, false);
         submit(record);
     }
 
@@ -105,7 +92,7 @@ impl Draft {
         } else {
             owner::write_holder(record, full);
         }
-        wire::write_context(record, socket, true);
+        wire::write_context(record, full, true);
         submit(record);
     }
 
@@ -120,14 +107,10 @@ impl Draft {
         let Admission::Record(record) = numbers.reserve(&ends, network_namespace) else { return };
         record.segment_flags = segment.flags;
         record.sequence = if segment.flags & ACK != 0 { segment.acknowledgement } else { 0 };
-<<<<<<< HEAD
-        self.write_socket(record, socket, holder, &ends);
-        if let (Some(socket), Holder::Connection(_)) = (socket, holder) {
-            wire::write_context(record, socket, true);
-        }
-=======
         write_socket(record, &numbers, full, &ends);
->>>>>>> main
+        if numbers.holding == Holding::Connection as u8 && !full.is_none() {
+            wire::write_context(record, full, true);
+        }
         submit(record);
     }
 

@@ -30,7 +30,7 @@ use reset_collector_probes::{
     flag,
 };
 
-use crate::{connection::Socket, map::Map, read::load};
+use crate::{connection::Full, map::Map, read::load};
 
 /// 1 where the two programs run. Begins, as those in `read`, with a value that stands nowhere else.
 #[unsafe(no_mangle)]
@@ -342,18 +342,15 @@ fn step<const REQUESTS: bool>(walk: *mut Walk) -> i64 {
 /// Writes the trace of the request that a full socket's reset breaks, where the wire is read. `sends`: this end sends
 /// the reset.
 #[inline(always)]
-pub(crate) fn write_context(record: &mut ResetRecord, socket: Socket, sends: bool) {
+pub(crate) fn write_context(record: &mut ResetRecord, full: Full, sends: bool) {
     // SAFETY: the global is read-only; volatile keeps the compiler from folding it.
     if unsafe { read_volatile(&raw const READS_WIRE) } != 1 {
         return;
     }
-    let tcp = socket.tcp();
-    if tcp.is_null() {
-        return;
-    }
+    let tcp = full.tcp();
     // SAFETY: the verifier knows the socket as a trusted one; the storage lives as long as it does.
     let exchange = unsafe {
-        bpf_sk_storage_get(EXCHANGES.pointer(), socket.pointer().cast_mut().cast(), core::ptr::null_mut(), 0)
+        bpf_sk_storage_get(EXCHANGES.pointer(), full.pointer().cast_mut().cast(), core::ptr::null_mut(), 0)
             .cast::<Exchange>()
             .as_ref()
     };
