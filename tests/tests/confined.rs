@@ -1,7 +1,6 @@
 //! A confined collector: it has given up what it does not need, and does everything all the same.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, reason = "a skip says why")]
 
 use std::{
     fs,

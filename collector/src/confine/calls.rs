@@ -162,6 +162,7 @@ const FAMILIES: [c_int; 4] = [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK];
 const BPF_COMMANDS: [c_int; 9] = [1, 2, 3, 4, 15, 24, 28, 33, 34];
 /// Terminals, files, devices by name, and the detaching of programs on old kernels (uapi/linux/perf_event.h,
 /// PERF_EVENT_IOC_DISABLE). Not TIOCSTI, which types into a terminal. TCGETS2 is newer C libraries' TCGETS.
+#[allow(clippy::unnecessary_cast, reason = "C libraries differ in the type of these")]
 const IOCTLS: [u64; 9] = [
     TCGETS as u64,
     TCGETS2,
