@@ -191,7 +191,7 @@ impl Kernel {
         let aya_btf = Btf::parse_file(btf, Default::default()).map_err(|error| KernelError::Load(error.to_string()))?;
         let globals = Globals::from_types(&types);
         let reads_wire = wanted(wire::HOOK);
-        let mut programs = load(&aya_btf, &globals, ring_buffer_bytes, reads_wire)?;
+        let mut programs = load(&aya_btf, &globals, ring_buffer_bytes, reads_wire && wire::can_run(&types))?;
         let ring = RingBuf::try_from(take(&mut programs, "RESETS")?).map_err(|_| KernelError::Map("RESETS"))?;
         let control = Array::try_from(take(&mut programs, "CONTROL")?).map_err(|_| KernelError::Map("CONTROL"))?;
         let rules = Array::try_from(take(&mut programs, "RULES")?).map_err(|_| KernelError::Map("RULES"))?;

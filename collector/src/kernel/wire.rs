@@ -44,10 +44,14 @@ impl WirePorts {
     }
 }
 
+/// Whether the kernel has what the programs need; where it lacks it, no program may even name what they keep.
+pub(super) fn can_run(types: &Types) -> bool {
+    types.enumerators("bpf_func_id", "BPF_FUNC_").iter().any(|(_, name)| name == "loop")
+}
+
 /// Attaches both programs, or says why they cannot run here.
 pub(super) fn attach(programs: &mut Ebpf, types: &Types, proc: &Path) -> Result<(), String> {
-    let helpers = types.enumerators("bpf_func_id", "BPF_FUNC_");
-    if !helpers.iter().any(|(_, name)| name == "loop") {
+    if !can_run(types) {
         return Err("this kernel has no bpf_loop (Linux 5.17)".to_owned());
     }
     let path = root(proc)?;
