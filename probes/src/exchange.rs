@@ -178,6 +178,12 @@ impl Exchange {
         count
     }
 
+    /// Whether more than one byte may be taken at a time.
+    #[inline(always)]
+    pub fn wants_words<const REQUESTS: bool>(&mut self) -> bool {
+        self.stream::<REQUESTS>().message.wants_words()
+    }
+
     /// Takes bytes that are not of a body, as [`Message::take`] does; how many.
     #[inline(always)]
     pub fn take<const REQUESTS: bool>(&mut self, word: u64, held: u32) -> u32 {

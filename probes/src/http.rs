@@ -262,6 +262,12 @@ impl Message {
         self.expect_no_body()
     }
 
+    /// Whether more than one byte may be taken at a time.
+    #[inline(always)]
+    pub const fn wants_words(&self) -> bool {
+        self.phase == phase::LINE || self.phase == phase::LINE_START || self.phase == phase::TARGET
+    }
+
     /// Takes bytes that are not of a body: `word` holds `held` of them (1 to 8), the first in the lowest bits, zeros
     /// above.
     #[inline(always)]
@@ -273,7 +279,7 @@ impl Message {
             phase::TARGET => self.target(word, held),
             phase::STATUS => self.status_line(byte),
             phase::LINE => self.line(word, held),
-            phase::LINE_START => self.line_start(is_request, byte),
+            phase::LINE_START => self.line_start(is_request, word, held),
             phase::BLANK if byte == LF => {
                 self.phase = phase::HEAD_READ;
                 Step::byte(Event::Head)

@@ -309,7 +309,7 @@ fn step<const REQUESTS: bool>(walk: *mut Walk) -> i64 {
         walk.left = walk.left.wrapping_sub(passed);
         return 0;
     }
-    if walk.held == 0 {
+    if walk.held == 0 || walk.held < 8 && walk.held < walk.left && exchange.wants_words::<REQUESTS>() {
         walk.word = 0;
         let word = (&raw mut walk.word).cast::<c_void>();
         // SAFETY: the word has room for eight bytes; the helper checks that the segment has as many.

@@ -1,6 +1,6 @@
 //! Bodies in chunks (RFC 9112 7.1), and the trailer after them.
 
-use super::{CR, Event, LF, Message, Step, TOO_LONG, phase, word::plain_bytes};
+use super::{CR, Event, LF, Message, Step, TOO_LONG, phase, word::rest_of_line};
 
 impl Message {
     #[inline(always)]
@@ -17,7 +17,10 @@ impl Message {
             b'a'..=b'f' => byte - b'a' + 10,
             b'A'..=b'F' => byte - b'A' + 10,
             _ if self.index == 0 => return Step::byte(Event::Foreign),
-            LF => return self.chunk_begins(),
+            LF => {
+                self.chunk_begins();
+                return Step::byte(Event::None);
+            }
             b';' | b' ' | b'\t' | CR => {
                 self.phase = phase::CHUNK_EXTENSION;
                 return Step::byte(Event::None);
@@ -34,18 +37,17 @@ impl Message {
 
     #[inline(always)]
     pub(super) fn chunk_extension(&mut self, word: u64, held: u32) -> Step {
-        let plain = plain_bytes(word, held);
-        if plain > 0 {
-            return Step { taken: plain, event: Event::None };
+        let (taken, ended) = rest_of_line(word, held);
+        if ended {
+            self.chunk_begins();
         }
-        if word as u8 == LF { self.chunk_begins() } else { Step::byte(Event::None) }
+        Step { taken, event: Event::None }
     }
 
     /// The line of a chunk's size has ended; the last chunk has none.
     #[inline(always)]
-    pub(super) fn chunk_begins(&mut self) -> Step {
+    pub(super) const fn chunk_begins(&mut self) {
         self.phase = if self.remaining > 0 { phase::CHUNK } else { phase::TRAILER_START };
-        Step::byte(Event::None)
     }
 
     #[inline(always)]
@@ -70,13 +72,10 @@ impl Message {
 
     #[inline(always)]
     pub(super) fn trailer(&mut self, word: u64, held: u32) -> Step {
-        let plain = plain_bytes(word, held);
-        if plain > 0 {
-            return Step { taken: plain, event: Event::None };
-        }
-        if word as u8 == LF {
+        let (taken, ended) = rest_of_line(word, held);
+        if ended {
             self.phase = phase::TRAILER_START;
         }
-        Step::byte(Event::None)
+        Step { taken, event: Event::None }
     }
 }

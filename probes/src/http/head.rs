@@ -1,6 +1,9 @@
 //! The head of a message: the first line, and of the headers those that say what follows or whose request it is.
 
-use super::{CR, Context, Event, LF, Message, Step, TOO_LONG, phase, seen, word::plain_bytes};
+use super::{
+    CR, Context, Event, LF, Message, Step, TOO_LONG, phase, seen,
+    word::{are_letters, plain_bytes, rest_of_line},
+};
 
 /// Headers that are looked for, and the bits of those that a name may still become.
 const TRACEPARENT: &[u8; 11] = b"traceparent";
@@ -112,18 +115,16 @@ impl Message {
 
     #[inline(always)]
     pub(super) fn line(&mut self, word: u64, held: u32) -> Step {
-        let plain = plain_bytes(word, held);
-        if plain > 0 {
-            return Step { taken: plain, event: Event::None };
-        }
-        if word as u8 == LF {
+        let (taken, ended) = rest_of_line(word, held);
+        if ended {
             self.phase = phase::LINE_START;
         }
-        Step::byte(Event::None)
+        Step { taken, event: Event::None }
     }
 
     #[inline(always)]
-    pub(super) fn line_start(&mut self, is_request: bool, byte: u8) -> Step {
+    pub(super) fn line_start(&mut self, is_request: bool, word: u64, held: u32) -> Step {
+        let byte = word as u8;
         let is_after_ours = self.seen & seen::OURS != 0;
         self.seen &= !seen::OURS;
         match byte {
@@ -135,6 +136,8 @@ impl Message {
             // A value that goes on (obs-fold, RFC 9112 5.2).
             b' ' | b'\t' if is_after_ours => return Step::byte(Event::Foreign),
             b' ' | b'\t' => self.phase = phase::LINE,
+            // Most names are none of ours by their first eight bytes.
+            _ if held == 8 => return self.first_of_name(is_request, word),
             _ => {
                 self.phase = phase::NAME;
                 self.index = 0;
@@ -143,6 +146,23 @@ impl Message {
             }
         }
         Step::byte(Event::None)
+    }
+
+    #[inline(always)]
+    fn first_of_name(&mut self, is_request: bool, word: u64) -> Step {
+        self.names = if are_letters(word, b"content-") {
+            MAY_BE_LENGTH
+        } else if are_letters(word, b"transfer") {
+            MAY_BE_ENCODING
+        } else if is_request && are_letters(word, b"tracepar") {
+            MAY_BE_CONTEXT
+        } else {
+            self.phase = phase::LINE;
+            return self.line(word, 8);
+        };
+        self.index = 8;
+        self.phase = phase::NAME;
+        Step { taken: 8, event: Event::None }
     }
 
     #[inline(always)]
