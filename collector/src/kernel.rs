@@ -6,6 +6,7 @@
 pub mod btf;
 pub mod capability;
 pub mod confinement;
+mod counters;
 pub mod coverage;
 mod load;
 pub(crate) mod namespace;
@@ -13,6 +14,7 @@ pub(crate) mod netlink;
 pub mod plan;
 pub mod selftest;
 pub mod vintage;
+pub mod wire;
 
 use std::{
     io,
@@ -29,9 +31,7 @@ use aya::{
     programs::{Iter, ProgramError},
 };
 use probes::{
-    COUNTERS, Cause, Direction, Origin,
     control::Control,
-    counter_index,
     rule::{MAX_RULES, Rule},
 };
 use zerocopy::IntoBytes;
@@ -41,10 +41,13 @@ use crate::{
         btf::{BtfError, Types},
         load::{Globals, Stopwatch, Verdicts},
         plan::{PLANS, Plan, Step},
+        wire::WirePorts,
     },
     pipeline::owners::{ByCredential, Credentials},
     pushdown,
 };
+
+pub use counters::{Counters, Counts, Tallies};
 
 /// The running kernel's types.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -90,69 +93,6 @@ pub struct Coverage {
     pub missing: Option<String>,
 }
 
-/// Counts of resets in the kernel, before any rule.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counts(Vec<u64>);
-
-impl Counts {
-    /// The count of one cause, origin and direction.
-    pub fn get(&self, cause: Cause, origin: Origin, direction: Direction) -> u64 {
-        self.0.get(counter_index(cause, origin, direction) as usize).copied().unwrap_or(0)
-    }
-
-    /// By [`counter_index`].
-    pub fn as_slice(&self) -> &[u64] {
-        &self.0
-    }
-
-    /// All together.
-    pub fn total(&self) -> u64 {
-        self.0.iter().sum()
-    }
-
-    /// Every count that is not 0.
-    pub fn iter(&self) -> impl Iterator<Item = (Cause, Origin, Direction, u64)> {
-        Cause::ALL.iter().flat_map(move |cause| {
-            Origin::ALL.iter().flat_map(move |origin| {
-                Direction::ALL.iter().filter_map(move |direction| {
-                    let count = self.get(*cause, *origin, *direction);
-                    (count != 0).then_some((*cause, *origin, *direction, count))
-                })
-            })
-        })
-    }
-}
-
-/// The kernel's counters of resets; they outlive the programs.
-pub struct Counters {
-    captured: PerCpuArray<MapData, u64>,
-    lost: PerCpuArray<MapData, u64>,
-    withheld: PerCpuArray<MapData, u64>,
-}
-
-/// The kernel's counters at one time, since the programs were loaded.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tallies {
-    /// Every reset, before any rule.
-    pub captured: Counts,
-    /// Dropped by the rules in the kernel.
-    pub filtered: u64,
-    /// Over the ceiling on records a second.
-    pub over_ceiling: u64,
-    /// For which the ring buffer had no room.
-    pub lost: u64,
-}
-
-impl Counters {
-    /// Reads them, what was captured last: the others are never more than that.
-    pub fn read(&self) -> Tallies {
-        let lost = sum(&self.lost, COUNTERS).total();
-        let withheld = sum(&self.withheld, 2).0;
-        let [filtered, over_ceiling] = [0, 1].map(|index| withheld.get(index).copied().unwrap_or(0));
-        Tallies { captured: sum(&self.captured, COUNTERS), filtered, over_ceiling, lost }
-    }
-}
-
 /// The programs in the kernel; dropped, they are gone.
 pub struct Kernel {
     /// The programs and their links, until detached.
@@ -161,6 +101,7 @@ pub struct Kernel {
     ring: RingBuf<MapData>,
     control: Array<MapData, [u32; 4]>,
     rules: Array<MapData, [u8; RULE_LEN]>,
+    wire_ports: WirePorts,
     /// What the map holds, but for the programs' own writes.
     said: Control,
     /// Whether the kernel could look through all tasks.
@@ -183,7 +124,7 @@ pub struct ReasonTables {
 impl Kernel {
     /// Loads the programs and attaches every hook that can run here.
     ///
-    /// `ring_buffer_bytes` is a power of two; `wanted` leaves out hooks by name.
+    /// `ring_buffer_bytes` is a power of two; `wanted` leaves out hooks by name, [`wire::HOOK`] among them.
     pub fn attach(btf: &Path, ring_buffer_bytes: u32, wanted: impl Fn(&str) -> bool) -> Result<Self, KernelError> {
         let mut watch = Stopwatch::start();
         let (types, loader) = thread::scope(|scope| {
@@ -201,7 +142,8 @@ impl Kernel {
             Step::Attach(names) => Some((plan, Ok(names))),
         };
         let steps: Vec<(&Plan, Result<Vec<_>, String>)> = PLANS.iter().filter_map(steps).collect();
-        let mut programs = load::load(loader, &globals, ring_buffer_bytes)?;
+        let reads_wire = wanted(wire::HOOK);
+        let mut programs = load::load(loader, &globals, ring_buffer_bytes, reads_wire && wire::can_run(&types))?;
         watch.lap("the maps are there");
         let names: Vec<_> = steps.iter().filter_map(|(_, names)| names.as_ref().ok()).flatten().copied().collect();
         let mut verdicts = Verdicts::reach(&mut programs, &names, &types)?;
@@ -217,7 +159,8 @@ impl Kernel {
             |name| ByCredential::try_from(take(&mut programs, name)?).map_err(|_| KernelError::Map(name));
         let credentials = Credentials { processes: by_credential("PROCESSES")?, ended: by_credential("ENDED")? };
         let lost = PerCpuArray::try_from(take(&mut programs, "LOST")?).map_err(|_| KernelError::Map("LOST"))?;
-        let coverage: Vec<Coverage> = steps
+        let wire_ports = WirePorts::take(&mut programs)?;
+        let mut coverage: Vec<Coverage> = steps
             .into_iter()
             .map(|(plan, names)| {
                 let missing = names.and_then(|names| load::attach(&mut programs, plan, &names, &mut verdicts)).err();
@@ -230,6 +173,10 @@ impl Kernel {
             }
         }
         watch.lap("the hooks are attached");
+        if reads_wire {
+            let missing = wire::attach(&mut programs, &types, Path::new("/proc")).err();
+            coverage.push(Coverage { hook: wire::HOOK, sees: wire::SEES, sees_resets: false, missing });
+        }
         if coverage.iter().all(|hook| !hook.sees_resets || hook.missing.is_some()) {
             return Err(KernelError::NoHook(reasons_why_not(&coverage)));
         }
@@ -239,6 +186,7 @@ impl Kernel {
             ring,
             control,
             rules,
+            wire_ports,
             said: Control::default(),
             walks_tasks: false,
             counters: Arc::new(Counters { captured, lost, withheld }),
@@ -345,6 +293,11 @@ impl Kernel {
         self.say(self.said)
     }
 
+    /// Sets the servers' ports on which `traceparent` is read; without [`wire::HOOK`] it is read on none.
+    pub fn set_wire_ports(&mut self, ports: &[u16]) -> Result<(), MapError> {
+        self.wire_ports.set(ports)
+    }
+
     fn say(&mut self, control: Control) -> Result<(), MapError> {
         self.control.set(0, [control.reader_sleeps, control.program, control.interval_ns, control.reserved], 0)
     }
@@ -362,13 +315,6 @@ impl Kernel {
 
 fn take(programs: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, KernelError> {
     programs.take_map(name).ok_or(KernelError::Map(name))
-}
-
-/// The counters' sums over all CPUs; a count taken back on another CPU wraps and comes right in the sum.
-fn sum(map: &PerCpuArray<MapData, u64>, counters: u32) -> Counts {
-    let one =
-        |index| map.get(&index, 0).map_or(0, |values| values.iter().fold(0u64, |sum, value| sum.wrapping_add(*value)));
-    Counts((0..counters).map(one).collect())
 }
 
 /// Runs an iterator's program over all that it iterates.

@@ -25,7 +25,7 @@ use crate::{
     encode::batch::Batcher,
     enrich::{Enricher, pods::Pods},
     export::{Exporter, signal::Signal, tls::TlsConfig},
-    kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, coverage, selftest, vintage},
+    kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, coverage, selftest, vintage, wire},
     pipeline::{
         Output, Pipeline, Stages,
         owners::Owners,
@@ -89,11 +89,6 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     less_known.iter().for_each(|line| tracing::warn!("{line}"));
     confined.announce();
     let status = announce(&kernel);
-    if !settings.correlation.http_header_ports.is_empty() {
-        tracing::warn!(
-            "correlation.http_headers: traceparent is not read from the wire yet; spans that pass through are"
-        );
-    }
     let (counters, reasons) = (kernel.counters(), kernel.reasons().clone());
     let stages = stages(settings, options, &mut kernel, pods, outputs, &account, correlator)?;
     let (orders, thread) = start_reader(kernel, stages)?;
@@ -116,11 +111,17 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
 fn attach(settings: &Settings, options: &Options) -> Result<Kernel> {
     let btf = btf_of(options);
     let capture = &settings.capture;
-    // The switches are the kernel's first rules; the one hook that sees every packet is left out where it may be.
-    let wanted = |hook: &str| hook != "net_dev_queue" || capture.firewall;
+    let ports = &settings.correlation.http_header_ports;
+    // The switches are the kernel's first rules; the hooks that see every packet are left out where they may be.
+    let wanted = |hook: &str| match hook {
+        "net_dev_queue" => capture.firewall,
+        wire::HOOK => !ports.is_empty(),
+        _ => true,
+    };
     let mut kernel = Kernel::attach(&btf, capture.ring_buffer_bytes, wanted)
         .map_err(|error| anyhow!("{}", coverage::refusal(&coverage::Host::read(&btf), &error)))?;
     kernel.set_ceiling(capture.max_records_per_second).context("cannot set the ceiling")?;
+    kernel.set_wire_ports(ports).context("cannot tell the kernel the ports of correlation.http_headers")?;
     // A dry run shows the fate of every reset, so the kernel drops none.
     if !options.dry_run {
         kernel.set_rules(&program(settings, kernel.reasons())).context("cannot give the kernel its rules")?;

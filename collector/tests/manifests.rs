@@ -159,7 +159,7 @@ fn what_the_pods_name_is_there() {
             assert!(maps.iter().any(|(there, map)| there == file || name(map) == volume.name), "{file}: {volume:?}");
             assert!(maps.iter().any(|(_, map)| name(map) == volume.name), "{file}: {volume:?}");
         }
-        for account in &pod.service_account_name {
+        if let Some(account) = &pod.service_account_name {
             assert!(accounts.iter().any(|(_, there)| name(there) == account), "{file}: {account}");
         }
         for container in containers(pod) {

@@ -200,6 +200,12 @@ impl Full {
         self.socket.0
     }
 
+    /// Its `struct tcp_sock`.
+    #[inline(always)]
+    pub(crate) fn tcp(self) -> *const u8 {
+        self.tcp
+    }
+
     /// The state before CLOSE, and whether tcp_reset() was called for data after close.
     #[inline(always)]
     pub(crate) fn before_close(self) -> (Option<State>, bool) {

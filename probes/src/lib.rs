@@ -5,9 +5,14 @@
 
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod cause;
 pub mod control;
+pub mod exchange;
 pub mod field;
+pub mod http;
 pub mod rule;
 
 /// Stands in [`ResetRecord::version`]; a record that says otherwise is foreign and is counted, not read.

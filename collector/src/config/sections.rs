@@ -143,7 +143,7 @@ section! {
     /// `correlation`
     CorrelationSection(correlation: settings::Correlation) {
         "otlp_receiver" => (*correlation), ReceiverSection, "Applications send their OTLP here; it goes on unchanged, with reset events added.";
-        "http_headers" => correlation.http_header_ports, Required("ports", Ports, "Server ports."), "Read traceparent from plain HTTP/1.1 on these ports, in the kernel.";
+        "http_headers" => correlation.http_header_ports, Required("ports", Ports, "Server ports."), "Read traceparent from plain HTTP/1.1 of servers on these ports and of their clients, in the kernel. Begun and ended by a restart only.";
         "wait" => correlation.wait, period(0, 60), "How long a reset waits for its span.";
     }
 }
@@ -246,7 +246,7 @@ impl Codec for Ports {
     type Value = Vec<u16>;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Vec<u16>) {
-        /// The probes look up ports in a map of this size.
+        /// More are mostly a mistake: each segment of a port in the list is looked at.
         const MAX_PORTS: usize = 64;
         let Some(items) = reader.list(node) else {
             return reader.error(node, "a list of ports is wanted here", "[8080] or [8080, 9090]; [] is none");

@@ -124,9 +124,11 @@ pub(super) fn load(
     loader: EbpfLoader<'static>,
     globals: &Globals,
     ring_buffer_bytes: u32,
+    reads_wire: bool,
 ) -> Result<Ebpf, KernelError> {
     // Tracing programs were given the storage of sockets and the running task's type by one series, in 5.11.
     let has_socket_storage = globals.has_typed_task;
+    let reads_wire = u32::from(reads_wire);
     let mut loader: EbpfLoader<'_> = loader;
     loader
         .override_global("PLACES", globals.places.as_slice(), true)
@@ -136,7 +138,11 @@ pub(super) fn load(
         .override_global("KNOWS_NULL", &globals.knows_null, true)
         .override_global("HAS_TYPED_TASK", &globals.has_typed_task, true)
         .override_global("HAS_SOCKET_STORAGE", &has_socket_storage, true)
+        .override_global("READS_WIRE", &reads_wire, true)
         .map_max_entries("RESETS", ring_buffer_bytes);
+    if reads_wire == 0 {
+        loader.map_max_entries("EARLY_EXCHANGES", 1);
+    }
     if has_socket_storage == 1 {
         // Never used there: no memory for it.
         loader.map_max_entries("SOCKETS_BY_ADDRESS", 1);

@@ -1,6 +1,9 @@
 //! A call that failed at the time of a reset which was another's: whatever passes, in whatever order, it is not named.
 
-use std::time::{Duration, Instant};
+use std::{
+    slice::from_ref,
+    time::{Duration, Instant},
+};
 
 use opentelemetry_proto::tonic::trace::v1::Span;
 use reset_collector::reset::{Connection, Reset};
@@ -56,8 +59,8 @@ fn the_true_span_comes_in_the_next_batch() {
     let resets = [of_unanswered(40_002, 19)];
     let (sibling, own) = (cut_off(1, 0, 20), cut_off(2, 0, 21));
     let expected = (NOBODY_KNOWS.to_vec(), Vec::new());
-    assert_eq!(play(&resets, &[&[sibling.clone()], &[own.clone()]]), expected, "the sibling first");
-    assert_eq!(play(&resets, &[&[own.clone()], &[sibling.clone()]]), expected, "the true one first");
+    assert_eq!(play(&resets, &[from_ref(&sibling), from_ref(&own)]), expected, "the sibling first");
+    assert_eq!(play(&resets, &[from_ref(&own), from_ref(&sibling)]), expected, "the true one first");
     assert_eq!(play(&resets, &[&[sibling, own, later()]]), expected, "both at once");
 }
 
@@ -65,7 +68,7 @@ fn the_true_span_comes_in_the_next_batch() {
 fn the_only_one_is_named_and_marked_once_no_other_can_come() {
     let resets = [of_unanswered(40_001, 19)];
     let own = cut_off(1, 0, 20);
-    assert_eq!(play(&resets, &[&[own.clone()]]), (on(1), vec![]), "more may come: told after the wait, on a child");
+    assert_eq!(play(&resets, &[from_ref(&own)]), (on(1), vec![]), "more may come: told after the wait, on a child");
     assert_eq!(play(&resets, &[&[own.clone(), later()]]), (on(1), vec![(1, 1)]), "the process has ended calls since");
     assert_eq!(play(&resets, &[&[own], &[later()]]), (on(1), vec![]), "the span had left");
 }
