@@ -20,7 +20,7 @@ use reset_collector_tests::{
     skip_reason,
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 const CLOSED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 /// A year that no certificate here outlives, and one that is over.
 const LATER: i32 = 4000;
@@ -276,7 +276,7 @@ fn configuration(admin: SocketAddr, lanes: &[Lane], files: &Files) -> String {
         let tls = with_paths(lane.row.tls, &files.0);
         text += &format!(
             "    - endpoint: {}\n      protocol: {}\n      tls: {{ {tls} }}\n      timeout: 2s\n\
-             \x20     retry_on_failure: {{ initial_interval: 100ms, max_interval: 500ms, max_elapsed_time: 0s }}\n",
+             \x20     retry_on_failure: {{ initial_interval: 500ms, max_interval: 2s, max_elapsed_time: 0s }}\n",
             lane.endpoint, lane.protocol
         );
     }
