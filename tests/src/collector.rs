@@ -61,19 +61,21 @@ impl Collector {
         mut command: Command,
         arguments: &[&str],
         variables: &[(&str, &str)],
-        mut keep: impl FnMut(&str) -> bool + Send + 'static,
+        keep: impl FnMut(&str) -> bool + Send + 'static,
     ) -> Result<Self> {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OTEL_")) {
             command.env_remove(name);
         }
-        let mut child = command
-            .arg("run")
-            .args(arguments)
-            .envs(variables.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
+        command.arg("run").args(arguments).envs(variables.iter().copied());
+        Self::start_as(command, keep)
+    }
+
+    /// Starts it by a command that says all, as that of a container does.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_as(mut command: Command, mut keep: impl FnMut(&str) -> bool + Send + 'static) -> Result<Self> {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let (stdout, stderr) = (child.stdout.take().context("no stdout")?, child.stderr.take().context("no stderr")?);
         let (lines, said) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(String::new())));
         let (to_lines, to_said) = (Arc::clone(&lines), Arc::clone(&said));
