@@ -24,15 +24,19 @@ use crate::{
     correlate::Correlator,
     encode::batch::Batcher,
     enrich::{Enricher, pods::Pods},
-    export::{Exporter, tls::TlsConfig},
-    kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, coverage, selftest, vintage},
+    export::{Exporter, signal::Signal, tls::TlsConfig},
+    kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, coverage, selftest, vintage, wire},
     pipeline::{
         Output, Pipeline, Stages,
         owners::Owners,
         reader::{self, Order, Orders},
     },
     pushdown::{self, Knowledge, Program},
-    receive::{Receivers, forward::Backend, sender::find_owner},
+    receive::{
+        Receivers,
+        forward::{Backend, Backends},
+        sender::find_owner,
+    },
     reset::{Decoder, reason::ReasonNames},
     sampler::Sampler,
     signals,
@@ -76,7 +80,7 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start")?;
     let destinations = if options.dry_run { &[][..] } else { &settings.export.otlp[..] };
     let outputs = outputs(destinations, settings, &account, runtime.handle())?;
-    let correlator = Correlator::new(&settings.correlation, settings.export.signals.traces && !outputs.is_empty());
+    let correlator = Correlator::new(&settings.correlation, traces_go_out(&outputs));
     let mut services = runtime.block_on(Services::start(settings, destinations, &account, &correlator))?;
     let pods = runtime.block_on(services.watch_pods(settings))?;
     account.set_hooks(hooks(&kernel));
@@ -85,11 +89,6 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     less_known.iter().for_each(|line| tracing::warn!("{line}"));
     confined.announce();
     let status = announce(&kernel);
-    if !settings.correlation.http_header_ports.is_empty() {
-        tracing::warn!(
-            "correlation.http_headers: traceparent is not read from the wire yet; spans that pass through are"
-        );
-    }
     let (counters, reasons) = (kernel.counters(), kernel.reasons().clone());
     let stages = stages(settings, options, &mut kernel, pods, outputs, &account, correlator)?;
     let (orders, thread) = start_reader(kernel, stages)?;
@@ -112,11 +111,17 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
 fn attach(settings: &Settings, options: &Options) -> Result<Kernel> {
     let btf = btf_of(options);
     let capture = &settings.capture;
-    // The switches are the kernel's first rules; the one hook that sees every packet is left out where it may be.
-    let wanted = |hook: &str| hook != "net_dev_queue" || capture.firewall;
+    let ports = &settings.correlation.http_header_ports;
+    // The switches are the kernel's first rules; the hooks that see every packet are left out where they may be.
+    let wanted = |hook: &str| match hook {
+        "net_dev_queue" => capture.firewall,
+        wire::HOOK => !ports.is_empty(),
+        _ => true,
+    };
     let mut kernel = Kernel::attach(&btf, capture.ring_buffer_bytes, wanted)
         .map_err(|error| anyhow!("{}", coverage::refusal(&coverage::Host::read(&btf), &error)))?;
     kernel.set_ceiling(capture.max_records_per_second).context("cannot set the ceiling")?;
+    kernel.set_wire_ports(ports).context("cannot tell the kernel the ports of correlation.http_headers")?;
     // A dry run shows the fate of every reset, so the kernel drops none.
     if !options.dry_run {
         kernel.set_rules(&program(settings, kernel.reasons())).context("cannot give the kernel its rules")?;
@@ -179,12 +184,16 @@ fn outputs(
     runtime: &Handle,
 ) -> Result<Vec<Output>> {
     let start = |destination: &Destination| -> Result<Output> {
-        let signals = settings.export.signals;
+        let signals = settings.export.signals_of(destination);
         let exporter = Exporter::start(destination, signals, Arc::clone(account), runtime)?;
-        let batcher = Batcher::new(destination.batch.clone(), destination.signals.unwrap_or(signals));
-        Ok(Output::new(batcher, exporter))
+        Ok(Output::new(Batcher::new(destination.batch.clone(), signals), exporter))
     };
     destinations.iter().map(start).collect()
+}
+
+/// Whether anybody gets spans: else a log record must name none of ours, and no application's span an event.
+fn traces_go_out(outputs: &[Output]) -> bool {
+    outputs.iter().any(Output::takes_traces)
 }
 
 fn stages(
@@ -200,7 +209,7 @@ fn stages(
     let enricher = Enricher::new(&settings.enrichment, PROC.into(), pods, Instant::now());
     let tables = kernel.reasons().clone();
     let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), enricher.host());
-    let spans = settings.export.signals.traces && !outputs.is_empty();
+    let spans = traces_go_out(&outputs);
     Ok(Stages {
         decoder,
         owners: Owners::new(credentials),
@@ -253,7 +262,11 @@ fn announce(kernel: &Kernel) -> String {
     }
     let seen = kernel.coverage().iter().filter(|hook| hook.sees_resets && hook.missing.is_none());
     let hooks: Vec<&str> = seen.map(|hook| hook.hook).collect();
-    tracing::info!("ready: every reset on this host, through {}", hooks.join(", "));
+    let walked = kernel.walk_took().as_millis();
+    tracing::info!(
+        "ready: every reset on this host, through {}; owners of open sockets in {walked} ms",
+        hooks.join(", ")
+    );
     if unseen.is_empty() { SEES_ALL.to_owned() } else { format!("sees resets, but not {}", unseen.join(", ")) }
 }
 
@@ -285,20 +298,13 @@ impl Services {
             services.tasks.push(tokio::spawn(admin.run(wait())));
         }
         if settings.correlation.grpc.is_some() || settings.correlation.http.is_some() {
-            let destination = destinations.first().context(
-                "correlation.otlp_receiver passes on to export.otlp, and that has no destination: give it an endpoint",
-            )?;
-            let receivers = receivers(settings, destination, correlator).await?;
+            let receivers = receivers(settings, destinations, correlator).await?;
             services.tasks.push(tokio::spawn(receivers.run(wait())));
         }
-        if settings.export.signals.metrics {
-            for destination in destinations {
-                if destination.signals.is_none_or(|signals| signals.metrics) {
-                    let account = Arc::clone(account);
-                    let telemetry = Telemetry::start(destination, account, telemetry::INTERVAL, &Handle::current())?;
-                    services.telemetry.push(telemetry);
-                }
-            }
+        for destination in destinations.iter().filter(|it| settings.export.signals_of(it).metrics) {
+            let account = Arc::clone(account);
+            let telemetry = Telemetry::start(destination, account, telemetry::INTERVAL, &Handle::current())?;
+            services.telemetry.push(telemetry);
         }
         Ok(services)
     }
@@ -360,16 +366,33 @@ impl Services {
     }
 }
 
-async fn receivers(settings: &Settings, destination: &Destination, correlator: &Arc<Correlator>) -> Result<Receivers> {
-    let protocols: &[&str] = if destination.protocol == Protocol::Grpc { &["h2"] } else { &["http/1.1"] };
-    let tls = match destination.endpoint.starts_with("https://") {
-        true => Some((*TlsConfig::new(&destination.tls, protocols)?.current()).clone()),
-        false => None,
+async fn receivers(
+    settings: &Settings,
+    destinations: &[Destination],
+    correlator: &Arc<Correlator>,
+) -> Result<Receivers> {
+    let mut backends = Vec::new();
+    for destination in destinations {
+        let protocols: &[&str] = if destination.protocol == Protocol::Grpc { &["h2"] } else { &["http/1.1"] };
+        let tls = match destination.endpoint.starts_with("https://") {
+            true => Some((*TlsConfig::new(&destination.tls, protocols)?.current()).clone()),
+            false => None,
+        };
+        backends.push((destination, Arc::new(Backend::new(destination, tls)?)));
+    }
+    let first = backends.first().context(
+        "correlation.otlp_receiver passes on to export.otlp, and that has no destination: give it an endpoint",
+    )?;
+    // What nobody wants of ours may be an application's: then the first says what it thinks of it.
+    let takes = |signal| {
+        let takes = backends.iter().find(|(destination, _)| settings.export.signals_of(destination).has(signal));
+        takes.unwrap_or(first)
     };
-    let backend = Backend::new(destination, tls)?;
+    let onward = takes(Signal::Traces).0;
+    let onward = onward.signal_endpoints.traces.as_ref().unwrap_or(&onward.endpoint);
+    let of_signal = Backends::new(|signal| Arc::clone(&takes(signal).1));
     let receivers =
-        Receivers::listen(&settings.correlation, backend, Arc::clone(correlator), Arc::new(find_owner)).await?;
-    let onward = destination.signal_endpoints.traces.as_ref().unwrap_or(&destination.endpoint);
+        Receivers::listen(&settings.correlation, of_signal, Arc::clone(correlator), Arc::new(find_owner)).await?;
     for address in receivers.addresses() {
         tracing::info!("applications may send their OTLP to {address}; their traces go on to {onward}");
     }

@@ -24,3 +24,25 @@ pub const SHARE_OF_KEY: u64 = 16;
 pub const SHARE_OF_KIND: u64 = 4;
 /// What a key's bucket holds: its share of one second.
 pub const KEY_BURST_NS: u64 = 1_000_000_000;
+
+/// Ports, a bit each: the one entry of the map `WIRE_PORTS`; user space writes all of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports(pub [u64; 1024]);
+
+impl Ports {
+    /// No port.
+    pub const NONE: Self = Self([0; 1024]);
+
+    /// Adds a port.
+    pub const fn add(&mut self, port: u16) {
+        self.0[port as usize / 64] |= 1 << (port % 64);
+    }
+
+    /// Whether a port is among them.
+    #[inline(always)]
+    pub fn contains(&self, port: u16) -> bool {
+        // The index is below the length: no port is above 65,535.
+        self.0.get(port as usize / 64).is_some_and(|word| word >> (port % 64) & 1 != 0)
+    }
+}

@@ -16,6 +16,7 @@ use crate::{
     map::{CAPTURED, CONTROL, LOST, RESETS, count, count_filtered, count_over_ceiling, kept},
     owner::{self, Task},
     segment::Segment,
+    wire,
 };
 
 /// `BPF_RB_NO_WAKEUP` and `BPF_RB_FORCE_WAKEUP` (include/uapi/linux/bpf.h): the default wakes the reader for each
@@ -72,6 +73,7 @@ impl Draft {
         let Admission::Record(record) = admission else { return };
         full.write_connection(record);
         owner::write_holder(record, full);
+        wire::write_context(record, full, false);
         submit(record);
     }
 
@@ -90,6 +92,7 @@ impl Draft {
         } else {
             owner::write_holder(record, full);
         }
+        wire::write_context(record, full, true);
         submit(record);
     }
 
@@ -105,6 +108,9 @@ impl Draft {
         record.segment_flags = segment.flags;
         record.sequence = if segment.flags & ACK != 0 { segment.acknowledgement } else { 0 };
         write_socket(record, &numbers, full, &ends);
+        if numbers.holding == Holding::Connection as u8 && !full.is_none() {
+            wire::write_context(record, full, true);
+        }
         submit(record);
     }
 

@@ -5,6 +5,8 @@
 
 #![no_std]
 #![no_main]
+#![expect(internal_features, reason = "an atomic exchange: the target claims to have none")]
+#![feature(core_intrinsics)]
 
 mod admit;
 mod clock;
@@ -17,6 +19,7 @@ mod passive;
 mod read;
 mod receiver;
 mod segment;
+mod wire;
 
 use core::ffi::c_void;
 

@@ -39,7 +39,7 @@ pub(crate) struct Map<K, V, const TYPE: usize, const ENTRIES: usize, const FLAGS
 unsafe impl<K, V, const T: usize, const E: usize, const F: usize> Sync for Map<K, V, T, E, F> {}
 
 impl<K, V, const T: usize, const E: usize, const F: usize> Map<K, V, T, E, F> {
-    const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { r#type: null(), key: null(), value: null(), max_entries: null(), map_flags: null() }
     }
 

@@ -98,6 +98,10 @@ impl Collector {
         let deadline = Instant::now() + START_PATIENCE;
         while !self.said().contains(READY) {
             let ended = self.child.try_wait()?;
+            if ended.is_some() {
+                // Its last words are on their way.
+                std::thread::sleep(Duration::from_millis(100));
+            }
             ensure!(ended.is_none() && Instant::now() < deadline, "the collector is not ready: {}", self.said());
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -44,6 +44,10 @@ pub struct Span {
     pub span_id: String,
     /// The span that it is a child of.
     pub parent_id: Option<String>,
+    /// Spans that it is linked to.
+    pub links: Vec<String>,
+    /// What Jaeger finds wrong with it.
+    pub warnings: Vec<String>,
     /// Its name.
     pub operation: String,
     /// The service's name.
@@ -177,12 +181,18 @@ impl Span {
     fn read(span: &Value, processes: &Value) -> Result<Self> {
         let text = |name: &str| Some(span[name].as_str()?.to_owned());
         let process = span["processID"].as_str().context("a span without process")?;
-        let mut references = span["references"].as_array().into_iter().flatten();
-        let parent = references.find(|reference| reference["refType"] == "CHILD_OF");
+        let references = |kind: &'static str| {
+            let all = span["references"].as_array().into_iter().flatten();
+            let ours = all.filter(move |reference| reference["refType"] == kind);
+            ours.filter_map(|reference| Some(reference["spanID"].as_str()?.to_owned()))
+        };
+        let warnings = span["warnings"].as_array().into_iter().flatten();
         Ok(Self {
             trace_id: text("traceID").context("a span without trace id")?,
             span_id: text("spanID").context("a span without span id")?,
-            parent_id: parent.and_then(|parent| Some(parent["spanID"].as_str()?.to_owned())),
+            parent_id: references("CHILD_OF").next(),
+            links: references("FOLLOWS_FROM").collect(),
+            warnings: warnings.map(ToString::to_string).collect(),
             operation: text("operationName").unwrap_or_default(),
             service: processes[process]["serviceName"].as_str().unwrap_or_default().to_owned(),
             tags: pairs(&span["tags"]),

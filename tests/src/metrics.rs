@@ -9,7 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+/// A machine that others load may let an answer wait.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Every sample of one answer.
 #[derive(Clone, Debug)]

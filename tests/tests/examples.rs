@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use reset_collector::config;
+use reset_collector::{account::Account, config, telemetry::prometheus};
 use reset_collector_tests::crate_directory;
 use serde_json::Value;
 
@@ -140,8 +140,8 @@ fn rules_of_prometheus_name_metrics_that_there_are() -> Result<()> {
 
 /// Names of the families on `/metrics`.
 fn metrics_of_the_admin_endpoint() -> BTreeSet<String> {
-    let page =
-        reset_collector::telemetry::prometheus::render(&reset_collector::account::Account::new().snapshot(), None);
+    let account = Account::new();
+    let page = prometheus::render(&account.snapshot(), &account.exemplars, None, prometheus::Format::Text);
     let families = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     families.map(str::to_owned).collect()
 }

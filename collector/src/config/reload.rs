@@ -128,7 +128,10 @@ fn compare(config: Config, running: &Settings) -> Reload {
     keep.running("correlation.otlp_receiver.grpc", &mut new.correlation.grpc, &old.correlation.grpc);
     keep.running("correlation.otlp_receiver.http", &mut new.correlation.http, &old.correlation.http);
     let (new_ports, old_ports) = (&mut new.correlation.http_header_ports, &old.correlation.http_header_ports);
-    keep.running("correlation.http_headers", new_ports, old_ports);
+    // So are the hooks that read the wire; which ports they read may change.
+    if new_ports.is_empty() != old_ports.is_empty() {
+        keep.running("correlation.http_headers", new_ports, old_ports);
+    }
     keep.running("correlation.wait", &mut new.correlation.wait, &old.correlation.wait);
     let (new_limit, old_limit) = (&mut new.correlation.max_request_bytes, &old.correlation.max_request_bytes);
     keep.running("correlation.max_request_size", new_limit, old_limit);
@@ -184,6 +187,20 @@ mod tests {
         assert_eq!((new.settings.capture.ring_buffer_bytes, new.settings.admin), (1 << 20, None));
         assert!(!new.settings.capture.sent);
         assert_eq!(new.settings.filters.rules().len(), 1);
+    }
+
+    #[test]
+    fn ports_change_where_the_wire_is_read_and_nowhere_else() {
+        let read = |ports: &str| parse(&format!("correlation: {{ http_headers: {{ ports: {ports} }} }}"));
+        for (before, after, expected, after_restart) in [
+            ("[80]", "[80, 8080]", &[80, 8080][..], &[][..]),
+            ("[]", "[80]", &[], &["correlation.http_headers"]),
+            ("[80]", "[]", &[80], &["correlation.http_headers"]),
+        ] {
+            let Reload::New(new) = compare(read(after), &read(before).settings) else { panic!("no change") };
+            assert_eq!(new.settings.correlation.http_header_ports, expected, "{before} {after}");
+            assert_eq!(new.after_restart, after_restart, "{before} {after}");
+        }
     }
 
     #[test]

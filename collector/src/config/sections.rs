@@ -13,6 +13,7 @@ use super::{
     tree::NodeId,
 };
 use crate::config::settings::{self, Confinement, Console, Settings};
+use crate::export::signal::Signal;
 
 /// Makes a codec of a mapping with these keys, each read into its part of the value.
 macro_rules! section {
@@ -142,7 +143,7 @@ section! {
     /// `correlation`
     CorrelationSection(correlation: settings::Correlation) {
         "otlp_receiver" => (*correlation), ReceiverSection, "Applications send their OTLP here; it goes on unchanged, with reset events added.";
-        "http_headers" => correlation.http_header_ports, Required("ports", Ports, "Server ports."), "Read traceparent from plain HTTP/1.1 on these ports, in the kernel.";
+        "http_headers" => correlation.http_header_ports, Required("ports", Ports, "Server ports."), "Read traceparent from plain HTTP/1.1 of servers on these ports and of their clients, in the kernel. Begun and ended by a restart only.";
         "wait" => correlation.wait, period(0, 60), "How long a reset waits for its span.";
     }
 }
@@ -245,7 +246,7 @@ impl Codec for Ports {
     type Value = Vec<u16>;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Vec<u16>) {
-        /// The probes look up ports in a map of this size.
+        /// More are mostly a mistake: each segment of a port in the list is looked at.
         const MAX_PORTS: usize = 64;
         let Some(items) = reader.list(node) else {
             return reader.error(node, "a list of ports is wanted here", "[8080] or [8080, 9090]; [] is none");
@@ -303,12 +304,19 @@ pub(super) fn check(reader: &mut Reader<'_>, root: NodeId, settings: &Settings) 
     }
     let destinations = &settings.export.otlp;
     for (index, destination) in destinations.iter().enumerate() {
+        let list = reader.find(root, &["export", "otlp"]);
+        let at = reader.list(list).and_then(|items| items.get(index).copied()).unwrap_or(list);
+        for signal in Signal::ALL {
+            let wanted = destination.signals.is_some_and(|own| own.has(*signal));
+            if wanted && !settings.export.signals.has(*signal) {
+                let message = format!("{} are to go here, and export.signals leaves them out", signal.word());
+                reader.error(reader.find(at, &["signals"]), message, "some of export.signals");
+            }
+        }
         let storage = &destination.queue.storage;
         let twin = destinations[..index].iter().position(|other| storage.is_some() && other.queue.storage == *storage);
         if let Some(twin) = twin {
-            let list = reader.find(root, &["export", "otlp"]);
-            let node = reader.list(list).and_then(|items| items.get(index).copied()).unwrap_or(list);
-            let node = reader.find(node, &["sending_queue", "storage"]);
+            let node = reader.find(at, &["sending_queue", "storage"]);
             let message = format!("export.otlp[{index}] and export.otlp[{twin}] have the same storage");
             reader.error(node, message, "a directory for each");
         }

@@ -38,7 +38,7 @@ use crate::{
         answer::{Answer, BODY_LIMIT, GrpcStatus},
         connect::{Connector, chain},
         signal::Signal,
-        tls::{TlsConfig, TlsError},
+        tls::{self, TlsConfig, TlsError},
     },
 };
 
@@ -164,11 +164,9 @@ impl Client {
         let mut request = shared.request(route, prepared);
         let connection = capture_connection(&mut request);
         let exchange = async {
-            let response = route
-                .http
-                .request(request)
-                .await
-                .map_err(|error| send_error(&error, shared.protocol, shared.answered.load(Ordering::Relaxed)))?;
+            let response = route.http.request(request).await.map_err(|error| {
+                send_error(&error, shared.protocol, &route.uri, shared.answered.load(Ordering::Relaxed))
+            })?;
             shared.answered.store(true, Ordering::Relaxed);
             read_answer(response, shared.protocol).await
         };
@@ -244,7 +242,7 @@ async fn read_answer(response: Response<Incoming>, protocol: Protocol) -> Result
     let (mut kept, mut length) = (BytesMut::new(), 0);
     let mut trailers = None;
     while let Some(frame) = incoming.frame().await {
-        let frame = frame.map_err(|error| SendError::Broken(format!("the answer broke off: {}", chain(&error))))?;
+        let frame = frame.map_err(|error| broken_off(answer.http_status, &error))?;
         match frame.into_data() {
             Ok(data) => {
                 length += data.len();
@@ -273,6 +271,12 @@ async fn read_answer(response: Response<Incoming>, protocol: Protocol) -> Result
     Ok(answer)
 }
 
+fn broken_off(http_status: u16, error: &hyper::Error) -> SendError {
+    // Go's servers with TLS say so to plain HTTP, and close before it is read.
+    let hint = if http_status == 400 { "; take https:// if the endpoint wants TLS" } else { "" };
+    SendError::Broken(format!("the answer (HTTP {http_status}) broke off: {}{hint}", chain(error)))
+}
+
 /// An answer's message as it was before the server compressed it: grpc-go answers in the encoding of the request.
 fn decompress(encoding: Option<&str>, message: &[u8]) -> Option<Bytes> {
     let mut opened = Vec::new();
@@ -286,18 +290,29 @@ fn decompress(encoding: Option<&str>, message: &[u8]) -> Option<Bytes> {
 }
 
 /// `answered`: this destination has answered before, so that it is what it should be.
-fn send_error(error: &legacy::Error, protocol: Protocol, answered: bool) -> SendError {
+fn send_error(error: &legacy::Error, protocol: Protocol, uri: &Uri, answered: bool) -> SendError {
     let text = chain(error);
     if error.is_connect() {
         return SendError::Connect(text.trim_start_matches("client error (Connect): ").to_owned());
     }
-    let hint = match protocol {
+    let secure = uri.scheme_str() == Some("https");
+    let hint = match (tls::late_refusal_hint(&text), protocol) {
+        (Some(refused), _) => refused,
         _ if answered => "",
-        Protocol::Grpc => {
+        // A server that wants another certificate of us may close before its refusal is read.
+        (None, Protocol::Grpc) if secure => {
+            "; does the server want tls.cert_file and tls.key_file, or others? or is it no gRPC server: set protocol: \
+             http/protobuf, or take the backend's gRPC port (4317)"
+        }
+        (None, Protocol::HttpProtobuf) if secure => {
+            "; does the server want tls.cert_file and tls.key_file, or others? or is it no OTLP/HTTP server: set \
+             protocol: grpc, or take the backend's HTTP port (4318)"
+        }
+        (None, Protocol::Grpc) => {
             "; no gRPC server at this endpoint? set protocol: http/protobuf, take the backend's gRPC port (4317), \
              or https:// if it wants TLS"
         }
-        Protocol::HttpProtobuf => {
+        (None, Protocol::HttpProtobuf) => {
             "; no OTLP/HTTP server at this endpoint? set protocol: grpc, take the backend's HTTP port (4318), \
              or https:// if it wants TLS"
         }

@@ -207,7 +207,12 @@ impl Storage {
             return Err(StorageError::Limit { path: self.directory.to_path_buf(), limit: self.limit });
         }
         let header = Header::of(self.enqueued, resets, message);
-        let written = self.write(&header, message);
+        let mut written = self.write(&header, message);
+        if written.is_err() && self.segments.back().is_some_and(|newest| newest.pending == 0 && newest.length > 0) {
+            // The disk may be full of what has its fate already: that is forgotten, and it is tried once more.
+            self.roll = true;
+            written = self.make_segment(record).and_then(|()| self.write(&header, message));
+        }
         written.map_err(|error| failed(&self.directory, "cannot be written", error))
     }
 

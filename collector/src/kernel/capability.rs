@@ -50,7 +50,11 @@ pub const CAPABILITIES: &[(Capability, Need, &str)] = &[
         "open the environment of other users' processes, together with CAP_SYS_PTRACE",
     ),
     (Capability::Admin, Need::Demo, "make a network namespace, for demo and the self-test"),
-    (Capability::NetAdmin, Need::Demo, "set up the loopback of a network namespace, for demo and the self-test"),
+    (
+        Capability::NetAdmin,
+        Need::Demo,
+        "attach to control groups, for correlation.http_headers; set up a loopback, for demo and the self-test",
+    ),
     (Capability::NetRaw, Need::Demo, "send segments made by hand, for demo"),
 ];
 

@@ -42,6 +42,8 @@ pub struct Rules {
     pub sampler: Sampler,
     /// For the kernel; `None` leaves it as it is.
     pub program: Option<Program>,
+    /// Ports on which `traceparent` is read from the wire.
+    pub wire_ports: Vec<u16>,
 }
 
 /// What the thread is told to do.
@@ -141,13 +143,16 @@ fn obey(inbox: &Inbox, kernel: &mut Kernel, pipeline: &mut Pipeline, now: Now) -
     for order in inbox.receiver.try_iter() {
         match order {
             Order::Reconfigure(rules) => {
-                let Rules { capture, filters, sampler, program } = *rules;
+                let Rules { capture, filters, sampler, program, wire_ports } = *rules;
                 // Before user space's: what the kernel still drops by the old rules has been judged by them alone.
                 if let Some(Err(error)) = program.map(|program| kernel.set_rules(&program)) {
                     tracing::error!(%error, "the kernel did not take the new rules, its old ones go on beside the new");
                 }
                 if let Err(error) = kernel.set_ceiling(capture.max_records_per_second) {
                     tracing::error!(%error, "the kernel did not take the new ceiling, its old one goes on");
+                }
+                if let Err(error) = kernel.set_wire_ports(&wire_ports) {
+                    tracing::error!(%error, "the kernel did not take the new ports of correlation.http_headers");
                 }
                 pipeline.reconfigure(capture, filters, sampler, now);
             }

@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     account::{Account, Snapshot},
-    telemetry::prometheus,
+    telemetry::prometheus::{self, Format},
 };
 
 const CONNECTIONS: usize = 64;
@@ -104,8 +104,10 @@ fn answer(request: &Request<Incoming>, account: &Account) -> Response<Full<Bytes
     }
     match request.uri().path() {
         "/metrics" => {
-            let page = prometheus::render(&account.snapshot(), resident_bytes());
-            with_type(StatusCode::OK, page, prometheus::CONTENT_TYPE)
+            let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+            let format = Format::accepted(accept.unwrap_or_default());
+            let page = prometheus::render(&account.snapshot(), &account.exemplars, resident_bytes(), format);
+            with_type(StatusCode::OK, page, format.content_type())
         }
         "/healthz" => judged(healthy(&account.snapshot())),
         "/readyz" => judged(ready(&account.snapshot())),

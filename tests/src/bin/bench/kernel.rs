@@ -109,14 +109,14 @@ fn under_load(before: &BTreeMap<u64, Runs>, figures: &mut Figures) -> Result<()>
 
 /// What a program has run so far.
 #[derive(Clone, Debug, Default)]
-struct Runs {
-    name: String,
-    ns: u64,
-    count: u64,
+pub(crate) struct Runs {
+    pub(crate) name: String,
+    pub(crate) ns: u64,
+    pub(crate) count: u64,
 }
 
 /// Every program in the kernel by its number.
-fn programs() -> Result<BTreeMap<u64, Runs>> {
+pub(crate) fn programs() -> Result<BTreeMap<u64, Runs>> {
     let output = Command::new("bpftool").args(["--json", "prog", "show"]).output().context("bpftool is missing")?;
     ensure!(output.status.success(), "bpftool: {}", String::from_utf8_lossy(&output.stderr));
     let list: Value = serde_json::from_slice(&output.stdout)?;
@@ -129,12 +129,12 @@ fn programs() -> Result<BTreeMap<u64, Runs>> {
 }
 
 /// The kernel's account of programs, put back as it was.
-struct Switch {
+pub(crate) struct Switch {
     before: String,
 }
 
 impl Switch {
-    fn on() -> Result<Self> {
+    pub(crate) fn on() -> Result<Self> {
         let before = std::fs::read_to_string(SWITCH).context(SWITCH)?;
         std::fs::write(SWITCH, "1").context(SWITCH)?;
         Ok(Self { before })

@@ -1,7 +1,7 @@
 //! Figures, no verdicts: what the collector costs and how fast it is, on this machine, as ratios of things measured in
 //! the same run. `tests/bench/run` builds what is measured and calls this.
 //!
-//! `bench TARGET-DIRECTORY [PART...]`: of `kernel`, `start`, `idle`, `cost`, `storm`, `criterion`, `export`
+//! `bench TARGET-DIRECTORY [PART...]`: of `kernel`, `wire`, `start`, `idle`, `cost`, `storm`, `criterion`, `export`
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "the report is what it is run for")]
@@ -11,6 +11,7 @@ mod outside;
 mod rest;
 mod storms;
 mod table;
+mod wire;
 
 use std::{
     path::{Path, PathBuf},
@@ -20,7 +21,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use table::Report;
 
-const PARTS: [&str; 7] = ["kernel", "start", "idle", "cost", "storm", "criterion", "export"];
+const PARTS: [&str; 8] = ["kernel", "wire", "start", "idle", "cost", "storm", "criterion", "export"];
 
 fn main() -> Result<()> {
     if let Some(reason) = reset_collector_tests::skip_reason() {
@@ -38,6 +39,7 @@ fn main() -> Result<()> {
     for part in parts {
         match part {
             "kernel" => kernel::measure(&mut report, &work.join("probe").to_string_lossy(), &configuration)?,
+            "wire" => wire::measure(&mut report, &configuration)?,
             "start" => rest::first_capture(&mut report)?,
             "idle" => rest::idle(&mut report)?,
             "cost" => rest::cost(&mut report, &configuration)?,
