@@ -26,6 +26,7 @@ use crate::{
     account::snapshot::{REASONS, unix_seconds},
     confine::Confined,
     export::signal::Signal,
+    telemetry::exemplar::Exemplars,
 };
 
 /// Names one destination and signal in the account.
@@ -42,6 +43,8 @@ type OnRequest = Box<dyn Fn(&str, Signal, Duration) + Send + Sync>;
 pub struct Account {
     state: Mutex<State>,
     started: SystemTime,
+    /// Resets with a trace, for the metrics.
+    pub exemplars: Exemplars,
     /// Called before each look, so that nothing need be told while nobody looks.
     before_look: OnceLock<BeforeLook>,
     on_request: Mutex<Vec<OnRequest>>,
@@ -110,8 +113,13 @@ impl Account {
             beats: false,
             asked: None,
         };
-        let (before_look, on_request) = (OnceLock::new(), Mutex::default());
-        Self { state: Mutex::new(state), started: SystemTime::now(), before_look, on_request }
+        Self {
+            state: Mutex::new(state),
+            started: SystemTime::now(),
+            exemplars: Exemplars::default(),
+            before_look: OnceLock::new(),
+            on_request: Mutex::default(),
+        }
     }
 
     /// Takes over the kernel's counters: totals since the probes were attached, the resets by [`counter_index`] and

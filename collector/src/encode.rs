@@ -11,7 +11,7 @@ use std::{borrow::Cow, ops::Range};
 use crate::{
     enrich::ResourceValue,
     reset::{
-        Reset, TraceMethod,
+        Reset,
         address::AddressText,
         attribute::{Attribute, Value},
         cause::Severity,
@@ -193,7 +193,8 @@ pub const fn severity_number(severity: Severity) -> u64 {
 }
 
 /// Appends a `Span` message with these ids, carrying the event. The span runs from the connection's establishment to
-/// the reset; where that time is not known it is the reset's alone.
+/// the reset; where that time is not known it is the reset's alone, and as short as a span can be: Jaeger puts a warning
+/// on a span without a duration.
 pub fn span(told: &Told<'_>, identity: &SpanIdentity, out: &mut Vec<u8>) {
     write_span(told, identity, out, |out| attributes(told.reset, event_field::ATTRIBUTES, out));
 }
@@ -205,7 +206,8 @@ fn write_span(
     event_attributes: impl FnOnce(&mut Vec<u8>),
 ) {
     let reset = told.reset;
-    let start = reset.time_unix_ns.saturating_sub(reset.connection.duration_ns.unwrap_or(0));
+    let duration = reset.connection.duration_ns.unwrap_or(0).max(SHORTEST_SPAN_NS);
+    let start = reset.time_unix_ns.saturating_sub(duration);
     protobuf::bytes(out, span_field::TRACE_ID, &identity.trace_id);
     protobuf::bytes(out, span_field::SPAN_ID, &identity.span_id);
     if let Some(parent) = identity.parent {
@@ -234,6 +236,9 @@ fn write_span(
     protobuf::fixed32(out, span_field::FLAGS, SAMPLED | HAS_IS_REMOTE | remote);
 }
 
+/// A span without a duration is none to backends.
+const SHORTEST_SPAN_NS: u64 = 1;
+
 /// What a span of ours says of itself, for the searches of backends that look at spans and not at their events.
 const SPAN_ATTRIBUTES: &[Attribute] = &[
     Attribute::Cause,
@@ -245,12 +250,12 @@ const SPAN_ATTRIBUTES: &[Attribute] = &[
     Attribute::ErrorType,
 ];
 
-/// The spans that an ambiguous reset may belong to.
+/// The spans that an ambiguous reset may belong to, or the other calls of an HTTP/2 connection that died.
 fn links(reset: &Reset, out: &mut Vec<u8>) {
     const TRACE_ID: u32 = 1;
     const SPAN_ID: u32 = 2;
-    let Some(trace) = reset.trace.as_ref().filter(|trace| trace.method == TraceMethod::Ambiguous) else { return };
-    for (trace_id, span_id) in trace.candidates.iter().take(MOST_LINKS) {
+    let candidates = reset.trace.iter().flat_map(|trace| &trace.candidates);
+    for (trace_id, span_id) in candidates.take(MOST_LINKS) {
         protobuf::message(out, span_field::LINKS, |out| {
             protobuf::bytes(out, TRACE_ID, trace_id);
             protobuf::bytes(out, SPAN_ID, span_id);

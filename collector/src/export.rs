@@ -82,8 +82,7 @@ struct Lane {
 }
 
 impl Exporter {
-    /// Starts a destination's consumers on this runtime, for logs and traces as `signals` and the destination's own
-    /// say. The lanes of the account are named after the endpoint. At a reload, shut the old exporters down first:
+    /// Starts a destination's consumers on this runtime, for those of logs and traces that `signals` has. The lanes of the account are named after the endpoint. At a reload, shut the old exporters down first:
     /// they hold the storage.
     pub fn start(
         destination: &settings::Destination,
@@ -95,15 +94,10 @@ impl Exporter {
         let name = destination.endpoint.clone();
         let client =
             Client::new(destination).map_err(|error| ExportError::Client { destination: name.clone(), error })?;
-        let own = destination.signals.unwrap_or(signals);
         let (ending, _) = watch::channel(false);
         let mut exporter = Self { lanes: Vec::new(), consumers: Vec::new(), syncers: Vec::new(), ending };
-        for (signal, wanted) in
-            [(Signal::Logs, signals.logs && own.logs), (Signal::Traces, signals.traces && own.traces)]
-        {
-            if wanted {
-                exporter.start_lane(destination, signal, &account, &client)?;
-            }
+        for signal in [Signal::Logs, Signal::Traces].into_iter().filter(|signal| signals.has(*signal)) {
+            exporter.start_lane(destination, signal, &account, &client)?;
         }
         Ok(exporter)
     }

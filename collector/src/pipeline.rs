@@ -66,6 +66,11 @@ impl Output {
         Self { batcher, exporter, elsewhere: 0 }
     }
 
+    /// Whether spans go here.
+    pub const fn takes_traces(&self) -> bool {
+        self.batcher.signals().traces
+    }
+
     fn take(&mut self, told: &Told<'_>, now: Instant) {
         if !self.batcher.push(told, now) {
             self.elsewhere += 1;
@@ -273,6 +278,7 @@ impl Pipeline {
         match verdict {
             Verdict::Keep { .. } => {
                 let told = self.stages.teller.tell(&reset);
+                self.stages.account.exemplars.keep(&reset, &told.identity);
                 if hand_over(&told, &mut self.stages.console, &mut self.stages.outputs, now.instant) {
                     self.print();
                 }

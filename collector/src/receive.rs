@@ -40,7 +40,7 @@ use tokio::{
 use crate::{
     config::settings::Correlation,
     correlate::Correlator,
-    receive::{forward::Backend, intake::Budget, traffic::Traffic},
+    receive::{forward::Backends, intake::Budget, traffic::Traffic},
     reset::Owner,
 };
 
@@ -71,7 +71,7 @@ pub struct Receivers {
 
 /// What all requests share.
 pub(crate) struct Shared {
-    pub(crate) backend: Backend,
+    pub(crate) backends: Backends,
     pub(crate) correlator: Arc<Correlator>,
     pub(crate) budget: Budget,
     /// Bytes of one request at most, after decompression.
@@ -109,7 +109,7 @@ impl Receivers {
     /// Listens where the settings say. Requests are answered once [`Self::run`] runs.
     pub async fn listen(
         settings: &Correlation,
-        backend: Backend,
+        backends: Backends,
         correlator: Arc<Correlator>,
         find_owner: FindOwner,
     ) -> Result<Self, ListenError> {
@@ -120,7 +120,7 @@ impl Receivers {
         }
         let limit = settings.max_request_bytes;
         let shared = Shared {
-            backend,
+            backends,
             correlator,
             // Room for two of the largest: one being read while the other is on its way.
             budget: Budget::new(limit.saturating_mul(2).max(LEAST_BUDGET)),

@@ -24,7 +24,7 @@ use crate::{
     correlate::Correlator,
     encode::batch::Batcher,
     enrich::{Enricher, pods::Pods},
-    export::{Exporter, tls::TlsConfig},
+    export::{Exporter, signal::Signal, tls::TlsConfig},
     kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, coverage, selftest, vintage, wire},
     pipeline::{
         Output, Pipeline, Stages,
@@ -32,16 +32,22 @@ use crate::{
         reader::{self, Order, Orders},
     },
     pushdown::{self, Knowledge, Program},
-    receive::{Receivers, forward::Backend, sender::find_owner},
+    receive::{
+        Receivers,
+        forward::{Backend, Backends},
+        sender::find_owner,
+    },
     reset::{Decoder, reason::ReasonNames},
     sampler::Sampler,
     signals,
-    telemetry::{self, Telemetry, admin::Admin},
+    telemetry::{self, Telemetry, admin::Admin, notify::Manager},
     told::{Teller, console::Console},
 };
 
 /// How long the queues may take to empty at the end.
 const FLUSH_TIME: Duration = Duration::from_secs(5);
+/// The status for the service manager where nothing is missing.
+const SEES_ALL: &str = "sees every reset of this host";
 /// Where the host's processes are seen.
 const PROC: &str = "/proc";
 
@@ -67,23 +73,30 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     if let Some(btf) = &options.btf {
         try_hooks(&mut kernel, btf, &account)?;
     }
+    // As it was started, before it gives up what it needs no more.
+    let less_known = coverage::less_known(&coverage::Host::read(&btf_of(options)));
+    let manager = Arc::new(Manager::from_environment());
     let confined = confine(settings, || kernel.still_works())?;
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start")?;
     let destinations = if options.dry_run { &[][..] } else { &settings.export.otlp[..] };
     let outputs = outputs(destinations, settings, &account, runtime.handle())?;
-    let correlator = Correlator::new(&settings.correlation, settings.export.signals.traces && !outputs.is_empty());
+    let correlator = Correlator::new(&settings.correlation, traces_go_out(&outputs));
     let mut services = runtime.block_on(Services::start(settings, destinations, &account, &correlator))?;
     let pods = runtime.block_on(services.watch_pods(settings))?;
     account.set_hooks(hooks(&kernel));
     account.set_confined(&confined);
     let listeners = runtime.block_on(async { signals::Listeners::new() })?;
+    less_known.iter().for_each(|line| tracing::warn!("{line}"));
     confined.announce();
-    announce(&kernel);
+    let status = announce(&kernel);
     let (counters, reasons) = (kernel.counters(), kernel.reasons().clone());
     let stages = stages(settings, options, &mut kernel, pods, outputs, &account, correlator)?;
     let (orders, thread) = start_reader(kernel, stages)?;
     look_after(&account, &counters, &orders);
-    runtime.block_on(signals::obey(listeners, options, settings, &reasons, &counters, &orders))?;
+    manager.ready(&status);
+    services.watched_by(&manager, &account, runtime.handle());
+    runtime.block_on(signals::obey(listeners, options, settings, &reasons, &counters, &orders, &manager))?;
+    manager.stopping();
     orders.give(Order::Stop);
     let exporters = thread.join().map_err(|_| anyhow!("the reader failed; its message stands above"))?;
     runtime.block_on(async {
@@ -96,7 +109,7 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
 }
 
 fn attach(settings: &Settings, options: &Options) -> Result<Kernel> {
-    let btf = options.btf.clone().unwrap_or_else(|| KERNEL_BTF.into());
+    let btf = btf_of(options);
     let capture = &settings.capture;
     let ports = &settings.correlation.http_header_ports;
     // The switches are the kernel's first rules; the hooks that see every packet are left out where they may be.
@@ -114,6 +127,10 @@ fn attach(settings: &Settings, options: &Options) -> Result<Kernel> {
         kernel.set_rules(&program(settings, kernel.reasons())).context("cannot give the kernel its rules")?;
     }
     Ok(kernel)
+}
+
+fn btf_of(options: &Options) -> PathBuf {
+    options.btf.clone().unwrap_or_else(|| KERNEL_BTF.into())
 }
 
 /// What of the filters the kernel applies.
@@ -167,12 +184,16 @@ fn outputs(
     runtime: &Handle,
 ) -> Result<Vec<Output>> {
     let start = |destination: &Destination| -> Result<Output> {
-        let signals = settings.export.signals;
+        let signals = settings.export.signals_of(destination);
         let exporter = Exporter::start(destination, signals, Arc::clone(account), runtime)?;
-        let batcher = Batcher::new(destination.batch.clone(), destination.signals.unwrap_or(signals));
-        Ok(Output::new(batcher, exporter))
+        Ok(Output::new(Batcher::new(destination.batch.clone(), signals), exporter))
     };
     destinations.iter().map(start).collect()
+}
+
+/// Whether anybody gets spans: else a log record must name none of ours, and no application's span an event.
+fn traces_go_out(outputs: &[Output]) -> bool {
+    outputs.iter().any(Output::takes_traces)
 }
 
 fn stages(
@@ -188,7 +209,7 @@ fn stages(
     let enricher = Enricher::new(&settings.enrichment, PROC.into(), pods, Instant::now());
     let tables = kernel.reasons().clone();
     let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), enricher.host());
-    let spans = settings.export.signals.traces && !outputs.is_empty();
+    let spans = traces_go_out(&outputs);
     Ok(Stages {
         decoder,
         owners: Owners::new(credentials),
@@ -226,20 +247,27 @@ fn look_after(account: &Account, counters: &Arc<Counters>, orders: &Orders) {
     });
 }
 
-/// The start-up lines: what is not covered, and ready.
-fn announce(kernel: &Kernel) {
+/// The start-up lines: what is not covered, and ready. Returns them in one, for the service manager.
+fn announce(kernel: &Kernel) -> String {
+    let mut unseen = Vec::new();
     let missing = kernel.coverage().iter().filter(|hook| hook.missing.is_some());
     for hook in missing {
         let why = hook.missing.as_deref().unwrap_or_default();
         if hook.sees_resets {
             tracing::warn!("not covered: {} ({}): {why}", hook.sees, hook.hook);
+            unseen.push(hook.sees);
         } else {
             tracing::warn!("less is known of each reset ({}; {}): {why}", hook.sees, hook.hook);
         }
     }
     let seen = kernel.coverage().iter().filter(|hook| hook.sees_resets && hook.missing.is_none());
     let hooks: Vec<&str> = seen.map(|hook| hook.hook).collect();
-    tracing::info!("ready: every reset on this host, through {}", hooks.join(", "));
+    let walked = kernel.walk_took().as_millis();
+    tracing::info!(
+        "ready: every reset on this host, through {}; owners of open sockets in {walked} ms",
+        hooks.join(", ")
+    );
+    if unseen.is_empty() { SEES_ALL.to_owned() } else { format!("sees resets, but not {}", unseen.join(", ")) }
 }
 
 /// What runs beside the pipeline on the runtime.
@@ -270,22 +298,27 @@ impl Services {
             services.tasks.push(tokio::spawn(admin.run(wait())));
         }
         if settings.correlation.grpc.is_some() || settings.correlation.http.is_some() {
-            let destination = destinations.first().context(
-                "correlation.otlp_receiver passes on to export.otlp, and that has no destination: give it an endpoint",
-            )?;
-            let receivers = receivers(settings, destination, correlator).await?;
+            let receivers = receivers(settings, destinations, correlator).await?;
             services.tasks.push(tokio::spawn(receivers.run(wait())));
         }
-        if settings.export.signals.metrics {
-            for destination in destinations {
-                if destination.signals.is_none_or(|signals| signals.metrics) {
-                    let account = Arc::clone(account);
-                    let telemetry = Telemetry::start(destination, account, telemetry::INTERVAL, &Handle::current())?;
-                    services.telemetry.push(telemetry);
-                }
-            }
+        for destination in destinations.iter().filter(|it| settings.export.signals_of(it).metrics) {
+            let account = Arc::clone(account);
+            let telemetry = Telemetry::start(destination, account, telemetry::INTERVAL, &Handle::current())?;
+            services.telemetry.push(telemetry);
         }
         Ok(services)
+    }
+
+    /// Lets the service manager know that the program lives, where it wants to.
+    fn watched_by(&mut self, manager: &Arc<Manager>, account: &Arc<Account>, runtime: &Handle) {
+        let signs = Arc::clone(manager).give_signs_of_life(Arc::clone(account));
+        let mut stopped = self.stop.subscribe();
+        self.tasks.push(runtime.spawn(async move {
+            tokio::select! {
+                () = signs => {}
+                _ = stopped.wait_for(|stop| *stop) => {}
+            }
+        }));
     }
 
     /// Watches the names of this node's pods, where that is configured.
@@ -333,16 +366,33 @@ impl Services {
     }
 }
 
-async fn receivers(settings: &Settings, destination: &Destination, correlator: &Arc<Correlator>) -> Result<Receivers> {
-    let protocols: &[&str] = if destination.protocol == Protocol::Grpc { &["h2"] } else { &["http/1.1"] };
-    let tls = match destination.endpoint.starts_with("https://") {
-        true => Some((*TlsConfig::new(&destination.tls, protocols)?.current()).clone()),
-        false => None,
+async fn receivers(
+    settings: &Settings,
+    destinations: &[Destination],
+    correlator: &Arc<Correlator>,
+) -> Result<Receivers> {
+    let mut backends = Vec::new();
+    for destination in destinations {
+        let protocols: &[&str] = if destination.protocol == Protocol::Grpc { &["h2"] } else { &["http/1.1"] };
+        let tls = match destination.endpoint.starts_with("https://") {
+            true => Some((*TlsConfig::new(&destination.tls, protocols)?.current()).clone()),
+            false => None,
+        };
+        backends.push((destination, Arc::new(Backend::new(destination, tls)?)));
+    }
+    let first = backends.first().context(
+        "correlation.otlp_receiver passes on to export.otlp, and that has no destination: give it an endpoint",
+    )?;
+    // What nobody wants of ours may be an application's: then the first says what it thinks of it.
+    let takes = |signal| {
+        let takes = backends.iter().find(|(destination, _)| settings.export.signals_of(destination).has(signal));
+        takes.unwrap_or(first)
     };
-    let backend = Backend::new(destination, tls)?;
+    let onward = takes(Signal::Traces).0;
+    let onward = onward.signal_endpoints.traces.as_ref().unwrap_or(&onward.endpoint);
+    let of_signal = Backends::new(|signal| Arc::clone(&takes(signal).1));
     let receivers =
-        Receivers::listen(&settings.correlation, backend, Arc::clone(correlator), Arc::new(find_owner)).await?;
-    let onward = destination.signal_endpoints.traces.as_ref().unwrap_or(&destination.endpoint);
+        Receivers::listen(&settings.correlation, of_signal, Arc::clone(correlator), Arc::new(find_owner)).await?;
     for address in receivers.addresses() {
         tracing::info!("applications may send their OTLP to {address}; their traces go on to {onward}");
     }

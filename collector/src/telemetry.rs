@@ -5,14 +5,16 @@
 //! counters are cumulative, the next period carries everything.
 
 pub mod admin;
+pub mod exemplar;
 pub mod logging;
+pub mod notify;
 pub mod prometheus;
 
 use std::{
     io::Read,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -88,6 +90,8 @@ impl Telemetry {
             destination: name.clone(),
             client,
             runtime: runtime.clone(),
+            account: Arc::clone(&account),
+            exemplars_told: AtomicU64::new(0),
             off: AtomicBool::new(false),
             troubles: Notice::default(),
         }));
@@ -263,6 +267,9 @@ struct Metrics {
     destination: String,
     client: Client,
     runtime: Handle,
+    account: Arc<Account>,
+    /// The number of the last exemplar that went out.
+    exemplars_told: AtomicU64,
     off: AtomicBool,
     troubles: Notice,
 }
@@ -279,6 +286,8 @@ impl HttpClient for Carrier {
         let mut message = Vec::new();
         flate2::read::GzDecoder::new(&request.into_body()[..]).read_to_end(&mut message)?;
         let metrics = self.0.clone();
+        let told = metrics.account.exemplars.put_into(&mut message, metrics.exemplars_told.load(Ordering::Relaxed));
+        metrics.exemplars_told.store(told, Ordering::Relaxed);
         // The SDK's reader runs on a thread of its own, without the runtime that the connections need.
         self.0.runtime.spawn(async move { metrics.send(message.into()).await }).await?;
         Ok(Response::new(Bytes::new()))

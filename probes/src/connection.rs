@@ -1,7 +1,7 @@
 //! A socket at a tracepoint: its state, what it shows when it aborts, and what is kept of it from before.
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skc_to_tcp_sock, bpf_sock_from_file};
-use reset_collector_probes::{ResetRecord, State, UNKNOWN_U32, UNKNOWN_U64, cause::Aborting, field::Field};
+use reset_collector_probes::{ResetRecord, State, UNKNOWN_U32, UNKNOWN_U64, cause::Aborting, field::Field, flag};
 
 use crate::{
     clock::Moment,
@@ -287,6 +287,12 @@ impl Full {
         record.unread_bytes = unread(tcp, self.inner().flags());
         record.retransmits = load(tcp, Field::TcpTotalRetrans);
         record.smoothed_rtt_us = load::<u32>(tcp, Field::TcpSrttUs) >> 3;
+        let ahead = load::<u32>(tcp, Field::TcpLastSent).wrapping_sub(load(tcp, Field::LastReceived)).cast_signed();
+        record.flags |= match ahead {
+            1.. => flag::SENT_LAST,
+            0 => 0,
+            _ => flag::RECEIVED_LAST,
+        };
         let next: u32 = load(tcp, Field::TcpSndNxt);
         let mut unsent = load::<u32>(tcp, Field::TcpWriteSeq).wrapping_sub(next);
         let mut unacked = next.wrapping_sub(load(tcp, Field::TcpSndUna));

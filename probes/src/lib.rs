@@ -208,6 +208,10 @@ pub mod flag {
     pub const TRACE_INCOMING: u16 = 1 << 7;
     /// `reason` counts in `enum skb_drop_reason`, else in `enum sk_rst_reason`.
     pub const REASON_IS_DROP: u16 = 1 << 8;
+    /// This end's data moved last, by at least a tick of the kernel's clock (`lsndtime`, `lrcvtime`).
+    pub const SENT_LAST: u16 = 1 << 14;
+    /// The other end's data moved last, by as much.
+    pub const RECEIVED_LAST: u16 = 1 << 15;
 }
 
 /// One reset as the kernel saw it. 200 bytes, no padding; every number in the host's byte order except the

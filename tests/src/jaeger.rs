@@ -19,7 +19,9 @@ use crate::{
 const START_PATIENCE: Duration = Duration::from_secs(20);
 /// More than the tests make.
 const MOST_TRACES: u32 = 5000;
-/// OTLP over gRPC, and the query API: Jaeger's own, but for the first, which is the Collector's here.
+/// OTLP over gRPC, and the query API: Jaeger's own.
+const OWN_PORTS: [u16; 2] = [4317, 16686];
+/// The same, where the first is the Collector's.
 const PORTS: [u16; 2] = [14317, 16686];
 
 /// A running Jaeger that keeps spans in memory.
@@ -42,6 +44,10 @@ pub struct Span {
     pub span_id: String,
     /// The span that it is a child of.
     pub parent_id: Option<String>,
+    /// Spans that it is linked to.
+    pub links: Vec<String>,
+    /// What Jaeger finds wrong with it.
+    pub warnings: Vec<String>,
     /// Its name.
     pub operation: String,
     /// The service's name.
@@ -58,7 +64,19 @@ impl Jaeger {
     /// # Errors
     /// It is not built (`tests/setup jaeger`), or does not start; its own text.
     pub fn start_on(host: &Host) -> Result<Self> {
-        let [grpc, query] = PORTS.map(|port| SocketAddr::new(IpAddr::V4(host.v4), port));
+        Self::start(host, PORTS)
+    }
+
+    /// The same at the ports that its image has.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_at_its_own_ports(host: &Host) -> Result<Self> {
+        Self::start(host, OWN_PORTS)
+    }
+
+    fn start(host: &Host, ports: [u16; 2]) -> Result<Self> {
+        let [grpc, query] = ports.map(|port| SocketAddr::new(IpAddr::V4(host.v4), port));
         let directory = std::env::temp_dir().join(format!("reset-collector-jaeger-{}", host.namespace));
         std::fs::create_dir_all(&directory)?;
         let configuration = format!(
@@ -163,12 +181,18 @@ impl Span {
     fn read(span: &Value, processes: &Value) -> Result<Self> {
         let text = |name: &str| Some(span[name].as_str()?.to_owned());
         let process = span["processID"].as_str().context("a span without process")?;
-        let mut references = span["references"].as_array().into_iter().flatten();
-        let parent = references.find(|reference| reference["refType"] == "CHILD_OF");
+        let references = |kind: &'static str| {
+            let all = span["references"].as_array().into_iter().flatten();
+            let ours = all.filter(move |reference| reference["refType"] == kind);
+            ours.filter_map(|reference| Some(reference["spanID"].as_str()?.to_owned()))
+        };
+        let warnings = span["warnings"].as_array().into_iter().flatten();
         Ok(Self {
             trace_id: text("traceID").context("a span without trace id")?,
             span_id: text("spanID").context("a span without span id")?,
-            parent_id: parent.and_then(|parent| Some(parent["spanID"].as_str()?.to_owned())),
+            parent_id: references("CHILD_OF").next(),
+            links: references("FOLLOWS_FROM").collect(),
+            warnings: warnings.map(ToString::to_string).collect(),
             operation: text("operationName").unwrap_or_default(),
             service: processes[process]["serviceName"].as_str().unwrap_or_default().to_owned(),
             tags: pairs(&span["tags"]),

@@ -46,6 +46,9 @@ pub struct Truth {
     pub span_id: Option<String>,
     /// Whether the connection was reset in the end.
     pub made: bool,
+    /// Whether other calls were open on it: then all of them were broken, and the record may name any.
+    #[serde(default)]
+    pub shared: bool,
 }
 
 /// An end of a connection.
@@ -153,14 +156,14 @@ impl Drop for Program {
     }
 }
 
-/// `python`, `peer`, `node` and `go` stand for programs that `tests/setup sdk` brings.
+/// `python`, `peer`, `peer_grpc`, `node` and `go` stand for programs that `tests/setup sdk` brings.
 fn command(host: &Host, program: &str) -> Result<Command> {
     let (installed, source): (PathBuf, PathBuf) = (tool("sdk")?, crate_directory().join("sdk"));
     let python = installed.join("python/bin/python");
     let mut command = match program {
-        "peer" => {
+        "peer" | "peer_grpc" => {
             let mut command = host.command_of(&python);
-            command.arg(source.join("peer.py"));
+            command.arg(source.join(program).with_extension("py"));
             command
         }
         "python" => {
@@ -241,19 +244,50 @@ impl<'a> Judge<'a> {
             return Verdict::Ambiguous;
         }
         if none {
-            return Verdict::Missing;
+            // A connection that is reset before the program has accepted it has no span of a server's.
+            let served = truth.side == Side::Client || true_span.is_some();
+            return if served { Verdict::Missing } else { Verdict::Right("none, never served".into()) };
         }
-        if trace != true_trace || true_span.as_ref().is_some_and(|true_span| *true_span != span) {
-            return Verdict::Wrong(format!("{method} {trace} {span}, not {true_trace} {true_span:?}"));
+        if truth.shared {
+            return self.verdict_on_shared(method, &true_trace, true_span.as_deref(), log);
         }
         let in_trace = self.traces.get(trace.as_str()).map(Vec::as_slice).unwrap_or_default();
-        let own = |found: &&Span| found.span_id == span || found.parent_id.as_ref() == Some(&span);
-        let found = in_trace.iter().copied().filter(own).find(|found| found.resets().any(|event| is_of(event, log)));
-        match found {
-            Some(found) if found.span_id == span => Verdict::Right(method),
-            Some(_) => Verdict::Right(format!("{method}, child")),
-            None => Verdict::NoEvent(method),
+        let named = in_trace.iter().find(|found| found.span_id == span);
+        // A span that had left before its reset was read gets the event by a child, which the record then names.
+        let child = named.is_some_and(|found| found.operation == "tcp.reset");
+        let application = if child { named.and_then(|found| found.parent_id.clone()) } else { Some(span.clone()) };
+        let told = named.is_some_and(|found| found.resets().any(|event| is_of(event, log)));
+        if trace != true_trace {
+            return Verdict::Wrong(format!("{method} {trace} {span}, not {true_trace} {true_span:?}"));
         }
+        if named.is_none() {
+            return Verdict::NoEvent(format!("{method}: Jaeger has no span {span}"));
+        }
+        if true_span.is_some() && application != true_span {
+            return Verdict::Wrong(format!("{method} {trace} {application:?}, not {true_span:?}"));
+        }
+        match (told, child) {
+            (true, false) => Verdict::Right(method),
+            (true, true) => Verdict::Right(format!("{method}, child")),
+            (false, _) => Verdict::NoEvent(method),
+        }
+    }
+
+    /// One of several calls on the connection: its own span has the event, or is linked to by the span that has it.
+    fn verdict_on_shared(&self, method: String, trace: &str, span: Option<&str>, log: &Log) -> Verdict {
+        let told = |found: &&Span| found.resets().any(|event| is_of(event, log));
+        let own = self.traces.get(trace).into_iter().flatten().copied();
+        if own.filter(|found| span.is_none_or(|span| found.span_id == span)).any(|found| told(&found)) {
+            return Verdict::Right(method);
+        }
+        let is_about = |found: &&Span| {
+            let about = found.parent_id.iter().chain(&found.links).any(|about| Some(about.as_str()) == span);
+            found.operation == "tcp.reset" && about && told(found)
+        };
+        if self.traces.values().flatten().copied().any(|found| is_about(&found)) {
+            return Verdict::Right(format!("{method}, child"));
+        }
+        Verdict::NoEvent(method)
     }
 
     /// The trace and, where Jaeger knows it, the span that a reset belongs to.
@@ -262,9 +296,11 @@ impl<'a> Judge<'a> {
             // The peer cannot witness what never came: the span that called that port.
             let called = |span: &&&Span| {
                 span.tags.get("span.kind").is_some_and(|kind| kind == "client") && {
-                    let port = format!(":{}/", truth.peer_port);
-                    let urls = ["url.full", "http.url"].map(|name| span.tags.get(name).and_then(Value::as_str));
-                    urls.into_iter().flatten().any(|url| url.contains(&port))
+                    // gRPC says it in its error's text only.
+                    let ports = ['/', ':'].map(|after| format!(":{}{after}", truth.peer_port));
+                    let names = ["url.full", "http.url", "otel.status_description"];
+                    let texts = names.map(|name| span.tags.get(name).and_then(Value::as_str));
+                    texts.into_iter().flatten().any(|text| ports.iter().any(|port| text.contains(port)))
                 }
             };
             let span = self.traces.values().flatten().find(called)?;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use reset_collector::config;
+use reset_collector::{account::Account, config, telemetry::prometheus};
 use reset_collector_tests::crate_directory;
 use serde_json::Value;
 
@@ -140,8 +140,8 @@ fn rules_of_prometheus_name_metrics_that_there_are() -> Result<()> {
 
 /// Names of the families on `/metrics`.
 fn metrics_of_the_admin_endpoint() -> BTreeSet<String> {
-    let page =
-        reset_collector::telemetry::prometheus::render(&reset_collector::account::Account::new().snapshot(), None);
+    let account = Account::new();
+    let page = prometheus::render(&account.snapshot(), &account.exemplars, None, prometheus::Format::Text);
     let families = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     families.map(str::to_owned).collect()
 }
@@ -158,7 +158,7 @@ fn causes_in(expression: &str) -> Vec<&str> {
 }
 
 #[test]
-fn the_dashboard_asks_for_attributes_that_there_are() -> Result<()> {
+fn the_dashboard_asks_for_attributes_and_metrics_that_there_are() -> Result<()> {
     let text = fs::read_to_string(examples().join("tempo-grafana-loki/dashboard.json"))?;
     let dashboard: Value = serde_json::from_str(&text)?;
     let panels = dashboard["panels"].as_array().context("no panels")?;
@@ -166,6 +166,7 @@ fn the_dashboard_asks_for_attributes_that_there_are() -> Result<()> {
         .iter()
         .map(|attribute| attribute.name().replace('.', "_"))
         .collect();
+    let metrics = metrics_of_the_admin_endpoint();
     let sources = fs::read_to_string(examples().join("tempo-grafana-loki/datasources.yaml"))?;
     for panel in panels {
         let source = panel["datasource"]["uid"].as_str().context("a panel without a data source")?;
@@ -175,6 +176,11 @@ fn the_dashboard_asks_for_attributes_that_there_are() -> Result<()> {
             let asked = words(expression).filter(|word| word.starts_with("tcp_reset_") || word.starts_with("network_"));
             for word in asked {
                 ensure!(known.contains(word), "{}: a reset has no attribute {word}", panel["title"]);
+            }
+            // By OTLP or scraped, the metrics go by the same names in Prometheus.
+            let is_metric = |word: &&str| word.starts_with("tcp_resets") || word.starts_with("reset_collector_");
+            for word in words(expression).filter(is_metric) {
+                ensure!(metrics.contains(word), "{}: there is no metric {word}", panel["title"]);
             }
         }
     }

@@ -10,14 +10,14 @@ use anyhow::{Result, ensure};
 use reset_collector_tests::{
     backend::Backend,
     collector::Collector,
-    jaeger::Jaeger,
+    jaeger::{Jaeger, Span},
     network::{Host, Layout, Network},
     skip_reason,
     traced::{self, Judge, Program, Side, Truth, Verdict},
 };
 
-/// A span waits five seconds in its SDK, a reset six for its span.
-const ARRIVAL_PATIENCE: Duration = Duration::from_secs(25);
+/// A span waits five seconds in its SDK, and a busy machine may take as long again to send it.
+const ARRIVAL_PATIENCE: Duration = Duration::from_secs(40);
 const SETTLED: Duration = Duration::from_secs(7);
 
 const OF_SERVER: [&str; 10] = [
@@ -46,20 +46,49 @@ const OF_CLIENT: [&str; 11] = [
     "outside",
 ];
 
-/// An instrumented program: its name, how it is run, and the protocol of its OTLP.
+const OF_GRPC_SERVER: [&str; 8] = [
+    "client_aborts",
+    "all_of_three",
+    "third_of_five",
+    "one_of_eight",
+    "control_complete",
+    "control_idle",
+    "control_no_request",
+    "control_beside_another",
+];
+const OF_GRPC_CLIENT: [&str; 10] = [
+    "before",
+    "middle",
+    "unread",
+    "connection_refused",
+    "all_of_three",
+    "third_of_five",
+    "one_of_eight",
+    "complete",
+    "idle",
+    "outside",
+];
+
+/// An instrumented program: its name, how it is run, the protocol of its OTLP, its other end and the cases.
 struct Instrumented {
     name: &'static str,
     run: &'static [&'static str],
     protocol: &'static str,
     side: Side,
+    peer: &'static str,
+    cases: &'static [&'static str],
 }
 
 const fn server(name: &'static str, run: &'static [&'static str], protocol: &'static str) -> Instrumented {
-    Instrumented { name, run, protocol, side: Side::Server }
+    Instrumented { name, run, protocol, side: Side::Server, peer: "peer", cases: &OF_SERVER }
 }
 
 const fn client(name: &'static str, run: &'static [&'static str], protocol: &'static str) -> Instrumented {
-    Instrumented { name, run, protocol, side: Side::Client }
+    Instrumented { name, run, protocol, side: Side::Client, peer: "peer", cases: &OF_CLIENT }
+}
+
+const fn grpc(program: Instrumented, cases: &'static [&'static str]) -> Instrumented {
+    Instrumented { peer: "peer_grpc", cases, ..program }
 }
 
 const PROGRAMS: &[Instrumented] = &[
@@ -69,6 +98,8 @@ const PROGRAMS: &[Instrumented] = &[
     client("Python httpx", &["python", "client.py", "httpx"], "http/protobuf"),
     server("Go net/http", &["go", "http-server"], "http/protobuf"),
     client("Go net/http", &["go", "http-client"], "grpc"),
+    grpc(server("Go gRPC", &["go", "grpc-server"], "grpc"), &OF_GRPC_SERVER),
+    grpc(client("Go gRPC", &["go", "grpc-client"], "http/protobuf"), &OF_GRPC_CLIENT),
     server("Node http", &["node", "server.js"], "http/protobuf"),
     client("Node http", &["node", "client.js", "http"], "http/protobuf"),
     client("Node fetch", &["node", "client.js", "fetch"], "grpc"),
@@ -113,7 +144,6 @@ const NOT_DECIDABLE: &[(&str, Side, &str, &str)] = &[
 ];
 
 #[test]
-#[ignore = "not stable yet: in one of four runs a reset stood on the span of another of eight httpx requests (README, known limits)"]
 fn resets_stand_on_the_spans_of_their_requests() -> Result<()> {
     if let Some(reason) = skip_reason() {
         println!("{reason}");
@@ -150,16 +180,16 @@ fn resets_stand_on_the_spans_of_their_requests() -> Result<()> {
         if program.side == Side::Server {
             let server = Program::start(workload, &[program.run, &[port]].concat(), &variables)?;
             server.wait_ready()?;
-            let cases = OF_SERVER.iter().filter(|case| !IMPOSSIBLE.contains(&(program.name, case)));
+            let cases = program.cases.iter().filter(|case| !IMPOSSIBLE.contains(&(program.name, case)));
             let cases: Vec<&str> = cases.copied().collect();
-            let mut peer = Program::start(workload, &[&["peer", "call", port][..], &cases].concat(), &[])?;
+            let mut peer = Program::start(workload, &[&[program.peer, "call", port][..], &cases].concat(), &[])?;
             ensure!(peer.wait()?, "{}: the peer failed", program.name);
             truths.extend(peer.truths(program.name)?);
             running.push(server);
         } else {
-            let peer = Program::start(workload, &["peer", "serve", peer_port], &[])?;
+            let peer = Program::start(workload, &[program.peer, "serve", peer_port], &[])?;
             peer.wait_ready()?;
-            let arguments = [program.run, &[peer_port, refused], &OF_CLIENT].concat();
+            let arguments = [program.run, &[peer_port, refused], program.cases].concat();
             Program::start(workload, &arguments, &variables)?.wait()?;
             truths.extend(peer.truths(program.name)?);
             truths.push(Truth {
@@ -171,6 +201,7 @@ fn resets_stand_on_the_spans_of_their_requests() -> Result<()> {
                 trace_id: None,
                 span_id: None,
                 made: true,
+                shared: false,
             });
         }
     }
@@ -180,6 +211,7 @@ fn resets_stand_on_the_spans_of_their_requests() -> Result<()> {
         let verdicts: Vec<_> = truths.iter().map(|truth| (truth.clone(), judge.verdict(truth))).collect();
         let strangers = judge.strangers(&truths);
         ensure!(strangers.is_empty(), "events on spans that they do not belong to: {strangers:#?}");
+        no_warnings(&spans)?;
         Ok(verdicts)
     })?;
     println!("{}", traced::table(&verdicts)?);
@@ -226,6 +258,7 @@ fn jaeger_alone_needs_one_line() -> Result<()> {
     std::fs::remove_file(&config)?;
     // Each refusal is sent here and received here.
     let resets = spans.iter().filter(|span| span.operation == "tcp.reset" && span.resets().count() == 1).count();
+    no_warnings(&spans)?;
     ensure!(resets == 2 * ROUNDS && spans.len() == resets, "{resets} resets of {} spans: {said}", spans.len());
     for (signal, lines) in [("logs", 1), ("traces", 0)] {
         let found = said.lines().filter(|line| line.contains(&format!("does not take {signal}"))).count();
@@ -237,13 +270,25 @@ fn jaeger_alone_needs_one_line() -> Result<()> {
     Ok(())
 }
 
+/// Jaeger finds nothing wrong with the collector's own spans. A connection may be older than the request: of a child
+/// that begins before its parent Jaeger says that it has not moved it, where the SDK names no host.
+fn no_warnings(spans: &[Span]) -> Result<()> {
+    for span in spans.iter().filter(|span| span.operation == "tcp.reset") {
+        let is_older =
+            |warning: &&String| span.parent_id.is_some() && warning.contains("clock skew adjustment disabled");
+        let warnings: Vec<_> = span.warnings.iter().filter(|warning| !is_older(warning)).collect();
+        ensure!(warnings.is_empty(), "Jaeger warns of {}: {warnings:?}", span.span_id);
+    }
+    Ok(())
+}
+
 /// Resets of other hosts, where other tests may run, are none of ours.
 fn configuration(workload: &Host, agent: &Host) -> String {
     let grpc = format!("grpc: {{ endpoint: \"{}:4327\" }}", agent.v4);
     let http = format!("http: {{ endpoint: \"{}:4328\" }}", agent.v4);
     format!(
         "filters:\n  - drop: {{ not: {{ tcp.network_namespace: {} }} }}\n\
-         correlation: {{ otlp_receiver: {{ {grpc}, {http} }} }}\nexport: {{ signals: [logs, traces] }}\n",
+         correlation: {{ wait: 15s, otlp_receiver: {{ {grpc}, {http} }} }}\nexport: {{ signals: [logs, traces] }}\n",
         workload.inode
     )
 }

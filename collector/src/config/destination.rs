@@ -18,6 +18,7 @@ section! {
     /// One destination.
     DestinationSection(destination: Destination) {
         "endpoint" => destination.endpoint, Url, "Scheme, host and port, and for HTTP a path before /v1/logs. http:// is without TLS, https:// with it.";
+        "signals" => destination.signals, OrNull(SignalList, || NO_SIGNALS), "Which of export.signals go here; null is all of them.";
         "protocol" => destination.protocol, Word(PROTOCOLS), "OTLP by gRPC, or protobuf by HTTP.";
         "headers" => destination.headers, Headers, "Headers on every request; never shown.";
         "compression" => destination.compression, Word(COMPRESSIONS), "How requests are compressed.";
@@ -144,6 +145,14 @@ fn check(reader: &mut Reader<'_>, node: NodeId, destination: &Destination) {
         let allowed = "endpoint: https://..., or no tls";
         reader.warning(tls_node, "tls is set, but http:// is without TLS", allowed);
     }
+    if destination.signals == Some(NO_SIGNALS) {
+        let message = "signals is empty: nothing would go to this destination";
+        reader.error(
+            reader.find(node, &["signals"]),
+            message,
+            "some of logs, traces and metrics, or no such destination",
+        );
+    }
     let retry = &destination.retry;
     if retry.max_interval < retry.initial_interval {
         let (max, initial) = (show_duration(retry.max_interval), show_duration(retry.initial_interval));
@@ -195,7 +204,9 @@ impl DestinationSection {
     }
 }
 
-/// `export.signals`
+const NO_SIGNALS: Signals = Signals { logs: false, traces: false, metrics: false };
+
+/// `export.signals`, and a destination's own.
 pub(super) struct SignalList;
 
 impl SignalList {
@@ -210,7 +221,7 @@ impl Codec for SignalList {
         let Some(items) = reader.list(node) else {
             return reader.error(node, "a list of signals is wanted here", allowed);
         };
-        let mut signals = Signals { logs: false, traces: false, metrics: false };
+        let mut signals = NO_SIGNALS;
         for (index, item) in items.iter().enumerate() {
             reader.within(&format!("[{index}]"), |reader| {
                 read_scalar(reader, *item, &allowed, &mut (), |text| {

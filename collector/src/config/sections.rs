@@ -13,6 +13,7 @@ use super::{
     tree::NodeId,
 };
 use crate::config::settings::{self, Confinement, Console, Settings};
+use crate::export::signal::Signal;
 
 /// Makes a codec of a mapping with these keys, each read into its part of the value.
 macro_rules! section {
@@ -303,12 +304,19 @@ pub(super) fn check(reader: &mut Reader<'_>, root: NodeId, settings: &Settings) 
     }
     let destinations = &settings.export.otlp;
     for (index, destination) in destinations.iter().enumerate() {
+        let list = reader.find(root, &["export", "otlp"]);
+        let at = reader.list(list).and_then(|items| items.get(index).copied()).unwrap_or(list);
+        for signal in Signal::ALL {
+            let wanted = destination.signals.is_some_and(|own| own.has(*signal));
+            if wanted && !settings.export.signals.has(*signal) {
+                let message = format!("{} are to go here, and export.signals leaves them out", signal.word());
+                reader.error(reader.find(at, &["signals"]), message, "some of export.signals");
+            }
+        }
         let storage = &destination.queue.storage;
         let twin = destinations[..index].iter().position(|other| storage.is_some() && other.queue.storage == *storage);
         if let Some(twin) = twin {
-            let list = reader.find(root, &["export", "otlp"]);
-            let node = reader.list(list).and_then(|items| items.get(index).copied()).unwrap_or(list);
-            let node = reader.find(node, &["sending_queue", "storage"]);
+            let node = reader.find(at, &["sending_queue", "storage"]);
             let message = format!("export.otlp[{index}] and export.otlp[{twin}] have the same storage");
             reader.error(node, message, "a directory for each");
         }

@@ -5,7 +5,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::{filter::Filters, sampler::Sampling};
+use crate::{export::signal::Signal, filter::Filters, sampler::Sampling};
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -139,6 +139,25 @@ pub struct Signals {
     pub traces: bool,
     /// `tcp.resets` and the collector's own health.
     pub metrics: bool,
+}
+
+impl Signals {
+    /// Whether a signal is among them.
+    pub const fn has(self, signal: Signal) -> bool {
+        match signal {
+            Signal::Logs => self.logs,
+            Signal::Traces => self.traces,
+            Signal::Metrics => self.metrics,
+        }
+    }
+}
+
+impl Export {
+    /// The signals that go to a destination: those that it names, of those that go out at all.
+    pub fn signals_of(&self, destination: &Destination) -> Signals {
+        let (all, own) = (self.signals, destination.signals.unwrap_or(self.signals));
+        Signals { logs: all.logs && own.logs, traces: all.traces && own.traces, metrics: all.metrics && own.metrics }
+    }
 }
 
 /// Lines on standard output.

@@ -11,7 +11,7 @@ const MOST_NAMED: usize = 8;
 pub(crate) type SpanKey = ([u8; 16], [u8; 8]);
 
 /// The spans that fit.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Candidates {
     spans: Vec<Candidate>,
     /// Spans may have passed unseen, or one is claimed by another connection: none can be said to be the only one.
@@ -25,6 +25,7 @@ struct Candidate {
     start_unix_ns: u64,
     end_unix_ns: u64,
     role: Role,
+    multiplexed: bool,
     fit: Fit,
 }
 
@@ -40,6 +41,11 @@ pub(crate) enum Decision {
 }
 
 impl Candidates {
+    /// None yet; `incomplete` where some may have passed unseen already.
+    pub(crate) fn new(incomplete: bool) -> Self {
+        Self { spans: Vec::new(), incomplete }
+    }
+
     /// Notes a span where it fits, and says whether it does. A span that is sent again counts once.
     pub(crate) fn note(&mut self, seen: &Seen, fit: Fit) -> bool {
         if fit == Fit::No {
@@ -62,6 +68,7 @@ impl Candidates {
             start_unix_ns: seen.start_unix_ns,
             end_unix_ns: seen.end_unix_ns,
             role: seen.role,
+            multiplexed: seen.multiplexed,
             fit,
         });
         true
@@ -72,9 +79,17 @@ impl Candidates {
         self.spans.iter().map(|span| span.fit).max().unwrap_or(Fit::No)
     }
 
-    /// Whether this span may be the only one that fits here: another connection cannot have it then.
+    /// The end of the last span that fits best, ns since 1970.
+    pub(crate) fn last_end(&self) -> u64 {
+        let best = self.best();
+        let ends = self.spans.iter().filter(|span| span.fit == best).map(|span| span.end_unix_ns);
+        ends.max().unwrap_or_default()
+    }
+
+    /// Whether this span may be the one here: another connection cannot be said to have it then.
     pub(crate) fn claims(&self, span_id: [u8; 8]) -> bool {
-        self.best() == Fit::Failed && self.spans.iter().any(|span| span.key.1 == span_id && span.fit == Fit::Failed)
+        let disputable = (Fit::Suspect..=Fit::Failed).contains(&self.best());
+        disputable && self.spans.iter().any(|span| span.key.1 == span_id && span.fit >= Fit::Suspect)
     }
 
     /// Whether both may have the same span.
@@ -85,7 +100,8 @@ impl Candidates {
     /// What follows; `contested` says whether the reset of another connection claims a span.
     pub(crate) fn decide(&self, contested: impl Fn([u8; 8]) -> bool) -> Decision {
         let best = self.best();
-        let mut spans: Vec<Candidate> = self.spans.iter().filter(|span| span.fit == best).copied().collect();
+        let rivals = self.spans.iter().filter(|span| span.fit >= weakest_rival(best));
+        let mut spans: Vec<Candidate> = rivals.copied().collect();
         // The latest first: the innermost call.
         spans.sort_by_key(|span| std::cmp::Reverse(span.start_unix_ns));
         match best {
@@ -96,15 +112,26 @@ impl Candidates {
             Fit::Late => Decision::Own(
                 spans.iter().max_by_key(|span| span.end_unix_ns).map(|span| span.key).into_iter().collect(),
             ),
-            Fit::Failed | Fit::Attempt => {
+            Fit::Failed | Fit::Likely | Fit::Suspect | Fit::Attempt => {
                 let spans = without_callers(&spans, |_| true);
-                match spans.as_slice() {
-                    [one] if !self.incomplete && !contested(one.key.1) => Decision::Own(vec![one.key]),
-                    several => Decision::Ambiguous(keys(&several[..several.len().min(MOST_NAMED)])),
+                let [first, rest @ ..] = spans.as_slice() else { return Decision::Nothing };
+                // Calls that share connections and failed together with one connection were all on it.
+                let alone = rest.is_empty()
+                    || spans.iter().all(|span| span.multiplexed && span.fit == best && span.role == first.role);
+                let undisputed = !self.incomplete && !spans.iter().any(|span| contested(span.key.1));
+                if best != Fit::Suspect && alone && undisputed {
+                    Decision::Own(keys(&spans))
+                } else {
+                    Decision::Ambiguous(keys(&spans[..spans.len().min(MOST_NAMED)]))
                 }
             }
         }
     }
+}
+
+/// The weakest fit of a span that may be meant where this is the best.
+fn weakest_rival(best: Fit) -> Fit {
+    if best == Fit::Likely { Fit::Suspect } else { best }
 }
 
 fn keys(spans: &[Candidate]) -> Vec<SpanKey> {

@@ -2,8 +2,15 @@
 //!
 //! A wrong trace is worse than none. A span is taken without a doubt only when it names the connection itself: its peer
 //! address and port (server spans: the client's port is the connection's own), or both ends in the text of its error
-//! (Go). All else must be shown by the span's own failure, near the reset, and by there being no other; which spans
-//! there are is [`crate::correlate`]'s business.
+//! (Go). All else must be shown by the span's own failure, near the reset:
+//!
+//! - A call that says "connection reset" or "refused" had a reset of its own, and every reset is seen: where only one
+//!   came to its process from its server in its time, that one is the call's ([`Fit::Failed`]).
+//! - A call that failed otherwise (the end of a stream, a timeout) may have had none. It counts only where the
+//!   connection began and ended with it, and once every call that ended by then has passed ([`Fit::Likely`]); else it
+//!   is one that may be meant ([`Fit::Suspect`]).
+//!
+//! Which spans there are is [`crate::correlate`]'s business.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -20,8 +27,9 @@ use crate::{
 const LATE: Duration = Duration::from_millis(5);
 /// Clocks of one host, read in two places.
 const SKEW: Duration = Duration::from_millis(2);
-/// A call fails this soon after the reset of its connection; what fails later has another reason.
-const NEAR: Duration = Duration::from_millis(250);
+/// A call fails this soon after the reset of its connection, on a machine that has much else to do; what fails later has
+/// another reason.
+const NEAR: Duration = Duration::from_secs(1);
 /// The same for a call that does not say that it was reset: a connection may have ended otherwise.
 const VERY_NEAR: Duration = Duration::from_millis(100);
 
@@ -52,6 +60,8 @@ pub struct Seen {
     pub failure: Failure,
     /// Both ends of the connection, this one first, from the text of the failure.
     pub connection: Option<(Endpoint, Endpoint)>,
+    /// Many such calls share one connection (gRPC).
+    pub multiplexed: bool,
 }
 
 /// Which end of a connection a span describes.
@@ -93,7 +103,12 @@ pub enum Fit {
     No,
     /// A connection attempt in a call that went well: its own, if no other call could have made it.
     Attempt,
-    /// The span failed as such a reset would make it fail: its own, if no other span fits.
+    /// The span failed at that time, and need not have had a reset at all: one that may be meant, never the one.
+    Suspect,
+    /// The same, and the connection began and ended with it, or (a server's call) lived when it began and was cancelled
+    /// just after: its own, if no other span is even suspect.
+    Likely,
+    /// The span says that it was reset or refused, so that it had such a reset: its own, if no other says so.
     Failed,
     /// The very connection, just after the span's end, in a way that shows its request was open: its own, if no other
     /// span of the connection holds the reset.
@@ -159,10 +174,9 @@ fn fit_of_context(seen: &Seen, reset: &Reset, trace: &Trace) -> Fit {
 /// A server span whose peer is the reset's: the connection is its own, only the time is to be judged.
 fn fit_of_own_connection(seen: &Seen, reset: &Reset) -> Fit {
     let time = reset.time_unix_ns;
-    let established = reset.connection.duration_ns.map(|duration| time.saturating_sub(duration));
     // The same port, an earlier connection: a request is on one that has been established.
-    let earlier =
-        established.is_some_and(|established| established > seen.start_unix_ns.saturating_add(nanoseconds(SKEW)));
+    let earlier = established(reset)
+        .is_some_and(|established| established > seen.start_unix_ns.saturating_add(nanoseconds(SKEW)));
     if earlier || time < seen.start_unix_ns {
         return Fit::No;
     }
@@ -175,15 +189,21 @@ fn fit_of_own_connection(seen: &Seen, reset: &Reset) -> Fit {
     // Node's spans start at a whole millisecond, up to one early, and end as much too early.
     let coarse = seen.start_unix_ns.is_multiple_of(1_000_000) && after < 1_000_000;
     let cut_short = sent && coarse && reset.connection.unsent_bytes.is_some_and(|unsent| unsent > 0);
+    // The answer to the last request that came had not begun.
+    let asked = coarse && reset.connection.last_data == Some(Direction::Receive);
     let unanswered = reset.connection.bytes_sent == Some(0) && reset.connection.bytes_received.is_some_and(|n| n > 0);
     let unacked = reset.connection.unacked_bytes.is_some_and(|unacked| unacked > 0);
     // The client had left before the answer was written.
     let unwanted = !sent && reset.state == Some(State::CloseWait) && unacked;
-    let open = left_unread || cut_short || unanswered || unwanted || failure_fits(seen, reset);
+    let open = left_unread || cut_short || asked || unanswered || unwanted || failure_fits(seen, reset);
     // With the end of the stream sent, no other request can have begun: the rest of this one's body lies there.
     let ended = matches!(reset.state, Some(State::FinWait1 | State::FinWait2));
     let rest_came = sent && ended && reset.cause == Cause::DataAfterClose;
-    let late = if left_unread && ended { CLOSED } else { LATE };
+    let late = match (left_unread, rest_came) {
+        (true, _) if ended => CLOSED,
+        (_, true) => VERY_NEAR,
+        _ => LATE,
+    };
     if after <= nanoseconds(late) && (open || rest_came) { Fit::Late } else { Fit::No }
 }
 
@@ -197,7 +217,59 @@ fn fit_of_failure(seen: &Seen, reset: &Reset) -> Fit {
     };
     let near = u128::from(seen.end_unix_ns.saturating_sub(reset.time_unix_ns)) <= near.as_nanos();
     let in_time = holds(seen, reset.time_unix_ns) || seen.failure == Failure::GivenUp && has_left(seen, reset);
-    if in_time && near && failure_fits(seen, reset) { Fit::Failed } else { Fit::No }
+    if !(in_time && near && failure_fits(seen, reset)) {
+        return Fit::No;
+    }
+    // A server's call may tell of a call that it made itself.
+    let proves = match seen.failure {
+        Failure::Refused => seen.role == Role::Client,
+        Failure::Reset => seen.role == Role::Client,
+        _ => false,
+    };
+    if proves {
+        Fit::Failed
+    } else if is_likely(seen, reset) {
+        Fit::Likely
+    } else {
+        Fit::Suspect
+    }
+}
+
+/// Whether more than the moment ties a failure that need not be a reset to the connection.
+fn is_likely(seen: &Seen, reset: &Reset) -> bool {
+    let established = established(reset);
+    match seen.role {
+        // The connection was made for this call, and reset while the call still sent: then the error is spent on a
+        // write, and the read that follows meets the end of the stream. Or this end gave up and closed.
+        Role::Client => {
+            let began = |at| holds(seen, at) && at <= seen.start_unix_ns.saturating_add(nanoseconds(VERY_NEAR));
+            let sending = [reset.connection.unsent_bytes, reset.connection.unacked_bytes];
+            let broke = seen.failure == Failure::Broken && sending.iter().any(|bytes| bytes.is_some_and(|n| n > 0));
+            let closed = seen.failure == Failure::GivenUp && reset.direction == Direction::Transmit;
+            established.is_some_and(began) && (broke || closed)
+        }
+        Role::Server => {
+            seen.failure == Failure::GivenUp
+                && reset.direction == Direction::Receive
+                && established
+                    .is_none_or(|established| established <= seen.start_unix_ns.saturating_add(nanoseconds(SKEW)))
+                && reset.time_unix_ns <= seen.end_unix_ns.saturating_add(nanoseconds(SKEW))
+        }
+        Role::Neither => false,
+    }
+}
+
+/// When the connection was established, ns since 1970.
+fn established(reset: &Reset) -> Option<u64> {
+    reset.connection.duration_ns.map(|duration| reset.time_unix_ns.saturating_sub(duration))
+}
+
+/// Whether a span that has passed ended so long after the reset that every span which ended near the reset has been
+/// exported before it: SDKs export spans in the order of their ends.
+pub fn ends_long_after(seen: &Seen, reset: &Reset) -> bool {
+    const BEYOND_ANY_RANGE: Duration = Duration::from_secs(3600);
+    let after = seen.end_unix_ns.saturating_sub(reset.time_unix_ns);
+    (2 * nanoseconds(VERY_NEAR)..nanoseconds(BEYOND_ANY_RANGE)).contains(&after)
 }
 
 /// Whether a call that went well may have left its answer half read, so that the reset could be its own as well as
@@ -209,18 +281,20 @@ pub fn may_have_left(seen: &Seen, reset: &Reset) -> bool {
 /// The client closed, and the answer that came afterwards was reset: the call had ended.
 fn has_left(seen: &Seen, reset: &Reset) -> bool {
     let after = reset.time_unix_ns.checked_sub(seen.end_unix_ns);
-    let established = reset.connection.duration_ns.map(|duration| reset.time_unix_ns.saturating_sub(duration));
     seen.role == Role::Client
         && reset.cause == Cause::DataAfterClose
         && after.is_some_and(|after| after <= nanoseconds(CLOSED))
-        && established.is_some_and(|established| established <= seen.end_unix_ns)
+        && established(reset).is_some_and(|established| established <= seen.end_unix_ns)
 }
 
-/// `localhost` is tried at `::1` first: refused, and all is well at 127.0.0.1. Such a socket was never idle.
+/// `localhost` is tried at `::1` first: refused, and all is well at 127.0.0.1. That is at the call's beginning, and not
+/// at the address that answered. Of any other name it is not known which addresses it has.
 fn fit_of_attempt(seen: &Seen, reset: &Reset) -> Fit {
-    let named = seen.server.port.is_some() && !matches!(seen.server.host, Host::Address(_));
+    let named = seen.server.port.is_some() && seen.server.host == Host::Loopback;
     let attempt = reset.cause == Cause::RefusedByPeer && seen.failure == Failure::None;
-    if named && attempt && holds(seen, reset.time_unix_ns) { Fit::Attempt } else { Fit::No }
+    let other = seen.peer.is_none_or(|peer| peer.address != reset.peer.address);
+    let begins = reset.time_unix_ns.saturating_sub(seen.start_unix_ns) <= nanoseconds(VERY_NEAR);
+    if named && attempt && other && begins && holds(seen, reset.time_unix_ns) { Fit::Attempt } else { Fit::No }
 }
 
 /// Whether a client span may have called the reset's other end.
@@ -245,7 +319,8 @@ fn failure_fits(seen: &Seen, reset: &Reset) -> bool {
     match seen.failure {
         Failure::None | Failure::Answered => false,
         Failure::Refused => refused,
-        Failure::Reset | Failure::Broken => !refused,
+        Failure::Reset => !refused && (seen.role == Role::Server || reset.direction == Direction::Receive),
+        Failure::Broken => !refused,
         // A server's call is cancelled by the reset; a client gives up and resets.
         Failure::GivenUp => seen.role == Role::Server || reset.direction == Direction::Transmit || timed_out,
         Failure::Other => true,
@@ -289,6 +364,7 @@ pub fn read(span: &Span<'_>) -> Result<Option<Seen>, Malformed> {
         server: Server::default(),
         failure: Failure::None,
         connection: None,
+        multiplexed: false,
     };
     if seen.role == Role::Neither {
         return Ok(Some(seen));
@@ -298,6 +374,7 @@ pub fn read(span: &Span<'_>) -> Result<Option<Seen>, Malformed> {
     (seen.peer, seen.server) =
         if seen.role == Role::Server { attributes.ends_of_server() } else { attributes.ends_of_client() };
     (seen.failure, seen.connection) = failure::read(span, &attributes.outcome)?;
+    seen.multiplexed = attributes.grpc;
     Ok(Some(seen))
 }
 
@@ -312,6 +389,7 @@ struct Attributes<'a> {
     server: Named<'a>,
     old_host_port: Option<u16>,
     url: Option<&'a [u8]>,
+    grpc: bool,
     outcome: failure::Outcome<'a>,
 }
 
@@ -338,6 +416,8 @@ impl<'a> Attributes<'a> {
             (b"server.port", value) => self.server.port = port(value),
             (b"net.host.port", value) => self.old_host_port = port(value),
             (b"url.full" | b"http.url", Value::Text(text)) => self.url = Some(text),
+            // `rpc.system` until 1.38, `rpc.system.name` since.
+            (b"rpc.system" | b"rpc.system.name", Value::Text(text)) => self.grpc = text == b"grpc",
             (key, value) => self.outcome.take(key, value),
         }
     }

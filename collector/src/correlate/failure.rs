@@ -121,6 +121,8 @@ const fn by_grpc_status(status: Option<GrpcStatus>) -> Option<Failure> {
 
 /// The words that errors of Go, Node, Python, Java and .NET have in them; the first that is found decides.
 const WORDS: &[(&[u8], Failure)] = &[
+    // A proxy's answer about its own connection: Envoy's "upstream connect error … reset reason: connection reset".
+    (b"upstream", Failure::Answered),
     (b"refused", Failure::Refused),
     (b"connection reset", Failure::Reset),
     (b"connectionreset", Failure::Reset),
@@ -138,6 +140,9 @@ const WORDS: &[(&[u8], Failure)] = &[
     (b"disconnect", Failure::Broken),
     (b"terminated", Failure::Broken),
     (b"eof", Failure::Broken),
+    // httpx on asyncio says no more; the end of a stream is a RemoteProtocolError there.
+    (b"httpx.readerror", Failure::Reset),
+    (b"httpx.writeerror", Failure::Reset),
 ];
 
 fn by_words(texts: &[&[u8]]) -> Option<Failure> {

@@ -25,6 +25,8 @@ pub(crate) struct Group {
     pub(crate) offered: Instant,
     pub(crate) deadline: Instant,
     pub(crate) candidates: Candidates,
+    /// Every span of the owner's that ended near the resets has passed.
+    pub(crate) passed: bool,
     /// Requests with this connection's events that the backend has not answered.
     pub(crate) in_flight: u32,
     /// Said already; spans that come still get the event where the first did.
@@ -47,6 +49,7 @@ impl Group {
         });
         let fit = fit.max().unwrap_or(Fit::No);
         let own = sender.zip(self.owner).is_some_and(|(sender, owner)| same_process(sender, &owner));
+        self.passed |= own && self.resets.iter().all(|reset| evidence::ends_long_after(seen, reset));
         self.candidates.incomplete |= own && self.resets.iter().any(|reset| evidence::may_have_left(seen, reset));
         self.candidates.note(seen, fit)
     }

@@ -24,8 +24,11 @@ const MOST_OF_PROCESS: usize = 256;
 const MOST_OF_CONNECTION: usize = 16;
 /// Processes whose requests are kept at most; the one that has sent nothing for longest goes.
 const MOST_PROCESSES: usize = 256;
-/// Two resets that happened together have both been read after this time.
-const SETTLED: Duration = Duration::from_millis(250);
+/// Two resets that happened together have both been read after this time: the reader looks every 20 ms, and waits a
+/// quarter of a second at most for a process that hangs.
+const SETTLED: Duration = Duration::from_millis(300);
+/// For how long a reset that did not wait makes spans doubtful: a call may end this long after its reset was read.
+const FORGOTTEN: Duration = Duration::from_secs(10);
 
 /// The resets that wait, by number, connection and process.
 #[derive(Debug, Default)]
@@ -50,6 +53,8 @@ pub(crate) struct Process {
     pub(crate) groups: Vec<u64>,
     pub(crate) recent: Recent,
     pub(crate) used: Instant,
+    /// When a reset of its went out without waiting.
+    pub(crate) overflowed: Option<Instant>,
 }
 
 /// The process of a sender, new where it has not been heard of.
@@ -72,6 +77,7 @@ pub(crate) fn process<'a>(
         groups: Vec::new(),
         recent: Recent::default(),
         used: now,
+        overflowed: None,
     });
     if process.start_boot_ns != start_boot_ns && start_boot_ns != 0 {
         // The pid of an old process, used again; or the same start, known better.
@@ -116,6 +122,12 @@ impl State {
     ) -> Option<u64> {
         let process = process(&mut self.processes, reset.owner.as_ref(), now, &mut self.used);
         if process.groups.len() >= MOST_OF_PROCESS || self.waiting >= MOST_WAITING {
+            process.overflowed = Some(now);
+            for id in &process.groups {
+                if let Some(group) = self.groups.get_mut(id) {
+                    group.candidates.incomplete = true;
+                }
+            }
             tally.count_overflow();
             self.ready.push(reset);
             return None;
@@ -126,9 +138,12 @@ impl State {
         self.by_connection.insert(connection, id);
         self.waiting += 1;
         let owner = reset.owner;
-        let candidates = Candidates::default();
-        let (resets, offered) = (vec![reset], now);
-        let group = Group { resets, connection, owner, offered, deadline, candidates, in_flight: 0, verdict: None };
+        // A span may be that of a reset which went out unseen.
+        let incomplete = process.overflowed.is_some_and(|at| now.saturating_duration_since(at) <= FORGOTTEN);
+        let candidates = Candidates::new(incomplete);
+        let (resets, offered, passed) = (vec![reset], now, false);
+        let group =
+            Group { resets, connection, owner, offered, deadline, candidates, passed, in_flight: 0, verdict: None };
         self.groups.insert(id, group);
         Some(id)
     }
@@ -182,9 +197,18 @@ impl State {
         if group.verdict.as_ref().is_some_and(|verdict| !verdict.on_application_span) {
             return None;
         }
-        let settled = now.saturating_duration_since(group.offered) >= SETTLED;
         let best = group.candidates.best();
-        let ready = best == Fit::Certain || settled && best > Fit::Attempt;
+        // Its span's own reset, if that was another, happened before the span's end.
+        let first = group.resets.iter().map(|reset| reset.time_unix_ns).min().unwrap_or_default();
+        let longer = Duration::from_nanos(group.candidates.last_end().saturating_sub(first));
+        let settled = now.saturating_duration_since(group.offered) >= SETTLED.saturating_add(longer);
+        let ready = match best {
+            Fit::Certain => true,
+            Fit::Late | Fit::Failed => settled,
+            // Another that fits as well may be in the SDK's next batch.
+            Fit::Likely => settled && group.passed,
+            Fit::Suspect | Fit::Attempt | Fit::No => false,
+        };
         let decision = if ready { self.decide(id) } else { Decision::Nothing };
         let trace = group.trace(&decision, true)?;
         let Decision::Own(spans) = decision else { return None };
@@ -231,7 +255,8 @@ impl State {
         let used = &mut self.used;
         self.processes.retain(|_, process| {
             process.recent.forget(now, used);
-            !process.groups.is_empty() || !process.recent.is_empty()
+            let overflowed = process.overflowed.is_some_and(|at| now.saturating_duration_since(at) <= FORGOTTEN);
+            !process.groups.is_empty() || !process.recent.is_empty() || overflowed
         });
     }
 }

@@ -44,6 +44,11 @@ pub struct Batcher {
 }
 
 impl Batcher {
+    /// The signals that it puts together.
+    pub const fn signals(&self) -> Signals {
+        self.signals
+    }
+
     /// An empty batcher for one destination.
     pub fn new(settings: settings::Batch, signals: Signals) -> Self {
         let scope = encode::scope();

@@ -11,7 +11,7 @@ use prost::Message;
 
 use super::*;
 use crate::{
-    reset::{Cause, Trace, sample},
+    reset::{Cause, Connection, Trace, TraceMethod, sample},
     told::{Identity, LogIdentity, Teller},
 };
 
@@ -71,7 +71,7 @@ fn expected_event(reset: &Reset) -> span::Event {
 
 fn expected_span(told: &Told<'_>, identity: &SpanIdentity) -> Span {
     let reset = told.reset;
-    let candidates = reset.trace.iter().filter(|trace| trace.method == TraceMethod::Ambiguous);
+    let candidates = reset.trace.iter().flat_map(|trace| &trace.candidates);
     let link = |(trace_id, span_id): &([u8; 16], [u8; 8])| span::Link {
         trace_id: trace_id.to_vec(),
         span_id: span_id.to_vec(),
@@ -84,11 +84,11 @@ fn expected_span(told: &Told<'_>, identity: &SpanIdentity) -> Span {
         flags: if identity.parent.is_some() { 0x301 } else { 0x101 },
         name: "tcp.reset".to_owned(),
         kind: span::SpanKind::Internal as i32,
-        start_time_unix_nano: reset.time_unix_ns.saturating_sub(reset.connection.duration_ns.unwrap_or(0)),
+        start_time_unix_nano: reset.time_unix_ns.saturating_sub(reset.connection.duration_ns.unwrap_or(0).max(1)),
         end_time_unix_nano: reset.time_unix_ns,
         attributes: key_values(reset, SPAN_ATTRIBUTES),
         events: vec![expected_event(reset)],
-        links: candidates.flat_map(|trace| trace.candidates.iter().map(link)).collect(),
+        links: candidates.map(link).collect(),
         status: (told.severity == Severity::Error).then(|| Status { message: told.sentence.to_owned(), code: 2 }),
         ..Span::default()
     }
@@ -103,7 +103,7 @@ fn check(reset: &Reset, spans: bool) -> (LogRecord, Option<Span>) {
     let log = LogRecord::decode(out.as_slice()).unwrap();
     assert_eq!(log, expected_log(&told));
     // Times of zero are left out by prost; here they are written, which says the same.
-    let minimal = reset.observed_unix_ns > 0 && reset.time_unix_ns > reset.connection.duration_ns.unwrap_or(0);
+    let minimal = reset.observed_unix_ns > 0 && reset.time_unix_ns > reset.connection.duration_ns.unwrap_or(0).max(1);
     assert!(!minimal || out.len() == log.encoded_len(), "no byte more than needed");
     let span = told.identity.span.map(|identity| {
         out.clear();
@@ -134,8 +134,19 @@ proptest! {
             prop_assert!(log.trace_id.is_empty() && log.span_id.is_empty());
         } else if let Some(span) = span {
             prop_assert_eq!((&log.trace_id, &log.span_id), (&span.trace_id, &span.span_id));
-            prop_assert!(span.links.is_empty());
+            let others = reset.trace.map_or(0, |trace| trace.candidates.len());
+            prop_assert_eq!(span.links.len(), others, "the other calls on the connection");
         }
+    }
+}
+
+/// Jaeger: "Negative duration", for anything below a nanosecond.
+#[test]
+fn no_span_is_without_a_duration() {
+    for duration_ns in [None, Some(0), Some(1)] {
+        let connection = Connection { duration_ns, ..sample::reset().connection };
+        let span = check(&Reset { connection, ..sample::reset() }, true).1.unwrap();
+        assert_eq!(span.end_time_unix_nano - span.start_time_unix_nano, 1);
     }
 }
 

@@ -92,7 +92,7 @@ async fn exchange(
         Some((marked, ticket)) => (Some(marked), Some(ticket)),
         None => (None, None),
     };
-    let from = shared.backend.protocol();
+    let from = shared.backends.of(signal).protocol();
     let headers = headers_to_pass(&headers, dialect, from);
     let mut answered = send(shared, signal, &headers, marked.as_ref().unwrap_or(&payload)).await;
     let mut accepted = answered.as_ref().is_ok_and(|reply| reply::is_accepted(reply, from));
@@ -111,13 +111,14 @@ async fn exchange(
 }
 
 async fn send(shared: &Shared, signal: Signal, headers: &HeaderMap, payload: &Payload) -> Result<Reply, Refusal> {
-    let convert = shared.backend.protocol() == Protocol::Grpc && payload.format == Format::Json;
+    let backend = shared.backends.of(signal);
+    let convert = backend.protocol() == Protocol::Grpc && payload.format == Format::Json;
     if !convert {
-        return Ok(shared.backend.send(signal, headers, payload).await?);
+        return Ok(backend.send(signal, headers, payload).await?);
     }
     let plain = payload.protobuf(signal, shared.limit)?;
     let payload = Payload { chunks: vec![plain], coding: Coding::Identity, format: Format::Protobuf };
-    Ok(shared.backend.send(signal, headers, &payload).await?)
+    Ok(backend.send(signal, headers, &payload).await?)
 }
 
 /// The request with the events that belong into it, where there are any. Its size is checked in any case.

@@ -5,6 +5,7 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -57,6 +58,9 @@ pub struct Reply {
     pub trailers: Option<HeaderMap>,
 }
 
+/// Where applications' requests go on, by signal: logs, traces, metrics.
+pub struct Backends([Arc<Backend>; 3]);
+
 /// A destination that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
@@ -85,6 +89,23 @@ pub enum Away {
     /// Nothing came in time.
     #[error("the backend did not answer within {0:?}")]
     TimedOut(Duration),
+}
+
+impl Backends {
+    /// Where each signal goes.
+    pub fn new(of_signal: impl Fn(Signal) -> Arc<Backend>) -> Self {
+        Self([Signal::Logs, Signal::Traces, Signal::Metrics].map(of_signal))
+    }
+
+    /// Where a signal goes.
+    pub fn of(&self, signal: Signal) -> &Backend {
+        let [logs, traces, metrics] = &self.0;
+        match signal {
+            Signal::Logs => logs,
+            Signal::Traces => traces,
+            Signal::Metrics => metrics,
+        }
+    }
 }
 
 impl Backend {

@@ -2,20 +2,26 @@
 //!
 //! Once per connection, off the way of requests. A socket is known by both of its ends: in the collector's own network
 //! namespace first, then in all others (containers beside it), but for loopback, which means one namespace only. Where
-//! an address is translated on the way, the ends differ and nobody is found.
+//! an address is translated on the way, the ends differ and nobody is found. Nobody is found either where /proc has pids
+//! of its own (a pod with shareProcessNamespace): resets name their owners by the first namespace's, and a pid that is
+//! compared with one of another namespace may be equal to a stranger's.
 
 use std::{
     collections::HashSet,
     fs,
     net::{IpAddr, SocketAddr},
+    path::Path,
 };
 
 use probes::OwnerSource;
 
-use crate::reset::Owner;
+use crate::{enrich::process::has_foreign_pids, reset::Owner};
 
 /// The process that holds the socket whose own end is `peer` and whose other end is `local`, as the receiver sees them.
 pub fn find_owner(peer: SocketAddr, local: SocketAddr) -> Option<Owner> {
+    if has_foreign_pids(Path::new("/proc")) {
+        return None;
+    }
     let inode = inode_in("/proc/net", peer, local).or_else(|| inode_elsewhere(peer, local))?;
     let wanted = format!("socket:[{inode}]");
     owner(pids().find(|pid| holds(*pid, &wanted))?)
@@ -113,7 +119,10 @@ fn owner(pid: u32) -> Option<Owner> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::{
+        net::{TcpListener, TcpStream},
+        process::Command,
+    };
 
     use super::*;
 
@@ -131,6 +140,32 @@ mod tests {
             let closed = TcpStream::connect(local).expect("a connection").local_addr().expect("an address");
             assert_eq!(find_owner(closed, local), None, "nobody holds it any more");
         }
+    }
+
+    /// A sidecar in a pid namespace of its own sees other numbers than the kernel's records have.
+    #[test]
+    fn nobody_is_found_where_pids_are_foreign() {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--fork", "--pid", "--mount-proc"]).arg(std::env::current_exe().expect("this program"));
+        let child = "receive::sender::tests::in_another_pid_namespace";
+        let output = unshare.args(["--ignored", "--exact", child]).output().expect("unshare");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        if said.contains("Operation not permitted") {
+            eprintln!("skipped: no namespace can be made here: {said}");
+            return;
+        }
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    /// The other half of the test above.
+    #[test]
+    #[ignore = "run by nobody_is_found_where_pids_are_foreign"]
+    fn in_another_pid_namespace() {
+        assert!(has_foreign_pids(Path::new("/proc")));
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let _client = TcpStream::connect(listener.local_addr().expect("an address")).expect("a connection");
+        let (accepted, peer) = listener.accept().expect("a connection");
+        assert_eq!(find_owner(peer, accepted.local_addr().expect("an address")), None);
     }
 
     #[test]

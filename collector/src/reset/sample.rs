@@ -32,6 +32,7 @@ pub(crate) fn reset() -> Reset {
             retransmits: Some(0),
             smoothed_rtt_us: Some(250),
             duration_ns: Some(1_500_000_000),
+            last_data: None,
         },
         network_namespace: Some(4_026_531_840),
         owner: Some(owner("nginx", 812)),
@@ -74,7 +75,7 @@ fn any_trace() -> impl Strategy<Value = Trace> {
             span_id: with_span.then_some(span_id),
             method,
             on_application_span: on_application_span && method == TraceMethod::Span,
-            candidates: if method == TraceMethod::Ambiguous { candidates } else { Vec::new() },
+            candidates: if method == TraceMethod::Wire { Vec::new() } else { candidates },
         },
     )
 }
@@ -92,6 +93,7 @@ fn any_connection() -> impl Strategy<Value = Connection> {
             retransmits,
             smoothed_rtt_us: rtt,
             duration_ns,
+            last_data: duration_ns.map(|ns| if ns % 2 == 0 { Direction::Transmit } else { Direction::Receive }),
         },
     )
 }

@@ -76,6 +76,7 @@ fn every_field_has_its_place() {
         retransmits: Some(13),
         smoothed_rtt_us: Some(14),
         duration_ns: Some(7),
+        last_data: None,
     };
     assert_eq!(reset.connection, connection);
     assert_eq!((reset.network_namespace, reset.cgroup_id, reset.credential), (Some(99), Some(3), 4));
@@ -120,6 +121,15 @@ fn the_flags_choose_clock_and_list_of_reasons() {
     let flags = flag::TIME_IS_TAI | flag::REASON_IS_DROP | flag::NOT_ACCEPTED;
     let reset = decode(&ResetRecord { flags, ..record() }).unwrap();
     assert_eq!((reset.time_unix_ns, reset.reason, reset.not_accepted), (4_963, Some("OTHER"), true));
+}
+
+#[test]
+fn whose_data_moved_last() {
+    let last = |flags| decode(&ResetRecord { flags, ..record() }).unwrap().connection.last_data;
+    assert_eq!(last(flag::SENT_LAST), Some(Direction::Transmit));
+    assert_eq!(last(flag::RECEIVED_LAST), Some(Direction::Receive));
+    assert_eq!(last(0), None, "within one tick");
+    assert_eq!(last(flag::SENT_LAST | flag::RECEIVED_LAST), None, "nonsense");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     account::{Account, Snapshot},
-    telemetry::prometheus,
+    telemetry::prometheus::{self, Format},
 };
 
 const CONNECTIONS: usize = 64;
@@ -23,8 +23,6 @@ const HEADER_TIME: Duration = Duration::from_secs(5);
 const CONNECTION_TIME: Duration = Duration::from_secs(60);
 const HEADER_BYTES: usize = 16 << 10;
 const HEADERS: usize = 64;
-/// Without a sign of life for so long the pipeline is broken; it gives one every second.
-const LONGEST_SILENCE: Duration = Duration::from_secs(15);
 /// After a failed accept (no file descriptors left, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -106,8 +104,10 @@ fn answer(request: &Request<Incoming>, account: &Account) -> Response<Full<Bytes
     }
     match request.uri().path() {
         "/metrics" => {
-            let page = prometheus::render(&account.snapshot(), resident_bytes());
-            with_type(StatusCode::OK, page, prometheus::CONTENT_TYPE)
+            let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+            let format = Format::accepted(accept.unwrap_or_default());
+            let page = prometheus::render(&account.snapshot(), &account.exemplars, resident_bytes(), format);
+            with_type(StatusCode::OK, page, format.content_type())
         }
         "/healthz" => judged(healthy(&account.snapshot())),
         "/readyz" => judged(ready(&account.snapshot())),
@@ -117,11 +117,11 @@ fn answer(request: &Request<Incoming>, account: &Account) -> Response<Full<Bytes
 
 /// Alive: the pipeline's loop turns, whether resets come or not.
 fn healthy(snapshot: &Snapshot) -> Result<String, String> {
-    match snapshot.since_beat {
-        Some(silence) if silence > LONGEST_SILENCE => {
+    match snapshot.stuck_for() {
+        Some(silence) => {
             Err(format!("the pipeline has given no sign of life for {} s: restart the collector\n", silence.as_secs()))
         }
-        _ => Ok(report(snapshot)),
+        None => Ok(report(snapshot)),
     }
 }
 

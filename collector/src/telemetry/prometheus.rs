@@ -1,27 +1,64 @@
-//! The account as Prometheus text (exposition format 0.0.4), names by the Collector's and OpenTelemetry's habits.
+//! The account as Prometheus text (exposition format 0.0.4) or OpenMetrics (1.0.0, which alone has exemplars), names by
+//! the Collector's and OpenTelemetry's habits.
 
 use std::fmt::{Display, Write};
 
-use crate::account::{DURATION_BOUNDS, DropReason, Dropped, Health, LaneSnapshot, Snapshot};
+use crate::{
+    account::{DURATION_BOUNDS, DropReason, Dropped, Health, LaneSnapshot, Snapshot},
+    telemetry::exemplar::{Exemplar, Exemplars},
+};
 
-/// `Content-Type` of the text.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// The text's format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Prometheus' own.
+    Text,
+    /// OpenMetrics.
+    OpenMetrics,
+}
+
+impl Format {
+    /// What a scraper's `Accept` asks for: OpenMetrics where it is named, unless with a weight of zero.
+    pub fn accepted(accept: &str) -> Self {
+        let wanted = accept.split(',').any(|range| {
+            let mut parts = range.split(';').map(str::trim);
+            let named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("application/openmetrics-text"));
+            let weight = parts.find_map(|parameter| parameter.strip_prefix("q=")).and_then(|q| q.parse::<f32>().ok());
+            named && weight.is_none_or(|weight| weight > 0.0)
+        });
+        if wanted { Self::OpenMetrics } else { Self::Text }
+    }
+
+    /// `Content-Type` of the text.
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
 
 /// Renders a snapshot; `resident_bytes` is the process's memory where it is known.
-pub fn render(snapshot: &Snapshot, resident_bytes: Option<u64>) -> String {
-    let mut page = Page { text: String::with_capacity(8 << 10) };
-    resets(&mut page, snapshot);
+pub fn render(snapshot: &Snapshot, exemplars: &Exemplars, resident_bytes: Option<u64>, format: Format) -> String {
+    let mut page = Page { text: String::with_capacity(8 << 10), format };
+    resets(&mut page, snapshot, exemplars);
     law(&mut page, snapshot);
     export_health(&mut page, &snapshot.lanes);
     own_health(&mut page, snapshot, resident_bytes);
+    if format == Format::OpenMetrics {
+        page.text.push_str("# EOF\n");
+    }
     page.text
 }
 
-fn resets(page: &mut Page, snapshot: &Snapshot) {
+fn resets(page: &mut Page, snapshot: &Snapshot, exemplars: &Exemplars) {
     page.family("tcp_resets_total", "counter", "TCP resets that the kernel counted, before filters and sampling");
     for (direction, origin, cause, count) in &snapshot.resets {
         let labels = [("direction", direction.word()), ("origin", origin.word()), ("cause", cause.word())];
         page.sample("tcp_resets_total", &labels, count);
+        if let Some(exemplar) = exemplars.of(*cause, *origin, *direction) {
+            page.exemplar(&exemplar);
+        }
     }
 }
 
@@ -134,10 +171,14 @@ fn labels(lane: &LaneSnapshot) -> [(&str, &str); 2] {
 
 struct Page {
     text: String,
+    format: Format,
 }
 
 impl Page {
     fn family(&mut self, name: &str, kind: &str, meaning: &str) {
+        // OpenMetrics names a counter's family without its samples' ending.
+        let plain = self.format == Format::Text || kind != "counter";
+        let name = if plain { name } else { name.strip_suffix("_total").unwrap_or(name) };
         self.line(format_args!("# HELP {name} {meaning}\n# TYPE {name} {kind}\n"));
     }
 
@@ -164,6 +205,18 @@ impl Page {
         self.line(format_args!("{} {value}\n", if labels.is_empty() { "" } else { "}" }));
     }
 
+    /// Puts an exemplar behind the last sample.
+    fn exemplar(&mut self, exemplar: &Exemplar) {
+        if self.format == Format::Text || self.text.pop() != Some('\n') {
+            return;
+        }
+        let hexadecimal = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let trace = hexadecimal(&exemplar.trace_id);
+        let span = exemplar.span_id.map(|id| format!(",span_id=\"{}\"", hexadecimal(&id))).unwrap_or_default();
+        let (seconds, rest) = (exemplar.time_unix_ns / 1_000_000_000, exemplar.time_unix_ns % 1_000_000_000);
+        self.line(format_args!(" # {{trace_id=\"{trace}\"{span}}} 1 {seconds}.{rest:09}\n"));
+    }
+
     fn line(&mut self, line: std::fmt::Arguments<'_>) {
         // Writing into a String cannot fail.
         self.text.write_fmt(line).unwrap_or_default();
@@ -179,10 +232,21 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
     use std::collections::HashMap;
 
+    use opentelemetry_proto::tonic::{
+        collector::metrics::v1::ExportMetricsServiceRequest,
+        common::v1::{AnyValue, KeyValue, any_value},
+        metrics::v1::{Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, metric},
+    };
     use probes::{COUNTERS, Cause, Direction, Origin, counter_index};
+    use prost::Message;
 
     use super::*;
-    use crate::{account::Account, export::signal::Signal};
+    use crate::{
+        account::Account,
+        export::signal::Signal,
+        reset::{Reset, Trace, TraceMethod, sample},
+        told::Teller,
+    };
 
     #[test]
     fn the_law_can_be_checked_from_the_page_alone() {
@@ -197,7 +261,7 @@ mod tests {
         account.enqueued(id, 30);
         account.taken(id, 20);
         account.exported(id, 20, 1);
-        let page = render(&account.snapshot(), Some(1 << 20));
+        let page = render(&account.snapshot(), &account.exemplars, Some(1 << 20), Format::Text);
 
         let mut sums: HashMap<&str, u64> = HashMap::new();
         for line in page.lines().filter(|line| !line.starts_with('#')) {
@@ -223,12 +287,98 @@ mod tests {
         for milliseconds in [1, 20, 20_000] {
             account.health(id, |health| health.request_took(std::time::Duration::from_millis(milliseconds)));
         }
-        let page = render(&account.snapshot(), None);
+        let page = render(&account.snapshot(), &account.exemplars, None, Format::Text);
         for (bound, count) in [("0.005", 1), ("0.025", 2), ("10", 2), ("+Inf", 3)] {
             let line = format!(
                 "reset_collector_export_duration_seconds_bucket{{destination=\"http://b:4317\",signal=\"traces\",le=\"{bound}\"}} {count}\n"
             );
             assert!(page.contains(&line), "{line}{page}");
         }
+    }
+
+    #[test]
+    fn openmetrics_has_the_exemplars() {
+        let account = Account::new();
+        let mut counts = [0; COUNTERS as usize];
+        let reset = Reset { trace: Some(trace()), ..sample::reset() };
+        counts[counter_index(reset.cause, reset.origin, reset.direction) as usize] = 3;
+        account.kernel_counted(&counts, 0, &[]);
+        let identity = Teller::new(true, 1).tell(&reset).identity;
+        account.exemplars.keep(&reset, &identity);
+        let page = |format| render(&account.snapshot(), &account.exemplars, None, format);
+        let (text, open) = (page(Format::Text), page(Format::OpenMetrics));
+        assert!(!text.contains(" # {") && !text.contains("# EOF"));
+        let line = open.lines().find(|line| line.starts_with("tcp_resets_total")).unwrap();
+        let (sample, exemplar) = line.split_once(" # ").unwrap();
+        assert!(sample.ends_with("} 3"), "{sample}");
+        assert!(exemplar.starts_with(&format!("{{trace_id=\"{}\",span_id=\"", "01".repeat(16))), "{exemplar}");
+        assert!(exemplar.ends_with("\"} 1 1795553979.123456789"), "{exemplar}");
+        assert!(open.contains("# TYPE tcp_resets counter\n") && open.ends_with("# EOF\n"));
+        // Samples of a counter end with _total, and every family stands once.
+        let families: Vec<_> = open.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+        assert!(families.iter().all(|family| !family.contains("_total")), "{families:?}");
+    }
+
+    #[test]
+    fn the_scraper_says_which_format() {
+        let prometheus = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        for (accept, format) in [
+            (prometheus, Format::OpenMetrics),
+            ("text/plain, Application/OpenMetrics-Text; q=0.4", Format::OpenMetrics),
+            ("application/openmetrics-text;q=0", Format::Text),
+            ("text/plain", Format::Text),
+            ("*/*", Format::Text),
+            ("", Format::Text),
+        ] {
+            assert_eq!(Format::accepted(accept), format, "{accept}");
+        }
+    }
+
+    #[test]
+    fn otlp_gets_each_exemplar_once() {
+        let account = Account::new();
+        let reset = Reset { trace: Some(trace()), ..sample::reset() };
+        let text = |key: &str, word: &str| KeyValue {
+            key: key.into(),
+            value: Some(AnyValue { value: Some(any_value::Value::StringValue(word.into())) }),
+            ..KeyValue::default()
+        };
+        let attributes = |cause: Cause| {
+            let of_reset = text("network.io.direction", reset.direction.word());
+            vec![text("tcp.reset.cause", cause.word()), text("tcp.reset.origin", reset.origin.word()), of_reset]
+        };
+        let point = |cause| NumberDataPoint { attributes: attributes(cause), ..NumberDataPoint::default() };
+        let data_points = vec![point(Cause::PortClosed), point(reset.cause)];
+        let data = Some(metric::Data::Sum(Sum { data_points, ..Sum::default() }));
+        let metrics = vec![Metric { name: "tcp.resets".into(), data, ..Metric::default() }];
+        let scope_metrics = vec![ScopeMetrics { metrics, ..ScopeMetrics::default() }];
+        let request = ExportMetricsServiceRequest {
+            resource_metrics: vec![ResourceMetrics { scope_metrics, ..ResourceMetrics::default() }],
+        };
+        let exemplars = |told| {
+            let mut bytes = request.encode_to_vec();
+            let told = account.exemplars.put_into(&mut bytes, told);
+            let read = ExportMetricsServiceRequest::decode(&bytes[..]).unwrap();
+            let data = read.resource_metrics[0].scope_metrics[0].metrics[0].data.clone();
+            let Some(metric::Data::Sum(sum)) = data else { panic!("no sum") };
+            (told, sum.data_points.into_iter().map(|point| point.exemplars).collect::<Vec<_>>())
+        };
+        assert_eq!(exemplars(0), (0, vec![vec![], vec![]]), "none yet");
+        let ambiguous = Trace { method: TraceMethod::Ambiguous, ..trace() };
+        for unknown in [None, Some(ambiguous)] {
+            let reset = Reset { trace: unknown, ..reset.clone() };
+            account.exemplars.keep(&reset, &Teller::new(true, 1).tell(&reset).identity);
+        }
+        assert_eq!(exemplars(0).0, 0, "no trace of an application's");
+        account.exemplars.keep(&reset, &Teller::new(true, 1).tell(&reset).identity);
+        let (told, points) = exemplars(0);
+        assert_eq!((told, points[0].len(), points[1].len()), (1, 0, 1));
+        assert_eq!((&points[1][0].trace_id[..], points[1][0].time_unix_nano), (&[1; 16][..], reset.time_unix_ns));
+        assert_eq!(exemplars(told), (1, vec![vec![], vec![]]), "told already");
+    }
+
+    fn trace() -> Trace {
+        let (method, on_application_span) = (TraceMethod::Span, true);
+        Trace { trace_id: [1; 16], span_id: Some([2; 8]), method, on_application_span, candidates: Vec::new() }
     }
 }

@@ -5,10 +5,9 @@ use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, KeyValue, any_value::Value},
     trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span::Event},
 };
-use reset_collector::{
-    enrich::Workload,
-    reset::{Cause, Connection, Direction, Endpoint, Hook, Origin, Owner, OwnerSource, Reset, State},
-};
+use reset_collector::reset::{Cause, Connection, Direction, Hook, Origin, Owner, OwnerSource, Reset, State};
+
+use crate::blank::{self, loopback};
 
 pub(crate) const MS: u64 = 1_000_000;
 /// Zero of the times in these tests: no whole millisecond, which only Node's spans start at.
@@ -159,35 +158,34 @@ pub(crate) fn owner() -> Owner {
     Owner { pid: 4321, start_boot_ns: 5_000_000_000, comm: [0; 16], source: OwnerSource::File }
 }
 
-fn loopback(port: u16) -> Endpoint {
-    Endpoint { address: [127, 0, 0, 1].into(), port }
-}
-
 /// A reset at this time (µs after [`ZERO`]) that the server gets from a client's port.
 pub(crate) fn at_server(port: u16, at_us: u64) -> Reset {
     Reset {
         time_unix_ns: ZERO + at_us * 1_000,
-        observed_unix_ns: ZERO + at_us * 1_000,
-        direction: Direction::Receive,
-        origin: Origin::Peer,
-        cause: Cause::ResetByPeer,
-        reason: None,
         state: Some(State::Established),
         local: loopback(SERVER_PORT),
         peer: loopback(port),
         connection: Connection { bytes_sent: Some(150), bytes_received: Some(80), ..Connection::default() },
         network_namespace: Some(1),
         owner: Some(owner()),
-        socket: 0,
-        credential: 0,
-        cgroup_id: None,
-        actor: None,
-        segment_flags: 0,
-        not_accepted: false,
-        hook: Hook::ReceiveReset,
-        workload: Workload::new(Vec::new()),
-        trace: None,
-        sample_weight: 1.0,
+        ..blank::reset()
+    }
+}
+
+/// An internal span of the same process that ends long after: what was about to be exported before it has been.
+pub(crate) fn later() -> Span {
+    const INTERNAL: i32 = 1;
+    span(250, INTERNAL, 0, 3_000)
+}
+
+/// Moves a reset to another time.
+pub(crate) trait At {
+    fn at(self, time_unix_ns: u64) -> Self;
+}
+
+impl At for Reset {
+    fn at(self, time_unix_ns: u64) -> Self {
+        Self { time_unix_ns, ..self }
     }
 }
 

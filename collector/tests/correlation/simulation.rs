@@ -7,7 +7,7 @@ use std::{
 
 use opentelemetry_proto::tonic::trace::v1::Span;
 use proptest::prelude::*;
-use reset_collector::reset::{Reset, TraceMethod};
+use reset_collector::reset::{Connection, Reset, TraceMethod};
 
 use super::{correlator, pass};
 use crate::sdk::{Build, MS, ZERO, at_client, go_client, go_reset_text, node_client, owner, python_client, refused};
@@ -19,6 +19,12 @@ enum Fate {
     Answered500,
     TimedOut,
     Reset,
+    /// The same, and its span is never exported.
+    ResetUnsampled,
+    /// Reset while it was sent; it says that the stream ended.
+    CutOff,
+    /// The stream ended, without a reset; it says the same.
+    Ended,
     Refused,
 }
 
@@ -33,12 +39,27 @@ fn fate() -> impl Strategy<Value = Fate> {
         1 => Just(Fate::Answered500),
         1 => Just(Fate::TimedOut),
         3 => Just(Fate::Reset),
+        1 => Just(Fate::ResetUnsampled),
+        2 => Just(Fate::CutOff),
+        1 => Just(Fate::Ended),
         2 => Just(Fate::Refused),
     ]
 }
 
 fn requests() -> impl Strategy<Value = Vec<Request>> {
     prop::collection::vec((0..3_u8, 0..3_000_u64, 2..900_u64, fate(), 20..20_000_u64), 1..40)
+}
+
+/// The reset of a connection that was made for a request and has sent all but some bytes of it.
+fn of_connection(port: u16, start_ms: u64, reset_us: u64, unsent: u32) -> Reset {
+    let connection = Connection {
+        bytes_sent: Some(150),
+        bytes_received: Some(0),
+        duration_ns: Some((reset_us - start_ms * 1_000) * 1_000),
+        unsent_bytes: Some(unsent),
+        ..Connection::default()
+    };
+    Reset { connection, ..at_client(port, reset_us) }
 }
 
 /// The request's span, and its reset where it has one: number and port tell them apart.
@@ -56,14 +77,16 @@ fn play(number: u8, request: Request) -> (Span, Option<Reset>) {
         Fate::Well => (span, None),
         Fate::Answered500 => (span.number("http.response.status_code", 500).failed(""), None),
         Fate::TimedOut => (span.failed("context deadline exceeded"), None),
-        Fate::Reset => {
+        Fate::Reset | Fate::ResetUnsampled => {
             let span = match sdk {
                 0 => span.exception("ConnectionError", "ConnectionResetError(104, 'Connection reset by peer')"),
                 1 => span.failed(&go_reset_text(port)),
                 _ => span.failed("read ECONNRESET"),
             };
-            (span, Some(at_client(port, reset_us)))
+            (span, Some(of_connection(port, start, reset_us, 0)))
         }
+        Fate::CutOff => (span.failed("Remote end closed connection"), Some(of_connection(port, start, reset_us, 900))),
+        Fate::Ended => (span.failed("Remote end closed connection"), None),
         Fate::Refused => (span.failed("connect: connection refused"), Some(refused(port, reset_us))),
     }
 }
@@ -92,7 +115,9 @@ proptest! {
         for (index, request) in requests.iter().enumerate() {
             let number = index as u8 + 1;
             let (span, reset) = play(number, *request);
-            spans.push(span);
+            if !matches!(request.3, Fate::ResetUnsampled) {
+                spans.push(span);
+            }
             if let Some(reset) = reset {
                 truth.insert(reset.local.port, number);
                 offers.push(reset);

@@ -23,7 +23,11 @@ use hyper_util::{
 use reset_collector::{
     config::settings::{Correlation, Destination, Protocol, Secret},
     correlate::Correlator,
-    receive::{FindOwner, Receivers, forward::Backend, traffic::Traffic},
+    receive::{
+        FindOwner, Receivers,
+        forward::{Backend, Backends},
+        traffic::Traffic,
+    },
     reset::Owner,
 };
 use tokio::net::TcpListener;
@@ -205,7 +209,8 @@ impl Setup {
         let correlator = Correlator::new(&settings, true);
         let owner = options.owner;
         let find: FindOwner = Arc::new(move |_, _| owner);
-        let backend = Backend::new(&destination, None).expect("a backend");
+        let backend = Arc::new(Backend::new(&destination, None).expect("a backend"));
+        let backend = Backends::new(|_| Arc::clone(&backend));
         let receivers = Receivers::listen(&settings, backend, Arc::clone(&correlator), find).await.expect("ports");
         let addresses = receivers.addresses();
         let traffic = receivers.traffic();

@@ -1,6 +1,10 @@
 //! The receivers between real clients and a backend that keeps what it gets: bytes, answers, limits, events.
 
 mod backend;
+#[path = "../reset_of/blank.rs"]
+mod blank;
+mod events;
+mod refusals;
 
 use std::{
     io::{Read, Write},
@@ -9,6 +13,7 @@ use std::{
 };
 
 use backend::{Answer, FakeBackend, Options, Setup, frame, grpc, http, post};
+use blank::loopback;
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use opentelemetry_proto::tonic::{
@@ -19,10 +24,9 @@ use opentelemetry_proto::tonic::{
 use prost::Message;
 use reset_collector::{
     config::settings::{Protocol, Secret},
-    enrich::Workload,
     export::signal::Signal,
     receive::traffic::Refused,
-    reset::{Cause, Connection, Direction, Endpoint, Hook, Origin, Owner, OwnerSource, Reset, State, TraceMethod},
+    reset::{Owner, OwnerSource, Reset, State, TraceMethod},
 };
 use tonic_types::{StatusExt, pb};
 
@@ -87,30 +91,13 @@ fn owner() -> Owner {
 
 /// A reset half a second into [`server_span`], received from the client.
 fn reset(port: u16) -> Reset {
-    let loopback = |port| Endpoint { address: [127, 0, 0, 1].into(), port };
     Reset {
         time_unix_ns: START + SECOND / 2,
-        observed_unix_ns: START + SECOND / 2,
-        direction: Direction::Receive,
-        origin: Origin::Peer,
-        cause: Cause::ResetByPeer,
-        reason: None,
         state: Some(State::Established),
         local: loopback(8080),
         peer: loopback(port),
-        connection: Connection::default(),
-        network_namespace: None,
         owner: Some(owner()),
-        socket: 0,
-        credential: 0,
-        cgroup_id: None,
-        actor: None,
-        segment_flags: 0,
-        not_accepted: false,
-        hook: Hook::ReceiveReset,
-        workload: Workload::new(Vec::new()),
-        trace: None,
-        sample_weight: 1.0,
+        ..blank::reset()
     }
 }
 
@@ -335,187 +322,4 @@ async fn a_backend_that_is_away_is_said_so() {
     let setup = Setup::start(stalled.address, options).await;
     assert_eq!(grpc(&setup, traces(), &[], frame(0, b"")).await.grpc_status(), 14);
     assert_eq!(setup.traffic.refused(Refused::BackendAway), 1);
-}
-
-#[tokio::test]
-async fn what_is_no_otlp_gets_the_right_error() {
-    let backend = FakeBackend::start(ok).await;
-    let setup = Setup::start(backend.address, Options::default()).await;
-    let send = |path: &'static str, content_type| http(&setup, path, content_type, "");
-    assert_eq!(send("/v1/traces", "text/plain").await.status, 415);
-    assert_eq!(send("/v1/spans", PROTOBUF).await.status, 404);
-    assert_eq!(send("/v1/traces", "application/json; charset=utf-8").await.status, 400, "no JSON, for gRPC");
-    assert_eq!(grpc(&setup, "/no.such.Service/Export", &[], frame(0, b"")).await.grpc_status(), 12);
-    for (headers, body) in [
-        (&[][..], Bytes::new()),
-        (&[], Bytes::from_static(&[0, 0, 0])),
-        (&[], Bytes::from_static(&[0, 0, 0, 0, 9, 1])),
-        (&[], Bytes::from([frame(0, b""), frame(0, b"")].concat())),
-    ] {
-        assert_eq!(grpc(&setup, traces(), headers, body).await.grpc_status(), 3);
-    }
-    assert_eq!(grpc(&setup, traces(), &[], frame(1, b"")).await.grpc_status(), 13, "compressed, not said how");
-    assert_eq!(backend.got().len(), 0, "none of it went on");
-}
-
-#[tokio::test]
-async fn too_much_is_refused_early() {
-    let backend = FakeBackend::start(ok_http).await;
-    let options =
-        Options { protocol: Protocol::HttpProtobuf, limit: 1 << 20, owner: Some(owner()), ..Options::default() };
-    let setup = Setup::start(backend.address, options).await;
-    // A reset waits, so that spans are looked at: bombs are opened.
-    setup.correlator.offer(reset(5000), Instant::now());
-    let bomb = vec![0; 200 << 20];
-    let (zipped, zstd) = (gzip(&bomb), zstd::encode_all(&bomb[..], 3).expect("memory"));
-    for path in ["/v1/traces", "/v1/logs"] {
-        for (coding, body) in [("gzip", &zipped), ("zstd", &zstd)] {
-            let headers = [("content-type", PROTOBUF), ("content-encoding", coding)];
-            let reply = post(setup.http, path, &headers, body.clone().into(), false).await;
-            assert_eq!(reply.status, 413, "{coding} on {path}");
-            let status = pb::Status::decode(reply.body).expect("google.rpc.Status");
-            assert_eq!(status.code, 8);
-        }
-    }
-    let reply = grpc(&setup, traces(), &[("grpc-encoding", "gzip")], frame(1, &zipped)).await;
-    assert_eq!(reply.grpc_status(), 8);
-    let reply = grpc(&setup, traces(), &[], frame(0, &bomb[..2 << 20])).await;
-    assert_eq!(reply.grpc_status(), 8);
-    let reply = post(
-        setup.http,
-        "/v1/traces",
-        &[("content-type", PROTOBUF), ("content-encoding", "gzip")],
-        Bytes::from_static(b"no gzip"),
-        false,
-    )
-    .await;
-    assert_eq!(reply.status, 400);
-
-    let mut stream = TcpStream::connect(setup.http).expect("a connection");
-    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
-    let head = "POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: application/x-protobuf\r\ncontent-length: 1073741824\r\n\r\n";
-    stream.write_all(head.as_bytes()).expect("sent");
-    let answer = tokio::task::spawn_blocking(move || {
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).map(|_| answer)
-    });
-    let answer = answer.await.expect("no panic").expect("an answer, and the end of the connection");
-    assert!(answer.starts_with(b"HTTP/1.1 413 "), "{}", String::from_utf8_lossy(&answer));
-    assert_eq!(backend.got().len(), 0, "none of it went on");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_clients_do_not_keep_others_out() {
-    let backend = FakeBackend::start(ok).await;
-    let setup = Setup::start(backend.address, Options::default()).await;
-    // More than there is room for: the newest may displace the oldest of them.
-    let mut slow: Vec<TcpStream> = (0..700).map(|_| TcpStream::connect(setup.http).expect("a connection")).collect();
-    for stream in &mut slow {
-        // The oldest may be gone already.
-        stream.write_all(b"POST /v1/traces HTTP/1.1\r\nhost").unwrap_or_default();
-    }
-    let asked = Instant::now();
-    assert_eq!(http(&setup, "/v1/traces", PROTOBUF, "").await.status, 200);
-    assert!(asked.elapsed() < Duration::from_secs(2), "the others had to wait");
-    // Sent away after ten seconds, for all that they keep writing.
-    let mut one = slow.pop().expect("one of them");
-    let gone = tokio::task::spawn_blocking(move || {
-        (0..40).any(|_| {
-            std::thread::sleep(Duration::from_millis(400));
-            one.write_all(b"x").is_err()
-        })
-    });
-    assert!(gone.await.expect("no panic"), "a client wrote headers for 16 s");
-}
-
-#[tokio::test]
-async fn an_event_goes_onto_the_span_that_was_reset() {
-    let backend = FakeBackend::start(ok).await;
-    let setup = Setup::start(backend.address, Options { owner: Some(owner()), ..Options::default() }).await;
-    for (coding, compress) in [("identity", false), ("gzip", true)] {
-        setup.correlator.offer(reset(5000), Instant::now());
-        let sent = request(vec![server_span(4999), server_span(5000), server_span(5001)]);
-        let plain = sent.encode_to_vec();
-        let body = if compress { frame(1, &gzip(&plain)) } else { frame(0, &plain) };
-        assert_eq!(grpc(&setup, traces(), &[("grpc-encoding", coding)], body).await.grpc_status(), 0);
-        let got = ExportTraceServiceRequest::decode(&backend.last().body[5..]).expect("a plain message");
-        let mut expected = sent;
-        let marked = &got.resource_spans[0].scope_spans[0].spans[1];
-        assert_eq!(marked.events.len(), 1);
-        assert_eq!(
-            (marked.events[0].name.as_str(), marked.events[0].time_unix_nano),
-            ("tcp.reset", START + SECOND / 2)
-        );
-        expected.resource_spans[0].scope_spans[0].spans[1].events.clone_from(&marked.events);
-        assert_eq!(got, expected, "only that span, only that event");
-        let ready = setup.correlator.take_ready(Instant::now());
-        let trace = ready[0].trace.as_ref().expect("a trace");
-        assert!(trace.on_application_span);
-        assert_eq!((trace.trace_id, trace.span_id, trace.method), ([7; 16], Some(span_id(5000)), TraceMethod::Span));
-        // The second round is another reset: the first one's time is over.
-        setup.correlator.take_ready(Instant::now() + Duration::from_secs(3));
-    }
-}
-
-#[tokio::test]
-async fn a_json_span_gets_its_event_in_place() {
-    let backend = FakeBackend::start(ok_http).await;
-    let options = Options { protocol: Protocol::HttpProtobuf, owner: Some(owner()), ..Options::default() };
-    let setup = Setup::start(backend.address, options).await;
-    setup.correlator.offer(reset(5000), Instant::now());
-    let id = |byte: &str, times| byte.repeat(times);
-    let text = format!(
-        r#"{{"resourceSpans": [ {{"scopeSpans":[{{"spans":[{{"own":1.50, "traceId":"{}","spanId":"{}","kind":2,
-        "startTimeUnixNano":"{START}","endTimeUnixNano":"{}","attributes":[
-        {{"key":"network.peer.address","value":{{"stringValue":"127.0.0.1"}}}},
-        {{"key":"network.peer.port","value":{{"intValue":"5000"}}}}]}}]}}]}} ] }}"#,
-        id("07", 16),
-        id("09", 8),
-        START + SECOND,
-    );
-    assert_eq!(http(&setup, "/v1/traces", JSON, text.clone()).await.status, 200);
-    let got = backend.last().body;
-    let got = std::str::from_utf8(&got).expect("text");
-    let at = text.find(r#""own""#).expect("a mark");
-    assert!(got.starts_with(&text[..at]) && got.ends_with(&text[at..]), "the rest is as it was: {got}");
-    let value: serde_json::Value = serde_json::from_str(got).expect("JSON");
-    let event = &value["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["events"][0];
-    assert_eq!(event["name"], "tcp.reset");
-    assert_eq!(event["timeUnixNano"], (START + SECOND / 2).to_string());
-}
-
-#[tokio::test]
-async fn a_refused_event_does_not_cost_the_span() {
-    // The first request is refused for its size, which the event made too large.
-    let script = |number: usize, _: &backend::Got| {
-        let refusal = Answer::grpc_error(&[("grpc-status", "8"), ("grpc-message", "too large")]);
-        Some(if number == 0 { refusal } else { Answer::grpc(b"", &[("grpc-status", "0")]) })
-    };
-    let backend = FakeBackend::start(script).await;
-    let setup = Setup::start(backend.address, Options { owner: Some(owner()), ..Options::default() }).await;
-    setup.correlator.offer(reset(5000), Instant::now());
-    let body = frame(0, &request(vec![server_span(5000)]).encode_to_vec());
-    assert_eq!(grpc(&setup, traces(), &[], body.clone()).await.grpc_status(), 0);
-    assert_eq!(backend.got().len(), 2);
-    assert_eq!(backend.last().body, body, "as the application sent it");
-    let ready = setup.correlator.take_ready(Instant::now() + Duration::from_secs(3));
-    let trace = ready[0].trace.as_ref().expect("a trace");
-    assert!(!trace.on_application_span, "so it goes onto a span of ours");
-    assert_eq!(trace.span_id, Some(span_id(5000)));
-}
-
-#[tokio::test]
-async fn malformed_spans_go_on_as_they_came() {
-    let backend = FakeBackend::start(ok).await;
-    let setup = Setup::start(backend.address, Options { owner: Some(owner()), ..Options::default() }).await;
-    setup.correlator.offer(reset(5000), Instant::now());
-    let whole = request(vec![server_span(5000)]).encode_to_vec();
-    for end in 1..whole.len() {
-        let body = frame(0, &whole[..end]);
-        assert_eq!(grpc(&setup, traces(), &[], body.clone()).await.grpc_status(), 0);
-        assert_eq!(backend.last().body, body);
-    }
-    assert_eq!(setup.traffic.malformed(), whole.len() as u64 - 1);
-    let ready = setup.correlator.take_ready(Instant::now() + Duration::from_secs(3));
-    assert!(ready.len() == 1 && ready[0].trace.is_none(), "nothing was stamped");
 }

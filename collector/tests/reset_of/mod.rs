@@ -1,13 +1,10 @@
 //! Resets as the kernel's records would make them, for the tests of enrichment.
 
-use std::{
-    fs,
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
-    sync::Arc,
-};
+mod blank;
 
-use reset_collector::reset::{Cause, Connection, Direction, Endpoint, Hook, Origin, Owner, OwnerSource, Reset};
+use std::{fs, path::Path};
+
+use reset_collector::reset::{Owner, OwnerSource, Reset};
 
 /// A clock tick of procfs.
 pub(crate) const TICK_NS: u64 = 10_000_000;
@@ -30,29 +27,5 @@ pub(crate) fn owner_in(proc: &Path, pid: u32) -> Owner {
 
 /// A reset with these, and nothing else that enrichment looks at.
 pub(crate) fn reset(owner: Option<Owner>, cgroup_id: Option<u64>) -> Reset {
-    let endpoint = Endpoint { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 1 };
-    Reset {
-        time_unix_ns: 0,
-        observed_unix_ns: 0,
-        direction: Direction::Receive,
-        origin: Origin::Peer,
-        cause: Cause::ResetByPeer,
-        reason: None,
-        state: None,
-        local: endpoint,
-        peer: endpoint,
-        connection: Connection::default(),
-        network_namespace: None,
-        owner,
-        socket: 0,
-        credential: 0,
-        cgroup_id,
-        actor: None,
-        segment_flags: 0,
-        not_accepted: false,
-        hook: Hook::ReceiveReset,
-        workload: Arc::default(),
-        trace: None,
-        sample_weight: 1.0,
-    }
+    Reset { owner, cgroup_id, ..blank::reset() }
 }

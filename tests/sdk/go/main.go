@@ -1,7 +1,12 @@
-// Programs of net/http with otelhttp, as their documentation has them.
+// Programs of net/http with otelhttp and of gRPC with otelgrpc, as their documentation has them.
 //
-//	program http-server PORT
-//	program http-client PORT REFUSED_PORT CASE...
+//	program http-server|grpc-server PORT
+//	program http-client|grpc-client PORT REFUSED_PORT CASE...
+//
+// And for tests/bench: a backend that takes all, and a program that sends it.
+//
+//	program otlp-sink PORT [stall]
+//	program otlp-load PORT logs|traces COUNT IN_FLIGHT
 package main
 
 import (
@@ -22,6 +27,10 @@ func main() {
 	roles := map[string]func([]string) error{
 		"http-server": serveHTTP,
 		"http-client": callHTTP,
+		"grpc-server": serveGRPC,
+		"grpc-client": callGRPC,
+		"otlp-sink":   sinkOTLP,
+		"otlp-load":   loadOTLP,
 	}
 	err := roles[os.Args[1]](os.Args[2:])
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
