@@ -45,6 +45,23 @@ struct Request {
 const IS_HEAD: u32 = 1;
 const IS_CONNECT: u32 = 2;
 
+/// What of a segment is being read. Kept with the stream and not on the stack: what lies there the verifier knows, and
+/// follows the loop anew for each value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Window {
+    /// Bytes that were loaded and not taken yet, the first in the lowest bits.
+    pub word: u64,
+    /// How many they are.
+    pub held: u32,
+    /// Of the next byte in the segment.
+    pub offset: u32,
+    /// Bytes of the segment that are to be taken.
+    pub left: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -52,6 +69,8 @@ pub struct Stream {
     message: Message,
     /// Not 0: a CPU is at it.
     pub busy: u64,
+    /// Of whoever is.
+    pub window: Window,
     /// Sequence number of the next byte.
     next: u32,
     /// Sequence number after the last message that ended.

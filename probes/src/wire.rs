@@ -25,7 +25,7 @@ use reset_collector_probes::{
     ResetRecord,
     cause::segment::{FIN, RST, SYN},
     control::Ports,
-    exchange::{Alignment, Exchange, Lost, Position},
+    exchange::{Alignment, Exchange, Lost, Position, Window},
     field::Field,
     flag,
 };
@@ -242,13 +242,6 @@ unsafe fn come_early(skb: *mut __sk_buff, segment: &Segment, key: u64) {
 struct Walk {
     skb: *mut __sk_buff,
     exchange: *mut Exchange,
-    /// Bytes that were loaded and not taken yet, the first in the lowest bits.
-    word: u64,
-    held: u32,
-    /// Of the next byte.
-    offset: u32,
-    left: u32,
-    _padding: u32,
 }
 
 #[inline(always)]
@@ -261,19 +254,18 @@ unsafe fn read_segment<const REQUESTS: bool>(skb: *mut __sk_buff, exchange: &mut
     }
     match exchange.align::<REQUESTS>(segment.sequence, segment.length) {
         Alignment::From(seen) => {
-            let mut walk = Walk {
-                skb,
-                exchange: &raw mut *exchange,
+            exchange.stream::<REQUESTS>().window = Window {
                 word: 0,
                 held: 0,
                 offset: segment.offset.wrapping_add(seen),
                 left: segment.length.wrapping_sub(seen),
-                _padding: 0,
+                reserved: 0,
             };
+            let mut walk = Walk { skb, exchange: &raw mut *exchange };
             let step = if REQUESTS { step_of_request } else { step_of_response };
             // SAFETY: the helper calls `step` with this frame's `walk`.
             unsafe { bpf_loop(MOST_STEPS, step as *mut c_void, (&raw mut walk).cast(), 0) };
-            if walk.left > 0 {
+            if exchange.stream::<REQUESTS>().window.left > 0 {
                 exchange.lose(Lost::TooLong);
             }
         }
@@ -298,44 +290,49 @@ extern "C" fn step_of_response(_: u32, walk: *mut Walk) -> i64 {
 #[inline(always)]
 fn step<const REQUESTS: bool>(walk: *mut Walk) -> i64 {
     // SAFETY: the helper passes the frame that `read_segment` gave it; the exchange lives as long as the socket.
-    let (walk, exchange) = unsafe { (&mut *walk, &mut *(*walk).exchange) };
-    if walk.left == 0 || exchange.is_lost() {
+    let (skb, exchange) = unsafe { ((*walk).skb, &mut *(*walk).exchange) };
+    let Window { mut word, mut held, offset, left, .. } = exchange.stream::<REQUESTS>().window;
+    if left == 0 || exchange.is_lost() {
         return 1;
     }
-    let passed = exchange.pass::<REQUESTS>(walk.left);
+    let passed = exchange.pass::<REQUESTS>(left);
     if passed > 0 {
-        walk.held = 0;
-        walk.offset = walk.offset.wrapping_add(passed);
-        walk.left = walk.left.wrapping_sub(passed);
+        let window = &mut exchange.stream::<REQUESTS>().window;
+        window.held = 0;
+        window.offset = offset.wrapping_add(passed);
+        window.left = left.wrapping_sub(passed);
         return 0;
     }
-    if walk.held == 0 || walk.held < 8 && walk.held < walk.left && exchange.wants_words::<REQUESTS>() {
-        walk.word = 0;
-        let word = (&raw mut walk.word).cast::<c_void>();
+    if held == 0 || held < 8 && held < left && exchange.wants_words::<REQUESTS>() {
+        let window = &mut exchange.stream::<REQUESTS>().window;
+        window.word = 0;
+        let bytes = (&raw mut window.word).cast::<c_void>();
         // SAFETY: the word has room for eight bytes; the helper checks that the segment has as many.
         let failed = unsafe {
-            if walk.left >= 8 {
-                walk.held = 8;
-                bpf_skb_load_bytes(walk.skb.cast(), walk.offset, word, 8)
+            if left >= 8 {
+                held = 8;
+                bpf_skb_load_bytes(skb.cast(), offset, bytes, 8)
             } else {
-                let rest = walk.left & 7;
-                if rest == 0 {
+                held = left & 7;
+                if held == 0 {
                     return 1;
                 }
-                walk.held = rest;
-                bpf_skb_load_bytes(walk.skb.cast(), walk.offset, word, rest)
+                bpf_skb_load_bytes(skb.cast(), offset, bytes, held)
             }
         };
         if failed != 0 {
             exchange.lose(Lost::Gap);
             return 1;
         }
+        // SAFETY: volatile, since the helper wrote it.
+        word = unsafe { read_volatile(&raw const exchange.stream::<REQUESTS>().window.word) };
     }
-    let taken = exchange.take::<REQUESTS>(walk.word, walk.held);
-    walk.word = if taken >= 8 { 0 } else { walk.word >> (taken * 8) };
-    walk.held = walk.held.wrapping_sub(taken);
-    walk.offset = walk.offset.wrapping_add(taken);
-    walk.left = walk.left.wrapping_sub(taken);
+    let taken = exchange.take::<REQUESTS>(word, held);
+    let window = &mut exchange.stream::<REQUESTS>().window;
+    window.word = if taken >= 8 { 0 } else { word >> (taken * 8) };
+    window.held = held.wrapping_sub(taken);
+    window.offset = offset.wrapping_add(taken);
+    window.left = left.wrapping_sub(taken);
     0
 }
 
