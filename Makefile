@@ -1,6 +1,7 @@
 # What one does with this repository. `make test` is what CI runs.
 
 export CARGO_TERM_COLOR ?= auto
+HOST = $(shell rustc --print host-tuple)
 DENY = $(shell tests/setup --path)/cargo-deny --locked --all-features
 
 .PHONY: help
@@ -27,8 +28,8 @@ probes: ## Build the eBPF object that the collector embeds
 .PHONY: check
 check: ## Formatting, lints, unit tests, licences and advisories
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo test --locked --package reset-collector --package reset-collector-probes
+	cargo clippy --locked --workspace --all-targets --features reset-collector/kubernetes -- -D warnings
+	cargo test --locked --package reset-collector --package reset-collector-probes --features reset-collector/kubernetes
 	tests/setup cargo-deny
 	$(DENY) check bans licenses sources
 	@if $(DENY) fetch db; then $(DENY) check --disable-fetch advisories; \
@@ -43,6 +44,13 @@ test: setup ## Everything: set-up, check, the probe object rebuilt, and the test
 .PHONY: e2e
 e2e: ## The tests end to end alone (as root)
 	cargo test --locked --release --package reset-collector-tests -- --nocapture --test-threads=1
+
+.PHONY: static
+static: ## The program as the Dockerfile builds it, and the tests of containers on it (as root)
+	RUSTFLAGS="-C target-feature=+crt-static" CARGO_PROFILE_RELEASE_STRIP=symbols \
+	  cargo build --locked --release --package reset-collector --features kubernetes --target $(HOST)
+	RESET_COLLECTOR=$(CURDIR)/target/$(HOST)/release/reset-collector \
+	  cargo test --locked --release --package reset-collector-tests --test image --test containers -- --nocapture --test-threads=1
 
 .PHONY: bench
 bench: ## Measure: figures, no verdicts (as root)

@@ -47,8 +47,13 @@ pub struct Config {
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let name = path.display().to_string();
     let of_file = |message: String, allowed: &str| ConfigErrors::from(Diagnostic::of_file(&name, message, allowed));
-    let unreadable =
-        |error: std::io::Error| of_file(format!("the file cannot be read: {error}"), "a file that this user may read");
+    let unreadable = |error: std::io::Error| {
+        let allowed = match error.kind() {
+            std::io::ErrorKind::NotFound => "a file that is there: in a container it must be mounted",
+            _ => "a file that this user may read",
+        };
+        of_file(format!("the file cannot be read: {error}"), allowed)
+    };
     if std::fs::metadata(path).map_err(unreadable)?.is_dir() {
         return Err(of_file("this is a directory".into(), "a YAML file"));
     }

@@ -5,7 +5,9 @@
 
 pub mod btf;
 pub mod capability;
+pub mod confinement;
 pub mod coverage;
+mod load;
 pub(crate) mod namespace;
 pub(crate) mod netlink;
 pub mod plan;
@@ -17,20 +19,19 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     sync::Arc,
-    time::Instant,
+    thread,
+    time::Duration,
 };
 
 use aya::{
-    Btf, Ebpf, EbpfLoader,
+    Ebpf,
     maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{Iter, Program, ProgramError},
+    programs::{Iter, ProgramError},
 };
 use probes::{
     COUNTERS, Cause, Direction, Origin,
-    cause::ReasonClass,
     control::Control,
     counter_index,
-    field::{Field, Place},
     rule::{MAX_RULES, Rule},
 };
 use zerocopy::IntoBytes;
@@ -38,17 +39,12 @@ use zerocopy::IntoBytes;
 use crate::{
     kernel::{
         btf::{BtfError, Types},
+        load::{Globals, Stopwatch, Verdicts},
         plan::{PLANS, Plan, Step},
     },
     pipeline::owners::{ByCredential, Credentials},
     pushdown,
 };
-
-/// The programs, built from `probes/` (`make probes`).
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../probes/reset.bpf.o");
-
-/// The same without rules, for kernels that have no `bpf_loop` (before 5.17), or cannot verify such a program (6.2).
-static OBJECT_WITHOUT_RULES: &[u8] = aya::include_bytes_aligned!("../../probes/reset-without-rules.bpf.o");
 
 /// The running kernel's types.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -161,7 +157,6 @@ impl Counters {
 pub struct Kernel {
     /// The programs and their links, until detached.
     programs: Option<Ebpf>,
-    btf: Btf,
     credentials: Option<Credentials>,
     ring: RingBuf<MapData>,
     control: Array<MapData, [u32; 4]>,
@@ -173,6 +168,7 @@ pub struct Kernel {
     counters: Arc<Counters>,
     coverage: Vec<Coverage>,
     reasons: ReasonTables,
+    walk_took: Duration,
 }
 
 /// The kernel's names for its reasons, by number, without their prefixes.
@@ -184,72 +180,32 @@ pub struct ReasonTables {
     pub drop: Vec<(u32, String)>,
 }
 
-/// Globals of the programs, found out from the kernel's types.
-struct Globals {
-    places: Vec<u32>,
-    reset_classes: [u8; 64],
-    drop_classes: [u8; 256],
-    has_tai_clock: u32,
-    has_rules: bool,
-    has_typed_task: u32,
-    knows_null: u32,
-    reasons: ReasonTables,
-}
-
-impl Globals {
-    fn from_types(types: &Types) -> Self {
-        let places = Field::ALL
-            .iter()
-            .map(|field| {
-                let (structure, path) = field.path();
-                types.place(structure, path).unwrap_or(Place::ABSENT).0
-            })
-            .collect();
-        let reasons = ReasonTables {
-            reset: types.enumerators("sk_rst_reason", "SK_RST_REASON_"),
-            drop: types.enumerators("skb_drop_reason", "SKB_DROP_REASON_"),
-        };
-        let mut reset_classes = [ReasonClass::Unknown as u8; 64];
-        for (number, name) in &reasons.reset {
-            if let Some(class) = reset_classes.get_mut(*number as usize) {
-                *class = ReasonClass::of_reset_reason(name) as u8;
-            }
-        }
-        let mut drop_classes = [ReasonClass::NotTcp as u8; 256];
-        for (number, name) in &reasons.drop {
-            if let Some(class) = drop_classes.get_mut(*number as usize) {
-                *class = ReasonClass::of_drop_reason(name) as u8;
-            }
-        }
-        let helpers = types.enumerators("bpf_func_id", "BPF_FUNC_");
-        let has = |helper: &str| u32::from(helpers.iter().any(|(_, name)| name == helper));
-        Self {
-            places,
-            reset_classes,
-            drop_classes,
-            has_tai_clock: has("ktime_get_tai_ns"),
-            // Before 6.2, which also brought `bpf_cgrp_storage_get`, the verifier gives up on a program of this size that
-            // has a function of its own (`reg->precise = env->subprog_cnt > 1`, kernel/bpf/verifier.c).
-            has_rules: has("loop") == 1 && has("cgrp_storage_get") == 1,
-            has_typed_task: has("get_current_task_btf"),
-            // Both came in 6.13 (6.12 has the former in some of its releases: not told apart).
-            knows_null: u32::from(
-                types.enumerators("bpf_attach_type", "BPF_").iter().any(|(_, name)| name == "TRACE_UPROBE_SESSION"),
-            ),
-            reasons,
-        }
-    }
-}
-
 impl Kernel {
     /// Loads the programs and attaches every hook that can run here.
     ///
     /// `ring_buffer_bytes` is a power of two; `wanted` leaves out hooks by name.
     pub fn attach(btf: &Path, ring_buffer_bytes: u32, wanted: impl Fn(&str) -> bool) -> Result<Self, KernelError> {
-        let types = Types::from_file(btf)?;
-        let aya_btf = Btf::parse_file(btf, Default::default()).map_err(|error| KernelError::Load(error.to_string()))?;
+        let mut watch = Stopwatch::start();
+        let (types, loader) = thread::scope(|scope| {
+            let loader = load::prepare(scope);
+            (Types::from_file(btf), loader.join())
+        });
+        let types = types?;
+        let loader = loader.map_err(|_| KernelError::Load("the loader failed; its message stands above".to_owned()))?;
+        watch.lap("the kernel's types are read");
         let globals = Globals::from_types(&types);
-        let mut programs = load(&aya_btf, &globals, ring_buffer_bytes)?;
+        let steps = |plan: &'static Plan| match plan.step(&types) {
+            Step::NotNeeded => None,
+            _ if !wanted(plan.hook) => Some((plan, Err("switched off in the configuration".to_owned()))),
+            Step::CannotRun(why) => Some((plan, Err(why))),
+            Step::Attach(names) => Some((plan, Ok(names))),
+        };
+        let steps: Vec<(&Plan, Result<Vec<_>, String>)> = PLANS.iter().filter_map(steps).collect();
+        let mut programs = load::load(loader, &globals, ring_buffer_bytes)?;
+        watch.lap("the maps are there");
+        let names: Vec<_> = steps.iter().filter_map(|(_, names)| names.as_ref().ok()).flatten().copied().collect();
+        let mut verdicts = Verdicts::reach(&mut programs, &names, &types)?;
+        watch.lap("the programs are verified");
         let ring = RingBuf::try_from(take(&mut programs, "RESETS")?).map_err(|_| KernelError::Map("RESETS"))?;
         let control = Array::try_from(take(&mut programs, "CONTROL")?).map_err(|_| KernelError::Map("CONTROL"))?;
         let rules = Array::try_from(take(&mut programs, "RULES")?).map_err(|_| KernelError::Map("RULES"))?;
@@ -261,24 +217,24 @@ impl Kernel {
             |name| ByCredential::try_from(take(&mut programs, name)?).map_err(|_| KernelError::Map(name));
         let credentials = Credentials { processes: by_credential("PROCESSES")?, ended: by_credential("ENDED")? };
         let lost = PerCpuArray::try_from(take(&mut programs, "LOST")?).map_err(|_| KernelError::Map("LOST"))?;
-        let coverage: Vec<Coverage> = PLANS
-            .iter()
-            .filter_map(|plan| {
-                let missing = match plan.step(&types) {
-                    Step::NotNeeded => return None,
-                    _ if !wanted(plan.hook) => Some("switched off in the configuration".to_owned()),
-                    Step::CannotRun(why) => Some(why),
-                    Step::Attach(names) => attach(&mut programs, plan, &names, &aya_btf).err(),
-                };
-                Some(Coverage { hook: plan.hook, sees: plan.sees, sees_resets: plan.sees_resets, missing })
+        let coverage: Vec<Coverage> = steps
+            .into_iter()
+            .map(|(plan, names)| {
+                let missing = names.and_then(|names| load::attach(&mut programs, plan, &names, &mut verdicts)).err();
+                Coverage { hook: plan.hook, sees: plan.sees, sees_resets: plan.sees_resets, missing }
             })
             .collect();
+        for (name, _) in load::WALKS {
+            if let Err(why) = verdicts.take(name, name) {
+                tracing::warn!("{name} {why}");
+            }
+        }
+        watch.lap("the hooks are attached");
         if coverage.iter().all(|hook| !hook.sees_resets || hook.missing.is_some()) {
             return Err(KernelError::NoHook(reasons_why_not(&coverage)));
         }
         let mut kernel = Self {
             programs: Some(programs),
-            btf: aya_btf,
             credentials: Some(credentials),
             ring,
             control,
@@ -288,10 +244,12 @@ impl Kernel {
             counters: Arc::new(Counters { captured, lost, withheld }),
             coverage,
             reasons: globals.reasons,
+            walk_took: Duration::ZERO,
         };
         // After the hooks: nobody is missed between.
         kernel.look_at_tasks();
-        kernel.look_at_files();
+        kernel.iterate("every_file", "task_file");
+        kernel.walk_took = watch.lap("who is there already is known");
         Ok(kernel)
     }
 
@@ -313,7 +271,7 @@ impl Kernel {
     /// Whether the calling thread may still do what a running collector asks of the kernel: read counters, set rules, look
     /// through the tasks.
     pub fn still_works(&mut self) -> bool {
-        let tasks = |programs| iterate(programs, "every_task", "task", &self.btf).is_ok();
+        let tasks = |programs| iterate(programs, "every_task").is_ok();
         // Where the tasks could not be walked at the start, that proves nothing.
         let tasks = !self.walks_tasks || self.programs.as_mut().is_none_or(tasks);
         tasks && self.counters.captured.get(&0, 0).is_ok() && self.say(self.said).is_ok()
@@ -324,17 +282,15 @@ impl Kernel {
         self.walks_tasks = self.iterate("every_task", "task");
     }
 
-    /// Looks through the open files of all tasks, so that sockets that are there already have an owner.
-    fn look_at_files(&mut self) {
-        let started = Instant::now();
-        self.iterate("every_file", "task_file");
-        tracing::debug!("sockets that were there already have their owners after {:?}", started.elapsed());
+    /// How long it took to name the owners of the sockets and the processes that were there already.
+    pub fn walk_took(&self) -> Duration {
+        self.walk_took
     }
 
     /// Whether it could.
-    fn iterate(&mut self, program: &'static str, kind: &str) -> bool {
+    fn iterate(&mut self, program: &str, kind: &str) -> bool {
         let Some(programs) = &mut self.programs else { return false };
-        let walked = iterate(programs, program, kind, &self.btf);
+        let walked = iterate(programs, program);
         if let Err(error) = &walked {
             tracing::warn!("owners of some sockets will not be known, the kernel's {kind} cannot be walked: {error}");
         }
@@ -416,85 +372,13 @@ fn sum(map: &PerCpuArray<MapData, u64>, counters: u32) -> Counts {
 }
 
 /// Runs an iterator's program over all that it iterates.
-fn iterate(programs: &mut Ebpf, name: &'static str, kind: &str, btf: &Btf) -> Result<(), String> {
-    let program: &mut Iter = programs
-        .program_mut(name)
-        .ok_or_else(|| format!("the embedded object has no program {name}: rebuild it with `make probes`"))?
-        .try_into()
-        .map_err(|error: ProgramError| error.to_string())?;
-    match program.load(kind, btf) {
-        Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
-        Err(error) => return Err(explain(name, "loaded", &error)),
-    }
+fn iterate(programs: &mut Ebpf, name: &str) -> Result<(), String> {
+    let program: Option<&mut Iter> = programs.program_mut(name).and_then(|program| program.try_into().ok());
+    let program = program.ok_or("no such program")?;
     let link = program.attach().and_then(|id| program.take_link(id)).map_err(|error| chain(&error))?;
     let mut file = link.into_file().map_err(|error| chain(&error))?;
     io::copy(&mut file, &mut io::sink()).map_err(|error| error.to_string())?;
     Ok(())
-}
-
-/// Puts the object that fits this kernel into it; no program of it is loaded yet.
-fn load(btf: &Btf, globals: &Globals, ring_buffer_bytes: u32) -> Result<Ebpf, KernelError> {
-    // Tracing programs were given the storage of sockets and the running task's type by one series, in 5.11.
-    let has_socket_storage = globals.has_typed_task;
-    let mut loader = EbpfLoader::new();
-    loader
-        .btf(Some(btf))
-        .override_global("PLACES", globals.places.as_slice(), true)
-        .override_global("RESET_CLASSES", globals.reset_classes.as_slice(), true)
-        .override_global("DROP_CLASSES", globals.drop_classes.as_slice(), true)
-        .override_global("HAS_TAI_CLOCK", &globals.has_tai_clock, true)
-        .override_global("KNOWS_NULL", &globals.knows_null, true)
-        .override_global("HAS_TYPED_TASK", &globals.has_typed_task, true)
-        .override_global("HAS_SOCKET_STORAGE", &has_socket_storage, true)
-        .map_max_entries("RESETS", ring_buffer_bytes);
-    if has_socket_storage == 1 {
-        // Never used there: no memory for it.
-        loader.map_max_entries("SOCKETS_BY_ADDRESS", 1);
-    }
-    let object = if globals.has_rules { OBJECT } else { OBJECT_WITHOUT_RULES };
-    loader.load(object).map_err(|error| KernelError::Load(chain(&error)))
-}
-
-/// Attaches the programs of one hook, all or none, or says why it cannot run here.
-fn attach(programs: &mut Ebpf, plan: &Plan, names: &[(&str, &str)], btf: &Btf) -> Result<(), String> {
-    // All are loaded before the first is attached: half a hook would see half of its resets.
-    for (place, name) in names {
-        let program = programs
-            .program_mut(name)
-            .ok_or_else(|| format!("the embedded object has no program {name}: rebuild it with `make probes`"))?;
-        let loaded = match program {
-            Program::BtfTracePoint(program) => program.load(place, btf),
-            Program::FEntry(program) => program.load(place, btf),
-            _ => return Err(format!("the embedded object's program {name} is of another type")),
-        };
-        loaded.map_err(|error| explain(plan.hook, "loaded", &error))?;
-    }
-    for (_, name) in names {
-        let attached = match programs.program_mut(name) {
-            Some(Program::BtfTracePoint(program)) => program.attach().map(drop),
-            Some(Program::FEntry(program)) => program.attach().map(drop),
-            _ => continue,
-        };
-        if let Err(error) = attached {
-            unload(programs, names);
-            return Err(explain(plan.hook, "attached", &error));
-        }
-    }
-    Ok(())
-}
-
-/// Takes a hook's programs out again.
-fn unload(programs: &mut Ebpf, names: &[(&str, &str)]) {
-    for (_, name) in names {
-        let unloaded = match programs.program_mut(name) {
-            Some(Program::BtfTracePoint(program)) => program.unload(),
-            Some(Program::FEntry(program)) => program.unload(),
-            _ => continue,
-        };
-        if let Err(error) = unloaded {
-            tracing::debug!("{name} cannot be unloaded: {error}");
-        }
-    }
 }
 
 /// One line on a program that was refused; the verifier's own words go to the log at debug level.

@@ -40,12 +40,14 @@ use crate::{
     reset::{Decoder, reason::ReasonNames},
     sampler::Sampler,
     signals,
-    telemetry::{self, Telemetry, admin::Admin},
+    telemetry::{self, Telemetry, admin::Admin, notify::Manager},
     told::{Teller, console::Console},
 };
 
 /// How long the queues may take to empty at the end.
 const FLUSH_TIME: Duration = Duration::from_secs(5);
+/// The status for the service manager where nothing is missing.
+const SEES_ALL: &str = "sees every reset of this host";
 /// Where the host's processes are seen.
 const PROC: &str = "/proc";
 
@@ -71,6 +73,9 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     if let Some(btf) = &options.btf {
         try_hooks(&mut kernel, btf, &account)?;
     }
+    // As it was started, before it gives up what it needs no more.
+    let less_known = coverage::less_known(&coverage::Host::read(&btf_of(options)));
+    let manager = Arc::new(Manager::from_environment());
     let confined = confine(settings, || kernel.still_works())?;
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start")?;
     let destinations = if options.dry_run { &[][..] } else { &settings.export.otlp[..] };
@@ -81,8 +86,9 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     account.set_hooks(hooks(&kernel));
     account.set_confined(&confined);
     let listeners = runtime.block_on(async { signals::Listeners::new() })?;
+    less_known.iter().for_each(|line| tracing::warn!("{line}"));
     confined.announce();
-    announce(&kernel);
+    let status = announce(&kernel);
     if !settings.correlation.http_header_ports.is_empty() {
         tracing::warn!(
             "correlation.http_headers: traceparent is not read from the wire yet; spans that pass through are"
@@ -92,7 +98,10 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     let stages = stages(settings, options, &mut kernel, pods, outputs, &account, correlator)?;
     let (orders, thread) = start_reader(kernel, stages)?;
     look_after(&account, &counters, &orders);
-    runtime.block_on(signals::obey(listeners, options, settings, &reasons, &counters, &orders))?;
+    manager.ready(&status);
+    services.watched_by(&manager, &account, runtime.handle());
+    runtime.block_on(signals::obey(listeners, options, settings, &reasons, &counters, &orders, &manager))?;
+    manager.stopping();
     orders.give(Order::Stop);
     let exporters = thread.join().map_err(|_| anyhow!("the reader failed; its message stands above"))?;
     runtime.block_on(async {
@@ -105,7 +114,7 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
 }
 
 fn attach(settings: &Settings, options: &Options) -> Result<Kernel> {
-    let btf = options.btf.clone().unwrap_or_else(|| KERNEL_BTF.into());
+    let btf = btf_of(options);
     let capture = &settings.capture;
     // The switches are the kernel's first rules; the one hook that sees every packet is left out where it may be.
     let wanted = |hook: &str| hook != "net_dev_queue" || capture.firewall;
@@ -117,6 +126,10 @@ fn attach(settings: &Settings, options: &Options) -> Result<Kernel> {
         kernel.set_rules(&program(settings, kernel.reasons())).context("cannot give the kernel its rules")?;
     }
     Ok(kernel)
+}
+
+fn btf_of(options: &Options) -> PathBuf {
+    options.btf.clone().unwrap_or_else(|| KERNEL_BTF.into())
 }
 
 /// What of the filters the kernel applies.
@@ -233,20 +246,27 @@ fn look_after(account: &Account, counters: &Arc<Counters>, orders: &Orders) {
     });
 }
 
-/// The start-up lines: what is not covered, and ready.
-fn announce(kernel: &Kernel) {
+/// The start-up lines: what is not covered, and ready. Returns them in one, for the service manager.
+fn announce(kernel: &Kernel) -> String {
+    let mut unseen = Vec::new();
     let missing = kernel.coverage().iter().filter(|hook| hook.missing.is_some());
     for hook in missing {
         let why = hook.missing.as_deref().unwrap_or_default();
         if hook.sees_resets {
             tracing::warn!("not covered: {} ({}): {why}", hook.sees, hook.hook);
+            unseen.push(hook.sees);
         } else {
             tracing::warn!("less is known of each reset ({}; {}): {why}", hook.sees, hook.hook);
         }
     }
     let seen = kernel.coverage().iter().filter(|hook| hook.sees_resets && hook.missing.is_none());
     let hooks: Vec<&str> = seen.map(|hook| hook.hook).collect();
-    tracing::info!("ready: every reset on this host, through {}", hooks.join(", "));
+    let walked = kernel.walk_took().as_millis();
+    tracing::info!(
+        "ready: every reset on this host, through {}; owners of open sockets in {walked} ms",
+        hooks.join(", ")
+    );
+    if unseen.is_empty() { SEES_ALL.to_owned() } else { format!("sees resets, but not {}", unseen.join(", ")) }
 }
 
 /// What runs beside the pipeline on the runtime.
@@ -286,6 +306,18 @@ impl Services {
             services.telemetry.push(telemetry);
         }
         Ok(services)
+    }
+
+    /// Lets the service manager know that the program lives, where it wants to.
+    fn watched_by(&mut self, manager: &Arc<Manager>, account: &Arc<Account>, runtime: &Handle) {
+        let signs = Arc::clone(manager).give_signs_of_life(Arc::clone(account));
+        let mut stopped = self.stop.subscribe();
+        self.tasks.push(runtime.spawn(async move {
+            tokio::select! {
+                () = signs => {}
+                _ = stopped.wait_for(|stop| *stop) => {}
+            }
+        }));
     }
 
     /// Watches the names of this node's pods, where that is configured.

@@ -15,6 +15,7 @@ use crate::{
     pipeline::reader::{Order, Orders, Rules},
     run::{self, Options},
     sampler::Sampler,
+    telemetry::notify::Manager,
 };
 
 /// Exit code after a second signal: what was queued is lost.
@@ -54,21 +55,29 @@ pub async fn obey(
     reasons: &ReasonTables,
     counters: &Counters,
     orders: &Orders,
+    manager: &Manager,
 ) -> Result<()> {
     let Listeners { mut end, mut interrupt, mut counts, mut hangup } = listeners;
     let mut running = settings.clone();
     let mut watch = options.config.clone().map(Watch::new);
     let mut look = interval(POLL_INTERVAL);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut read_again = || {
+        manager.reloading();
+        manager.ready(take_over(options, &mut running, reasons, orders));
+    };
     loop {
         tokio::select! {
             _ = end.recv() => break,
             _ = interrupt.recv() => break,
             _ = counts.recv() => print_counts(counters),
-            _ = hangup.recv() => take_over(options, &mut running, reasons, orders),
+            _ = hangup.recv() => {
+                watch.iter_mut().for_each(Watch::mark_seen);
+                read_again();
+            }
             _ = look.tick(), if watch.is_some() => {
                 if watch.as_mut().is_some_and(Watch::has_changed) {
-                    take_over(options, &mut running, reasons, orders);
+                    read_again();
                 }
             }
         }
@@ -84,16 +93,24 @@ pub async fn obey(
     Ok(())
 }
 
-/// Reads the file again; a bad one changes nothing.
-fn take_over(options: &Options, running: &mut Settings, reasons: &ReasonTables, orders: &Orders) {
+/// Reads the file again; a bad one changes nothing. Returns what has come of it, in a line.
+fn take_over(options: &Options, running: &mut Settings, reasons: &ReasonTables, orders: &Orders) -> &'static str {
+    const NO_FILE: &str = "there is no file to read again: start with --config FILE";
+    const SAME: &str = "the configuration means what runs already";
+    const REFUSED: &str = "the new configuration is not taken, the old one goes on";
+    const TAKEN: &str = "the new configuration runs";
     let Some(path) = &options.config else {
-        tracing::warn!("there is no file to read again: start with --config FILE");
-        return;
+        tracing::warn!("{NO_FILE}");
+        return NO_FILE;
     };
     let NewSettings { settings, after_restart, warnings } = match reload::reload(path, running) {
-        Reload::Same => return tracing::info!("the configuration means what runs already"),
+        Reload::Same => {
+            tracing::info!("{SAME}");
+            return SAME;
+        }
         Reload::Refused(errors) => {
-            return tracing::error!("the new configuration is not taken, the old one goes on:\n{errors}");
+            tracing::error!("{REFUSED}:\n{errors}");
+            return REFUSED;
         }
         Reload::New(new) => *new,
     };
@@ -104,11 +121,12 @@ fn take_over(options: &Options, running: &mut Settings, reasons: &ReasonTables, 
         sampler: Sampler::new(settings.sampling.clone()),
         program: (!options.dry_run).then(|| run::program(&settings, reasons)),
     })));
-    tracing::info!("the new configuration runs");
+    tracing::info!("{TAKEN}");
     if !after_restart.is_empty() {
         tracing::warn!("these take effect after a restart only: {}", after_restart.join(", "));
     }
     *running = settings;
+    TAKEN
 }
 
 /// The kernel's counts, for a person.

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod exemplar;
 pub mod logging;
+pub mod notify;
 pub mod prometheus;
 
 use std::{

@@ -48,7 +48,15 @@ impl Backend {
     /// # Errors
     /// It is not built (`tests/setup otelcol`), or does not start; its own text.
     pub fn start() -> Result<Self> {
-        Self::start_at([free_address()?, free_address()?], None)
+        Self::start_at([free_address()?, free_address()?], None, "")
+    }
+
+    /// Starts it with TLS on both ports: `tls` is the receiver's setting of that name.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_secured(tls: &str) -> Result<Self> {
+        Self::start_at([free_address()?, free_address()?], None, &format!(", tls: {tls}"))
     }
 
     /// Starts it on a host, at its address and OTLP's own ports.
@@ -56,16 +64,16 @@ impl Backend {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_on(host: &Host) -> Result<Self> {
-        Self::start_at([4317, 4318].map(|port| SocketAddr::new(IpAddr::V4(host.v4), port)), Some(host))
+        Self::start_at([4317, 4318].map(|port| SocketAddr::new(IpAddr::V4(host.v4), port)), Some(host), "")
     }
 
-    fn start_at([grpc, http]: [SocketAddr; 2], host: Option<&Host>) -> Result<Self> {
+    fn start_at([grpc, http]: [SocketAddr; 2], host: Option<&Host>, more: &str) -> Result<Self> {
         let directory =
             std::env::temp_dir().join(format!("reset-collector-backend-{}-{}", std::process::id(), grpc.port()));
         std::fs::create_dir_all(&directory)?;
         let logs = directory.join("logs.json");
         let configuration = format!(
-            "receivers: {{ otlp: {{ protocols: {{ grpc: {{ endpoint: \"{grpc}\" }}, http: {{ endpoint: \"{http}\" }} }} }} }}\n\
+            "receivers: {{ otlp: {{ protocols: {{ grpc: {{ endpoint: \"{grpc}\"{more} }}, http: {{ endpoint: \"{http}\"{more} }} }} }} }}\n\
              exporters: {{ file: {{ path: \"{}\", flush_interval: 50ms }} }}\n\
              service:\n  telemetry: {{ metrics: {{ level: none }} }}\n\
              \x20 pipelines: {{ logs: {{ receivers: [otlp], exporters: [file] }}, traces: {{ receivers: [otlp], exporters: [file] }}, \

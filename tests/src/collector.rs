@@ -61,19 +61,21 @@ impl Collector {
         mut command: Command,
         arguments: &[&str],
         variables: &[(&str, &str)],
-        mut keep: impl FnMut(&str) -> bool + Send + 'static,
+        keep: impl FnMut(&str) -> bool + Send + 'static,
     ) -> Result<Self> {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OTEL_")) {
             command.env_remove(name);
         }
-        let mut child = command
-            .arg("run")
-            .args(arguments)
-            .envs(variables.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
+        command.arg("run").args(arguments).envs(variables.iter().copied());
+        Self::start_as(command, keep)
+    }
+
+    /// Starts it by a command that says all, as that of a container does.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_as(mut command: Command, mut keep: impl FnMut(&str) -> bool + Send + 'static) -> Result<Self> {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let (stdout, stderr) = (child.stdout.take().context("no stdout")?, child.stderr.take().context("no stderr")?);
         let (lines, said) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(String::new())));
         let (to_lines, to_said) = (Arc::clone(&lines), Arc::clone(&said));
@@ -96,6 +98,10 @@ impl Collector {
         let deadline = Instant::now() + START_PATIENCE;
         while !self.said().contains(READY) {
             let ended = self.child.try_wait()?;
+            if ended.is_some() {
+                // Its last words are on their way.
+                std::thread::sleep(Duration::from_millis(100));
+            }
             ensure!(ended.is_none() && Instant::now() < deadline, "the collector is not ready: {}", self.said());
             std::thread::sleep(Duration::from_millis(5));
         }

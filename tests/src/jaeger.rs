@@ -19,7 +19,9 @@ use crate::{
 const START_PATIENCE: Duration = Duration::from_secs(20);
 /// More than the tests make.
 const MOST_TRACES: u32 = 5000;
-/// OTLP over gRPC, and the query API: Jaeger's own, but for the first, which is the Collector's here.
+/// OTLP over gRPC, and the query API: Jaeger's own.
+const OWN_PORTS: [u16; 2] = [4317, 16686];
+/// The same, where the first is the Collector's.
 const PORTS: [u16; 2] = [14317, 16686];
 
 /// A running Jaeger that keeps spans in memory.
@@ -62,7 +64,19 @@ impl Jaeger {
     /// # Errors
     /// It is not built (`tests/setup jaeger`), or does not start; its own text.
     pub fn start_on(host: &Host) -> Result<Self> {
-        let [grpc, query] = PORTS.map(|port| SocketAddr::new(IpAddr::V4(host.v4), port));
+        Self::start(host, PORTS)
+    }
+
+    /// The same at the ports that its image has.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_at_its_own_ports(host: &Host) -> Result<Self> {
+        Self::start(host, OWN_PORTS)
+    }
+
+    fn start(host: &Host, ports: [u16; 2]) -> Result<Self> {
+        let [grpc, query] = ports.map(|port| SocketAddr::new(IpAddr::V4(host.v4), port));
         let directory = std::env::temp_dir().join(format!("reset-collector-jaeger-{}", host.namespace));
         std::fs::create_dir_all(&directory)?;
         let configuration = format!(

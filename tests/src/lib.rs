@@ -8,6 +8,7 @@
 pub mod backend;
 pub mod capture;
 pub mod collector;
+pub mod container;
 pub mod flood;
 pub mod jaeger;
 pub mod judge;
@@ -15,6 +16,7 @@ pub mod metrics;
 pub mod network;
 pub mod owner;
 pub mod process;
+pub mod programs;
 pub mod record;
 pub mod reference;
 pub mod scenario;

@@ -8,7 +8,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd,
     os::unix::process::CommandExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{ChildStdin, Command, Stdio},
     sync::{
         Mutex, PoisonError,
@@ -60,10 +60,15 @@ impl Host {
         command
     }
 
+    /// The file of its network namespace.
+    pub fn file(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.namespace)
+    }
+
     /// A command that will run on this host and sees all else (`/sys` too) as it is here; its process is the program's.
     pub fn command_of(&self, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.namespace)).arg(program);
+        command.arg(format!("--net={}", self.file().display())).arg(program);
         command
     }
 
@@ -72,7 +77,7 @@ impl Host {
     /// # Errors
     /// The namespace cannot be entered.
     pub fn enter<T: Send>(&self, act: impl FnOnce() -> T + Send) -> Result<T> {
-        let namespace = std::fs::File::open(format!("/run/netns/{}", self.namespace))?;
+        let namespace = std::fs::File::open(self.file())?;
         std::thread::scope(|scope| {
             let entered = scope.spawn(move || -> Result<T> {
                 move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;

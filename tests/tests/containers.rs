@@ -13,12 +13,12 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
     collector::Collector,
+    container::{self, Container},
     network::{Layout, Network},
     owner::build_peer,
     record::Record,
     skip_reason,
 };
-use serde_json::json;
 
 const PORT: &str = "7000";
 const SERVER: &str = "127.0.1.1";
@@ -168,66 +168,30 @@ fn awaited(collector: &Collector, namespace: u32, from: &str) -> Result<Vec<Reco
     }
 }
 
-/// Removes a container however the test ends.
-struct Container<'a>(&'a Path);
-
-impl Drop for Container<'_> {
-    fn drop(&mut self) {
-        drop(runc(self.0).args(["delete", "--force", ID]).output());
-        drop(fs::remove_dir_all(self.0));
-    }
-}
-
-fn runc(directory: &Path) -> Command {
-    let mut command = Command::new("runc");
-    command.arg("--root").arg(directory.join("state")).current_dir(directory);
-    command
-}
-
 #[test]
 fn a_real_container() -> Result<()> {
-    let missing =
-        Command::new("runc").arg("--version").output().is_err().then(|| "skipped: runc is not installed".to_owned());
-    if let Some(reason) = skip_reason().or(missing) {
+    if let Some(reason) = container::skip_reason() {
         println!("{reason}");
         return Ok(());
     }
     let peer = build_peer()?;
     let network = Network::new(Layout::Loopback)?;
-    let bundle = std::env::temp_dir().join(format!("reset-collector-runc-{}", std::process::id()));
-    fs::create_dir_all(bundle.join("rootfs/bin"))?;
-    let _container = Container(&bundle);
-    fs::copy(&peer, bundle.join("rootfs/bin/peer"))?;
-    ensure!(runc(&bundle).arg("spec").status()?.success(), "runc spec");
-    let path = bundle.join("config.json");
-    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path)?)?;
     let from = "127.0.6.1";
-    config["process"]["args"] = json!(["/bin/peer", "demand", from, SERVER, PORT, TIMES]);
-    config["process"]["terminal"] = false.into();
-    config["process"]["env"] = json!(["OTEL_SERVICE_NAME=inside"]);
-    config["linux"]["cgroupsPath"] = format!("/reset-collector-{}/{ID}", std::process::id()).into();
-    for namespace in config["linux"]["namespaces"].as_array_mut().context("namespaces")? {
-        if namespace["type"] == "network" {
-            namespace["path"] = format!("/run/netns/{}", network.server.namespace).into();
-        }
-    }
-    fs::write(&path, config.to_string())?;
+    let mut container = Container::new(&peer, &["demand", from, SERVER, PORT, TIMES])?;
+    container.set_variable("OTEL_SERVICE_NAME", "inside");
+    container.join("network", Some(&network.server.file()));
     let collector = Collector::start(&[], &[])?;
     let mut server = Command::new(&peer);
     server.args(["answer", SERVER, PORT]).stdin(Stdio::null()).stdout(Stdio::null());
     let _server = Running(network.server.enter(|| server.spawn())??);
     std::thread::sleep(Duration::from_millis(500));
-    let output = runc(&bundle).args(["run", ID]).stdin(Stdio::null()).output()?;
-    if !output.status.success() {
-        println!("skipped: runc cannot make a container here: {}", String::from_utf8_lossy(&output.stderr));
-        ensure!(!reset_collector_tests::in_ci(), "skipped in CI");
-        return Ok(());
-    }
+    let output = container.command()?.output()?;
+    ensure!(output.status.success(), "runc: {}", String::from_utf8_lossy(&output.stderr));
     let records = awaited(&collector, network.server.inode, from)?;
     for record in &records {
-        ensure!(record.text("container.id") == ID, "{record:?}");
+        ensure!(record.text("container.id") == container.id(), "{record:?}");
         ensure!(record.text("service.name") == "inside", "{record:?}");
-        ensure!(record.text("process.executable.path") == "/bin/peer", "{record:?}");
+        ensure!(record.text("process.executable.name") == "reset-peer", "{record:?}");
         ensure!(record.number("process.pid").is_some_and(|pid| pid > 1), "{record:?}");
     }
     println!("runc: {} records right", records.len());

@@ -158,7 +158,7 @@ fn causes_in(expression: &str) -> Vec<&str> {
 }
 
 #[test]
-fn the_dashboard_asks_for_attributes_that_there_are() -> Result<()> {
+fn the_dashboard_asks_for_attributes_and_metrics_that_there_are() -> Result<()> {
     let text = fs::read_to_string(examples().join("tempo-grafana-loki/dashboard.json"))?;
     let dashboard: Value = serde_json::from_str(&text)?;
     let panels = dashboard["panels"].as_array().context("no panels")?;
@@ -166,6 +166,7 @@ fn the_dashboard_asks_for_attributes_that_there_are() -> Result<()> {
         .iter()
         .map(|attribute| attribute.name().replace('.', "_"))
         .collect();
+    let metrics = metrics_of_the_admin_endpoint();
     let sources = fs::read_to_string(examples().join("tempo-grafana-loki/datasources.yaml"))?;
     for panel in panels {
         let source = panel["datasource"]["uid"].as_str().context("a panel without a data source")?;
@@ -175,6 +176,11 @@ fn the_dashboard_asks_for_attributes_that_there_are() -> Result<()> {
             let asked = words(expression).filter(|word| word.starts_with("tcp_reset_") || word.starts_with("network_"));
             for word in asked {
                 ensure!(known.contains(word), "{}: a reset has no attribute {word}", panel["title"]);
+            }
+            // By OTLP or scraped, the metrics go by the same names in Prometheus.
+            let is_metric = |word: &&str| word.starts_with("tcp_resets") || word.starts_with("reset_collector_");
+            for word in words(expression).filter(is_metric) {
+                ensure!(metrics.contains(word), "{}: there is no metric {word}", panel["title"]);
             }
         }
     }

@@ -23,7 +23,10 @@ use reset_collector_tests::{
     record::Record,
     skip_reason,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+    process::{Pid, Signal, kill_process},
+};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// After the last fault, until all has gone out.
@@ -31,9 +34,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Nobody listens there.
 const CLOSED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1);
 
-const BACKEND_KILLS: usize = 5;
-const STOPPED_FOR: Duration = Duration::from_secs(10);
-const CUT_OFF_FOR: Duration = Duration::from_secs(5);
+/// How often the backend is killed, how long it is stopped and cut off: in CI, and where `RESET_TESTS_LONG` is set.
+const SHORT: BackendFaults =
+    BackendFaults { kills: 5, stopped: Duration::from_secs(10), cut_off: Duration::from_secs(5) };
+const LONG: BackendFaults =
+    BackendFaults { kills: 20, stopped: Duration::from_secs(60), cut_off: Duration::from_secs(20) };
+/// The whole disk of a queue.
+const SMALL_DISK: &std::ffi::CStr = c"size=512k";
 /// How often the collector is killed, unless `RESET_TESTS_KILLS` says it.
 const COLLECTOR_KILLS: u64 = 10;
 const LONGEST_RUN_MS: u64 = 2_000;
@@ -171,15 +178,22 @@ fn the_backend_is_killed_stopped_and_cut_off() -> Result<()> {
     })
 }
 
+struct BackendFaults {
+    kills: usize,
+    stopped: Duration,
+    cut_off: Duration,
+}
+
 fn backend_faults(backend: &mut Backend) -> Result<()> {
-    for _ in 0..BACKEND_KILLS {
+    let faults = if std::env::var_os("RESET_TESTS_LONG").is_some() { LONG } else { SHORT };
+    for _ in 0..faults.kills {
         std::thread::sleep(Duration::from_millis(700));
         backend.kill()?;
         std::thread::sleep(Duration::from_millis(500));
         backend.restart()?;
     }
     signal(backend.pid(), Signal::STOP)?;
-    std::thread::sleep(STOPPED_FOR);
+    std::thread::sleep(faults.stopped);
     signal(backend.pid(), Signal::CONT)?;
     std::thread::sleep(Duration::from_secs(1));
     // No reset, no answer: as a cable that is cut.
@@ -187,7 +201,7 @@ fn backend_faults(backend: &mut Backend) -> Result<()> {
     nft(&format!(
         "add table inet law; add chain inet law out {{ type filter hook output priority 0; }}; add rule inet law out {rule}"
     ))?;
-    std::thread::sleep(CUT_OFF_FOR);
+    std::thread::sleep(faults.cut_off);
     nft("delete table inet law")
 }
 
@@ -239,6 +253,67 @@ fn the_ring_buffer_overflows() -> Result<()> {
         ensure!(status.success(), "the collector ended with {status}: {said}");
         Ok(())
     })
+}
+
+#[test]
+fn the_disk_is_full() -> Result<()> {
+    on_own_host(|_| {
+        let backend = Backend::start()?;
+        let admin = free_address()?;
+        let disk = Disk::new("disk")?;
+        let destination = format!(
+            "    endpoint: \"http://{}\"\n    sending_queue: {{ storage: \"{}\" }}\n",
+            backend.grpc,
+            disk.0.0.display()
+        );
+        let file = Scratch::configuration("disk", admin, "", "\"off\"", &destination)?;
+        let collector = Collector::start(&["--config", &file.0.to_string_lossy()], &[])?;
+        signal(backend.pid(), Signal::STOP)?;
+        let lost =
+            |metrics: &Metrics| metrics.sum("reset_collector_dropped_resets_total", &[("reason", "storage_full")]);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            flood::refused(CLOSED.into(), 100, 1);
+            let metrics = Metrics::read(admin)?;
+            metrics.check_law()?;
+            if lost(&metrics) > 100 {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "the disk does not fill: {metrics:?}");
+        }
+        signal(backend.pid(), Signal::CONT)?;
+        let metrics = wait_until_settled(admin)?;
+        let (exported, dropped) = (term(&metrics, "exported_resets_total"), term(&metrics, "dropped_resets_total"));
+        println!("a full disk: {exported} exported, {} dropped and counted", lost(&metrics));
+        ensure!(exported > 100 && dropped == lost(&metrics), "{metrics:?}");
+        let before = lost(&metrics);
+        flood::refused(CLOSED.into(), 100, 1);
+        ensure!(lost(&wait_until_settled(admin)?) == before, "there is room again, and it is not used");
+        let (status, said) = collector.stop()?;
+        let lines = said.lines().filter(|line| line.contains("storage_full")).count();
+        ensure!(status.success() && lines == 1, "{status}, {lines} lines tell of it: {said}");
+        Ok(())
+    })
+}
+
+/// A small file system, unmounted at the end.
+struct Disk(Scratch);
+
+impl Disk {
+    fn new(name: &str) -> Result<Self> {
+        let directory = Scratch::new(name);
+        std::fs::create_dir_all(&directory.0)?;
+        mount("none", &directory.0, "tmpfs", MountFlags::empty(), Some(SMALL_DISK))?;
+        Ok(Self(directory))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Err(error) = unmount(&self.0.0, UnmountFlags::DETACH) {
+            println!("{} stays mounted: {error}", self.0.0.display());
+        }
+    }
 }
 
 #[test]

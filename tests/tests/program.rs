@@ -1,11 +1,21 @@
-//! The program as its operator meets it: signals, exit codes, a closed terminal, a user who may not.
+//! The program as its operator and its service manager meet it: signals, exit codes, a closed terminal, a user who may not,
+//! what is told over `NOTIFY_SOCKET`, a configuration that Kubernetes swaps.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a skip says why")]
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Read},
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            fs::symlink,
+            net::{SocketAddr as UnixAddress, UnixDatagram},
+        },
+    },
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -13,7 +23,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
     backend::Backend,
-    collector::program,
+    collector::{Collector, program},
     flood,
     network::{Layout, Network},
     skip_reason,
@@ -34,11 +44,20 @@ fn skipped() -> bool {
 
 /// `reset-collector run`, ready; its standard error up to there, and the rest of it.
 fn start(variables: &[(&str, &str)], stdout: Stdio) -> Result<(Child, BufReader<impl Read + use<>>)> {
+    start_with(&[], variables, stdout)
+}
+
+fn start_with(
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+    stdout: Stdio,
+) -> Result<(Child, BufReader<impl Read + use<>>)> {
     let mut command = Command::new(program()?);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OTEL_")) {
         command.env_remove(name);
     }
-    command.arg("run").envs(variables.iter().copied()).stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped());
+    command.arg("run").args(arguments).envs(variables.iter().copied());
+    command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped());
     let mut child = command.spawn()?;
     let mut stderr = BufReader::new(child.stderr.take().context("stderr")?);
     let mut line = String::new();
@@ -165,5 +184,205 @@ fn a_user_who_may_not_is_told_what_is_missing() -> Result<()> {
     ensure!(said.contains("CAP_BPF") && said.contains("CAP_PERFMON"), "it does not say what is missing: {said}");
     ensure!(!said.contains("panicked"), "{said}");
     ensure!(output.stdout.is_empty(), "{:?}", output.stdout);
+    Ok(())
+}
+
+/// A directory that goes with the test.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("reset-collector-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+/// What a service manager hears: its end of `NOTIFY_SOCKET`.
+struct Ear(UnixDatagram);
+
+impl Ear {
+    fn at(address: &UnixAddress) -> Result<Self> {
+        let socket = UnixDatagram::bind_addr(address)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(socket))
+    }
+
+    /// The next message that is no sign of life.
+    fn next(&self) -> Result<String> {
+        loop {
+            let message = self.any()?;
+            if message != ALIVE {
+                return Ok(message);
+            }
+        }
+    }
+
+    fn any(&self) -> Result<String> {
+        let mut message = [0; 4096];
+        let length = self.0.recv(&mut message).context("the service manager hears nothing")?;
+        Ok(String::from_utf8(message[..length].to_vec())?)
+    }
+
+    /// What lies there already, counted: messages that are signs of life.
+    fn signs_waiting(&self) -> Result<usize> {
+        self.0.set_nonblocking(true)?;
+        let mut signs = 0;
+        while let Ok(message) = self.any() {
+            ensure!(message == ALIVE, "{message}");
+            signs += 1;
+        }
+        self.0.set_nonblocking(false)?;
+        Ok(signs)
+    }
+}
+
+const ALIVE: &str = "WATCHDOG=1";
+
+#[test]
+fn the_service_manager_is_told_what_is_true() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let network = Network::new(Layout::Loopback)?;
+    let directory = Directory::new("notify")?;
+    let (path, file) = (directory.0.join("socket"), directory.0.join("f.yaml"));
+    fs::write(&file, "{}")?;
+    let ear = Ear::at(&UnixAddress::from_pathname(&path)?)?;
+    let variables = [("NOTIFY_SOCKET", &*path.to_string_lossy()), ("WATCHDOG_USEC", "600000")];
+    let (child, stderr) = start_with(&["--config", &file.to_string_lossy()], &variables, Stdio::null())?;
+    let first = ear.next()?;
+    ensure!(first == "READY=1\nSTATUS=sees every reset of this host", "{first}");
+    // Ready means that nothing is missed from now on.
+    network.client.enter(|| flood::refused(CLOSED, 1, 1))?;
+
+    for (text, status) in
+        [("filters: [{ drop: {} }]", "the new configuration runs"), ("filters: [{ drop: 1 }]", "is not taken")]
+    {
+        fs::write(&file, text)?;
+        signal(&child, Signal::HUP)?;
+        let (reloading, done) = (ear.next()?, ear.next()?);
+        ensure!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
+        ensure!(done.starts_with("READY=1\nSTATUS=") && done.contains(status), "{done}");
+    }
+
+    // Three in each time of the watchdog, and none while it stands still.
+    ear.signs_waiting()?;
+    (0..4).try_for_each(|_| ear.any().map(|message| assert_eq!(message, ALIVE)))?;
+    signal(&child, Signal::STOP)?;
+    std::thread::sleep(Duration::from_millis(300));
+    ear.signs_waiting()?;
+    std::thread::sleep(Duration::from_millis(700));
+    let signs = ear.signs_waiting()?;
+    signal(&child, Signal::CONT)?;
+    ensure!(signs == 0, "{signs} signs of life of a program that is stopped");
+
+    signal(&child, Signal::TERM)?;
+    let last = ear.next()?;
+    ensure!(last.starts_with("STOPPING=1\n"), "{last}");
+    let (status, said) = end(child, stderr)?;
+    ensure!(status.code() == Some(0), "{status}: {said}");
+    ensure!(Collector::counted(&said, "transmit", "passive", "port_closed") >= 1, "ready, and missed a reset: {said}");
+    Ok(())
+}
+
+#[test]
+fn a_start_that_fails_is_never_called_ready() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let name = format!("reset-collector-test-{}", std::process::id());
+    let ear = Ear::at(&UnixAddress::from_abstract_name(&name)?)?;
+    // The configuration is good, and the address in it is another's.
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let directory = Directory::new("notify-fails")?;
+    let file = directory.0.join("f.yaml");
+    fs::write(&file, format!("admin: {{ endpoint: \"{}\" }}", taken.local_addr()?))?;
+    let output = Command::new(program()?)
+        .args(["run", "--config"])
+        .arg(&file)
+        .env("NOTIFY_SOCKET", format!("@{name}"))
+        .stdin(Stdio::null())
+        .output()?;
+    ensure!(output.status.code() == Some(1), "{}", output.status);
+    ensure!(ear.signs_waiting()? == 0, "told something of a program that never ran");
+    Ok(())
+}
+
+/// A volume as the kubelet makes it of a ConfigMap: the file is a link to `..data/FILE`, and `..data` a link to a directory
+/// that is replaced as a whole.
+struct ConfigMap {
+    directory: Directory,
+    versions: u32,
+}
+
+impl ConfigMap {
+    const FILE: &str = "reset-collector.yaml";
+
+    fn mount(text: &str) -> Result<Self> {
+        let mut volume = Self { directory: Directory::new("config-map")?, versions: 0 };
+        volume.update(text)?;
+        symlink(Path::new("..data").join(Self::FILE), volume.file())?;
+        Ok(volume)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.0.join(Self::FILE)
+    }
+
+    /// As AtomicWriter does (pkg/volume/util/atomic_writer.go of Kubernetes): a new directory, a new link beside the old one,
+    /// one rename, and the old directory is removed.
+    fn update(&mut self, text: &str) -> Result<()> {
+        let root = &self.directory.0;
+        let old = fs::read_link(root.join("..data")).ok();
+        self.versions += 1;
+        let version = format!("..version_{}", self.versions);
+        fs::create_dir(root.join(&version))?;
+        fs::write(root.join(&version).join(Self::FILE), text)?;
+        symlink(&version, root.join("..data_tmp"))?;
+        fs::rename(root.join("..data_tmp"), root.join("..data"))?;
+        old.map_or(Ok(()), |old| fs::remove_dir_all(root.join(old)))?;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_swapped_config_map_is_taken_over_and_a_bad_one_is_not() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let network = Network::new(Layout::Loopback)?;
+    let mut volume = ConfigMap::mount("filters: []")?;
+    let collector = Collector::start(&["--config", &volume.file().to_string_lossy()], &[])?;
+    let wait = |what: &str, is_so: &dyn Fn() -> Result<bool>| -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so()? {
+            ensure!(Instant::now() < deadline, "{what}: {}", collector.said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    };
+    let records = || Ok::<_, anyhow::Error>(collector.records(&[network.client.inode])?.len());
+    let refused = || network.client.enter(|| flood::refused(CLOSED, 1, 1));
+    refused()?;
+    wait("both ends are told", &|| Ok(records()? == 2))?;
+
+    volume.update("filters: [{ drop: { network.io.direction: transmit } }]")?;
+    wait("the second version is not taken", &|| Ok(collector.said().contains("the new configuration runs")))?;
+    refused()?;
+    wait("one end is told", &|| Ok(records()? == 3))?;
+
+    volume.update("filters: [{ drop: { network.io.direction: sideways } }]")?;
+    wait("the third version is not refused", &|| Ok(collector.said().contains("the old one goes on")))?;
+    refused()?;
+    wait("one end is still told", &|| Ok(records()? == 4))?;
+    let (status, said) = collector.stop()?;
+    ensure!(status.success() && said.contains("sideways"), "{status}: {said}");
     Ok(())
 }

@@ -107,6 +107,14 @@ pub struct LaneSnapshot {
 }
 
 impl Snapshot {
+    /// Without a sign of life for so long the pipeline is broken; asked, it gives one within its next turn.
+    pub const LONGEST_SILENCE: Duration = Duration::from_secs(15);
+
+    /// For how long the pipeline has been broken; `None` while it is not.
+    pub fn stuck_for(&self) -> Option<Duration> {
+        self.since_beat.filter(|silence| *silence > Self::LONGEST_SILENCE)
+    }
+
     /// What the law leaves unexplained for a lane: always 0.
     pub fn imbalance(&self, lane: &LaneSnapshot) -> i128 {
         let sources = i128::from(self.captured) + i128::from(lane.recovered);

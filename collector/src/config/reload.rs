@@ -60,6 +60,12 @@ impl Watch {
         &self.path
     }
 
+    /// The file as it is now is about to be read: it is no change any more.
+    pub fn mark_seen(&mut self) {
+        self.seen = Identity::of(&self.path).ok().or(self.seen);
+        self.pending = None;
+    }
+
     /// Whether there is another content than before, which has not moved since it was last asked. A file that is gone is
     /// no change: it is mostly about to come back.
     pub fn has_changed(&mut self) -> bool {
@@ -209,7 +215,12 @@ mod tests {
         assert!(watch.has_changed());
         assert!(!watch.has_changed());
         fs::remove_file(&path).unwrap();
+        watch.mark_seen();
         assert!(!watch.has_changed(), "gone is no change");
+        fs::write(&path, "another").unwrap();
+        assert!(!watch.has_changed());
+        watch.mark_seen();
+        assert!(!watch.has_changed() && !watch.has_changed(), "it was read on a signal");
         fs::remove_dir_all(directory).unwrap();
     }
 

@@ -154,7 +154,7 @@ const OLD: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[c_long] = &[];
 
-/// Families of sockets: OTLP, the resolver, sock_diag.
+/// Families of sockets: OTLP, and the resolver, which asks for the host's addresses by netlink.
 const FAMILIES: [c_int; 4] = [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK];
 /// Commands of bpf(2) that need what is loaded already: maps, the walk through all tasks, detaching (uapi/linux/bpf.h).
 /// BPF_MAP_LOOKUP_ELEM, _UPDATE_ELEM, _DELETE_ELEM, _GET_NEXT_KEY, BPF_OBJ_GET_INFO_BY_FD, BPF_MAP_LOOKUP_BATCH,

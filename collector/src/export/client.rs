@@ -38,7 +38,7 @@ use crate::{
         answer::{Answer, BODY_LIMIT, GrpcStatus},
         connect::{Connector, chain},
         signal::Signal,
-        tls::{TlsConfig, TlsError},
+        tls::{self, TlsConfig, TlsError},
     },
 };
 
@@ -291,13 +291,14 @@ fn send_error(error: &legacy::Error, protocol: Protocol, answered: bool) -> Send
     if error.is_connect() {
         return SendError::Connect(text.trim_start_matches("client error (Connect): ").to_owned());
     }
-    let hint = match protocol {
+    let hint = match (tls::late_refusal_hint(&text), protocol) {
+        (Some(refused), _) => refused,
         _ if answered => "",
-        Protocol::Grpc => {
+        (None, Protocol::Grpc) => {
             "; no gRPC server at this endpoint? set protocol: http/protobuf, take the backend's gRPC port (4317), \
              or https:// if it wants TLS"
         }
-        Protocol::HttpProtobuf => {
+        (None, Protocol::HttpProtobuf) => {
             "; no OTLP/HTTP server at this endpoint? set protocol: grpc, take the backend's HTTP port (4318), \
              or https:// if it wants TLS"
         }

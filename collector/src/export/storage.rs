@@ -47,7 +47,10 @@ const POSITION_MAGIC: [u8; 4] = *b"RSTp";
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// The directory cannot be made, read or written.
-    #[error("sending_queue.storage {path}: {what}: {error}; give a directory on a local disk that this user can write")]
+    #[error(
+        "sending_queue.storage {path}: {what}: {error}; give a directory on a local disk that this user can write; in a \
+         container mount a volume there"
+    )]
     Directory {
         /// The file or directory.
         path: PathBuf,

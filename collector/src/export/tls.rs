@@ -101,9 +101,17 @@ pub(crate) fn handshake_hint(error: &std::io::Error) -> &'static str {
             "; renew the server's certificate, or set this host's clock"
         }
         Some(Error::InvalidMessage(_)) => "; the endpoint does not speak TLS: use http://",
-        Some(Error::AlertReceived(_)) => "; the server refused: does it want tls.cert_file and tls.key_file?",
+        Some(Error::AlertReceived(_)) => REFUSED,
         _ => "",
     }
+}
+
+const REFUSED: &str = "; the server refused: does it want tls.cert_file and tls.key_file, or others?";
+
+/// The same for a refusal that came after the handshake, as TLS 1.3's of a client's certificate does. By then rustls's
+/// error is a text within others (`AlertReceived`).
+pub(crate) fn late_refusal_hint(text: &str) -> Option<&'static str> {
+    text.contains("received fatal alert").then_some(REFUSED)
 }
 
 fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {

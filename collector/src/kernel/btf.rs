@@ -4,7 +4,13 @@
 //! Reads the format of Documentation/bpf/btf.rst and nothing more of it than is asked here; aya keeps its own walk
 //! private. A file that is cut short or wrong is an error, never a panic.
 
-use std::{collections::HashMap, fs, io, path::Path};
+use std::{
+    collections::{HashMap, hash_map::RandomState},
+    fs,
+    hash::BuildHasher,
+    io,
+    path::Path,
+};
 
 use probes::field::Place;
 
@@ -66,7 +72,9 @@ pub struct Types {
     strings: usize,
     /// Byte of each type, by its id; id 0 is void.
     types: Vec<usize>,
-    named: HashMap<Vec<u8>, u32>,
+    /// First of the types of a name, by the name's hash: a hundred thousand copies of names would stay in the heap as holes.
+    named: HashMap<u64, u32>,
+    hasher: RandomState,
 }
 
 impl Types {
@@ -92,7 +100,13 @@ impl Types {
         let section = |offset: usize, length: usize| header.checked_add(offset)?.checked_add(length);
         let end = section(first, length).filter(|end| *end <= bytes.len()).ok_or(("the types are cut short", 8))?;
         section(strings, strings_len).filter(|end| *end <= bytes.len()).ok_or(("the strings are cut short", 16))?;
-        let mut types = Self { strings: header + strings, types: vec![0], named: HashMap::new(), bytes };
+        let mut types = Self {
+            strings: header + strings,
+            types: vec![0],
+            named: HashMap::new(),
+            hasher: RandomState::new(),
+            bytes,
+        };
         types.index(header + first, end)?;
         Ok(types)
     }
@@ -112,9 +126,10 @@ impl Types {
             let id = self.types.len() as u32;
             self.types.push(at);
             if matches!(kind, kind::STRUCT | kind::ENUM | kind::ENUM64 | kind::TYPEDEF) {
-                let name = self.name_at(at).to_vec();
+                let name = self.name_at(at);
                 if !name.is_empty() {
-                    self.named.entry(name).or_insert(id);
+                    let hash = self.hasher.hash_one(name);
+                    self.named.entry(hash).or_insert(id);
                 }
             }
             at += TYPE_LEN + extra;
@@ -141,6 +156,13 @@ impl Types {
         self.types.get(id as usize).copied().filter(|at| *at != 0)
     }
 
+    /// The first structure, enum or typedef of a name.
+    fn find(&self, name: &str) -> Option<u32> {
+        let id = *self.named.get(&self.hasher.hash_one(name.as_bytes()))?;
+        // Two names of one hash: one in a billion kernels, whose hooks then say that they cannot run.
+        (self.name_at(self.at(id)?) == name.as_bytes()).then_some(id)
+    }
+
     /// Through typedefs and qualifiers to the type itself.
     fn resolve(&self, mut id: u32) -> Option<usize> {
         for _ in 0..MAX_DEPTH {
@@ -157,7 +179,7 @@ impl Types {
 
     /// Where the member at a dotted path lies in a struct; `None` where this kernel has none such.
     pub fn place(&self, structure: &str, path: &str) -> Option<Place> {
-        let mut at = self.at(*self.named.get(structure.as_bytes())?)?;
+        let mut at = self.at(self.find(structure)?)?;
         let mut bits = 0u32;
         let mut width = 0;
         for name in path.split('.') {
@@ -199,7 +221,7 @@ impl Types {
 
     /// Names and values of an enum, without the common prefix given; empty where this kernel has none such.
     pub fn enumerators(&self, name: &str, prefix: &str) -> Vec<(u32, String)> {
-        let Some(at) = self.named.get(name.as_bytes()).and_then(|id| self.at(*id)) else { return Vec::new() };
+        let Some(at) = self.find(name).and_then(|id| self.at(id)) else { return Vec::new() };
         let Some((kind, count)) = self.kind_at(at) else { return Vec::new() };
         let step = if kind == kind::ENUM64 { 12 } else { 8 };
         (0..count)
@@ -218,9 +240,38 @@ impl Types {
         })
     }
 
+    /// BTF in which every type has the id that it has here, and nothing but the typedefs and functions of these names says
+    /// what it is.
+    pub fn skeleton(&self, names: &[String]) -> Vec<u8> {
+        /// A kind without further bytes, for what is left out.
+        const FORWARD: u32 = 7;
+        let mut strings = vec![0];
+        let mut types = Vec::with_capacity(self.types.len() * TYPE_LEN);
+        for at in self.types.iter().skip(1) {
+            let kind = self.kind_at(*at).map_or(0, |(kind, _)| kind);
+            let name = Some(self.name_at(*at)).filter(|_| matches!(kind, kind::TYPEDEF | kind::FUNC));
+            let words = match name.filter(|name| names.iter().any(|wanted| wanted.as_bytes() == *name)) {
+                Some(name) => {
+                    let offset = strings.len() as u32;
+                    strings.extend(name.iter().chain(&[0]));
+                    [offset, kind << 24, 0]
+                }
+                None => [0, FORWARD << 24, 0],
+            };
+            types.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
+        }
+        let mut bytes = MAGIC.to_ne_bytes().to_vec();
+        bytes.extend([1, 0]);
+        let header = [HEADER_LEN, 0, types.len(), types.len(), strings.len()];
+        bytes.extend(header.iter().flat_map(|word| (*word as u32).to_ne_bytes()));
+        bytes.extend(types);
+        bytes.extend(strings);
+        bytes
+    }
+
     /// How many arguments a tracepoint has; `None` where this kernel has no such tracepoint.
     pub fn tracepoint_arguments(&self, name: &str) -> Option<usize> {
-        let id = *self.named.get(format!("btf_trace_{name}").as_bytes())?;
+        let id = self.find(&format!("btf_trace_{name}"))?;
         let pointer = self.resolve(id)?;
         if self.kind_at(pointer)?.0 != kind::POINTER {
             return None;
@@ -256,6 +307,19 @@ mod tests {
         assert!(types.has_function("tcp_v4_send_reset") && !types.has_function("no_such_function"));
         assert!(!types.has_function("sock"), "a structure is no function");
         assert!(types.enumerators("skb_drop_reason", "SKB_DROP_REASON_").iter().any(|(_, name)| name == "NO_SOCKET"));
+    }
+
+    #[test]
+    fn a_skeleton_keeps_ids_and_names() {
+        let types = Types::from_file(Path::new(VMLINUX)).expect("this kernel has BTF");
+        let names = ["btf_trace_tcp_receive_reset", "bpf_iter_task", "no_such_name"].map(str::to_owned);
+        let skeleton = Types::parse(types.skeleton(&names)).expect("BTF");
+        assert_eq!(skeleton.types.len(), types.types.len());
+        let typedef = |types: &Types| types.find(&names[0]);
+        assert!(typedef(&types).is_some());
+        assert_eq!(typedef(&skeleton), typedef(&types));
+        assert!(skeleton.has_function("bpf_iter_task") && !skeleton.has_function("tcp_v4_send_reset"));
+        assert_eq!(skeleton.tracepoint_arguments("tcp_receive_reset"), None, "what it is a typedef of is left out");
     }
 
     #[test]

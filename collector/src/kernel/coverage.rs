@@ -15,6 +15,7 @@ use crate::{
     kernel::{
         Coverage, Kernel, KernelError,
         capability::{CAPABILITIES, Capability, Held, Need, how_to_get},
+        confinement::Confinement,
         selftest::{self, Outcome, SelfTestError},
         vintage,
     },
@@ -23,6 +24,7 @@ use crate::{
 
 /// This process's own view of processes.
 const PROC: &str = "/proc";
+const SYS: &str = "/sys";
 
 /// What is known of the host beside the hooks.
 #[derive(Clone, Debug)]
@@ -35,6 +37,8 @@ pub struct Host {
     pub difference: Option<String>,
     /// Capabilities of this process.
     pub held: Held,
+    /// What else fences this process in.
+    pub confinement: Confinement,
     /// The mode of kernel lockdown, where it is on.
     pub lockdown: Option<String>,
 }
@@ -48,6 +52,7 @@ impl Host {
             btf: btf.to_owned(),
             difference: vintage::difference(btf),
             held: Held::read(Path::new(PROC)),
+            confinement: Confinement::read(Path::new(PROC), Path::new(SYS)),
             lockdown: lockdown.and_then(|text| lockdown_mode(&text)),
         }
     }
@@ -316,6 +321,15 @@ fn advice(host: &Host, failure: Option<&KernelError>, hook_fails: bool) -> Vec<S
                 .to_owned(),
         );
     }
+    let is_denied = matches!(failure, Some(KernelError::Load(_) | KernelError::NoHook(_)));
+    if is_denied && missing.is_empty() && host.confinement.has_seccomp_filter {
+        lines.push(
+            "the capabilities are there, but a seccomp filter is on and may forbid bpf(2) or perf_event_open(2): Docker: \
+             leave --security-opt seccomp=… out, its own profile allows them with the capabilities; Kubernetes: \
+             seccompProfile: { type: RuntimeDefault }; systemd: SystemCallFilter=@system-service bpf perf_event_open"
+                .to_owned(),
+        );
+    }
     if let Some(mode) = host.lockdown.as_deref().filter(|mode| *mode == "confidentiality") {
         lines.push(format!(
             "the kernel is locked down ({mode}), which forbids eBPF to read kernel memory: boot with lockdown=integrity \
@@ -328,7 +342,10 @@ fn advice(host: &Host, failure: Option<&KernelError>, hook_fails: bool) -> Vec<S
             host.release, RING_BUFFER_SINCE.0, RING_BUFFER_SINCE.1
         ));
     }
-    if matches!(failure, Some(KernelError::Btf(_))) {
+    let lacks_types = matches!(failure, Some(KernelError::Btf(_)));
+    if lacks_types && host.confinement.lacks_sysfs {
+        lines.push(format!("there is no {SYS} here: in a container mount the host's, read-only, at {SYS}"));
+    } else if lacks_types {
         lines.push(format!(
             "without the kernel's types nothing can be loaded: a kernel built with CONFIG_DEBUG_INFO_BTF=y has them in \
              {}; for others, give a file made for exactly Linux {} with --btf FILE",
@@ -340,9 +357,28 @@ fn advice(host: &Host, failure: Option<&KernelError>, hook_fails: bool) -> Vec<S
     if failure.is_some() || hook_fails {
         lines.extend(host.difference.clone());
     }
+    lines.extend(less_known(host));
+    lines
+}
+
+/// What of the owners of resets is not known, though every reset is seen, and what to do: a line each.
+pub fn less_known(host: &Host) -> Vec<String> {
+    let mut lines = Vec::new();
     let owners = host.held.missing(Need::Owners);
     if !owners.is_empty() {
         lines.push(format!("{LESS_KNOWN} without {}; {}", names(&owners), ways(&owners)));
+    }
+    if host.confinement.in_pid_namespace {
+        lines.push(format!(
+            "{LESS_KNOWN}, and applications' spans are not matched, in a pid namespace of its own: Docker: --pid host; \
+             Kubernetes: hostPID: true (with shareProcessNamespace: true the pod's own owners are known)"
+        ));
+    }
+    if let Some(profile) = &host.confinement.apparmor {
+        lines.push(format!(
+            "{LESS_KNOWN} if the AppArmor profile {profile} keeps this process from reading others; Docker: \
+             --security-opt apparmor=unconfined; Kubernetes: securityContext: {{ appArmorProfile: {{ type: Unconfined }} }}"
+        ));
     }
     lines
 }

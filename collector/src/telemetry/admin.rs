@@ -23,8 +23,6 @@ const HEADER_TIME: Duration = Duration::from_secs(5);
 const CONNECTION_TIME: Duration = Duration::from_secs(60);
 const HEADER_BYTES: usize = 16 << 10;
 const HEADERS: usize = 64;
-/// Without a sign of life for so long the pipeline is broken; it gives one every second.
-const LONGEST_SILENCE: Duration = Duration::from_secs(15);
 /// After a failed accept (no file descriptors left, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -119,11 +117,11 @@ fn answer(request: &Request<Incoming>, account: &Account) -> Response<Full<Bytes
 
 /// Alive: the pipeline's loop turns, whether resets come or not.
 fn healthy(snapshot: &Snapshot) -> Result<String, String> {
-    match snapshot.since_beat {
-        Some(silence) if silence > LONGEST_SILENCE => {
+    match snapshot.stuck_for() {
+        Some(silence) => {
             Err(format!("the pipeline has given no sign of life for {} s: restart the collector\n", silence.as_secs()))
         }
-        _ => Ok(report(snapshot)),
+        None => Ok(report(snapshot)),
     }
 }
 

@@ -8,6 +8,7 @@ mod disk;
 mod law;
 mod lines;
 mod own_health;
+mod peers;
 mod sending;
 mod strangers;
 mod throughput;

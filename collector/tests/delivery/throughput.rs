@@ -31,10 +31,13 @@ use reset_collector::{
 };
 use tokio::runtime::Handle;
 
-use crate::sending::{LOGS, to};
+use crate::{
+    peers,
+    sending::{LOGS, to},
+};
 
-const RECORDS: u32 = 4096;
-const BATCHES: u32 = 250;
+pub(crate) const RECORDS: u32 = 4096;
+pub(crate) const BATCHES: u32 = 250;
 
 /// Runs in a process of its own, as the measurement below starts it: takes every request and forgets it.
 #[tokio::test]
@@ -65,13 +68,19 @@ async fn swallow(mut request: Request<Incoming>) -> Result<Response<BoxBody<Byte
     Ok(Response::builder().header("content-type", kind).body(body.boxed()).unwrap())
 }
 
+pub(crate) fn attribute_name(at: u32) -> String {
+    format!("tcp.connection.attribute_{at:02}")
+}
+
+pub(crate) fn attribute_value(number: u32, at: u32) -> String {
+    format!("{}", number.wrapping_mul(2_654_435_761) >> at)
+}
+
 /// A request of records with twenty attributes each, as resets have.
 fn request() -> Bytes {
     let attribute = |number: u32, at: u32| KeyValue {
-        key: format!("tcp.connection.attribute_{at:02}"),
-        value: Some(AnyValue {
-            value: Some(Value::StringValue(format!("{}", number.wrapping_mul(2_654_435_761) >> at))),
-        }),
+        key: attribute_name(at),
+        value: Some(AnyValue { value: Some(Value::StringValue(attribute_value(number, at))) }),
         ..KeyValue::default()
     };
     let record = |number: u32| LogRecord {
@@ -85,8 +94,9 @@ fn request() -> Bytes {
     ExportLogsServiceRequest { resource_logs }.encode_to_vec().into()
 }
 
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+/// Processor time of a process, `self` or its number.
+pub(crate) fn cpu_seconds(process: &str) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().collect();
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     ticks as f64 / rustix::param::clock_ticks_per_second() as f64
@@ -118,18 +128,66 @@ async fn throughput() {
                 let storage = on_disk.then(|| directory.path().to_owned());
                 let queue = Queue { size: 10 * RECORDS as usize, storage, ..Queue::default() };
                 let destination = Destination { compression, queue, ..to(&endpoint, protocol) };
-                measure(&destination, &message).await;
+                let cost = measure(&destination, &message).await;
+                if on_disk {
+                    continue;
+                }
+                let (from, to) = (&message, endpoint.as_str());
+                if let Some(cost) = peers::collector(from, to, protocol, compression).await {
+                    say(&format!("OpenTelemetry Collector, receives and exports, {protocol:?} {compression:?}"), cost);
+                }
+                if protocol == Protocol::Grpc && compression != Compression::Zstd {
+                    say(&format!("opentelemetry_sdk, makes records and exports, {protocol:?} {compression:?}"), {
+                        peers::sdk(to, compression == Compression::Gzip).await
+                    });
+                }
+                assert!(cost.records_per_second > 0.0);
             }
         }
+    }
+    if let Some(cost) = peers::collector_that_only_receives(&message).await {
+        say("OpenTelemetry Collector, receives only, Grpc None", cost);
     }
     sink.kill().unwrap();
     sink.wait().unwrap();
 }
 
-async fn measure(destination: &Destination, message: &Bytes) {
+/// What a way out does and takes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cost {
+    pub(crate) records_per_second: f64,
+    pub(crate) cpu_seconds_per_million: f64,
+}
+
+impl Cost {
+    pub(crate) fn of(wall: f64, cpu: f64) -> Self {
+        let records = f64::from(RECORDS * BATCHES);
+        Self { records_per_second: records / wall, cpu_seconds_per_million: cpu / records * 1e6 }
+    }
+}
+
+fn say(what: &str, cost: Cost) {
+    eprintln!(
+        "{what}: {:.0} records/s, {:.2} CPU s per million, {:.0} records/s/core",
+        cost.records_per_second,
+        cost.cpu_seconds_per_million,
+        1e6 / cost.cpu_seconds_per_million
+    );
+}
+
+async fn measure(destination: &Destination, message: &Bytes) -> Cost {
+    let (started, cpu) = (Instant::now(), cpu_seconds("self"));
+    send(destination, message).await;
+    let cost = Cost::of(started.elapsed().as_secs_f64(), cpu_seconds("self") - cpu);
+    let place = if destination.queue.storage.is_some() { "on disk" } else { "in memory" };
+    say(&format!("{:?} {:?} {place}", destination.protocol, destination.compression), cost);
+    cost
+}
+
+/// Sends all requests and waits until they were accepted.
+pub(crate) async fn send(destination: &Destination, message: &Bytes) {
     let account = Arc::new(Account::new());
     let exporter = Exporter::start(destination, LOGS, account.clone(), &Handle::current()).unwrap();
-    let (started, cpu) = (Instant::now(), cpu_seconds());
     for _ in 0..BATCHES {
         while account.snapshot().lanes[0].queued > 8 * u64::from(RECORDS) {
             tokio::time::sleep(Duration::from_micros(200)).await;
@@ -138,16 +196,5 @@ async fn measure(destination: &Destination, message: &Bytes) {
         exporter.push(&Batch { resets: RECORDS, logs: Some(message.clone()), traces: None });
     }
     exporter.shutdown(Instant::now() + Duration::from_secs(60)).await;
-    let (wall, cpu) = (started.elapsed().as_secs_f64(), cpu_seconds() - cpu);
-    let records = f64::from(RECORDS * BATCHES);
     assert_eq!(account.snapshot().lanes[0].exported, u64::from(RECORDS * BATCHES));
-    eprintln!(
-        "{:?} {:?} {}: {:.0} records/s, {:.2} CPU s per million, {:.0} records/s/core",
-        destination.protocol,
-        destination.compression,
-        if destination.queue.storage.is_some() { "on disk" } else { "in memory" },
-        records / wall,
-        cpu / records * 1e6,
-        records / cpu
-    );
 }

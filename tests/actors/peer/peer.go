@@ -5,7 +5,7 @@
 // And what fills a machine, for the test under load:
 //
 //	peer answer ADDRESS PORT                                 resets connections that send "r", closes those that send "c", keeps others
-//	peer demand FROM ADDRESS PORT TIMES                      makes resets one after another, by turns its own and the peer's
+//	peer demand FROM ADDRESS PORT TIMES [SECONDS]            makes resets one after another, by turns its own and the peer's; lives on
 //	peer noise FROM ADDRESS PORT RATE SECONDS                connections a second that end well
 package main
 
@@ -120,6 +120,9 @@ func main() {
 		hold(must(net.FileConn(os.NewFile(uintptr(number(rest[0])), "connection"))))
 	case "demand":
 		demand(rest[0], rest[1], rest[2], number(rest[3]))
+		if len(rest) > 4 {
+			time.Sleep(time.Duration(number(rest[4])) * time.Second)
+		}
 	case "noise":
 		noise(rest[0], rest[1], rest[2], number(rest[3]), number(rest[4]))
 	}

@@ -1,0 +1,333 @@
+//! The program as the image has it: alone in a root that nothing may be written to, with four capabilities. As node agent,
+//! as sidecar, and without each thing that it needs in turn.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "a skip says why")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use reset_collector_tests::{
+    backend::Backend,
+    collector::{Collector, program},
+    container::{self, Container},
+    network::{Layout, Network},
+    owner::build_peer,
+    record::Record,
+};
+use serde_json::json;
+
+const NEEDED: [&str; 4] = ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"];
+const PATIENCE: Duration = Duration::from_secs(30);
+const SERVER: &str = "127.0.1.1";
+const CLIENT: &str = "127.0.6.1";
+const PORT: &str = "7000";
+const TIMES: usize = 20;
+/// Where a configuration is mounted.
+const DIRECTORY: &str = "/etc/reset-collector";
+
+fn skipped() -> bool {
+    let reason = container::skip_reason();
+    reason.iter().for_each(|reason| println!("{reason}"));
+    reason.is_some()
+}
+
+/// The program under test in a container that has what it needs, and the host's pids.
+fn node_agent(arguments: &[&str]) -> Result<Container> {
+    let mut container = Container::new(&program()?, arguments)?;
+    container.set_capabilities(&NEEDED);
+    container.join("pid", None);
+    Ok(container)
+}
+
+/// The workload: clients that another user runs, so that looking at them takes the capabilities.
+fn workload(peer: &Path) -> Result<Container> {
+    // It lives until it has been looked at, however busy the machine is; the test ends it.
+    let seconds = (2 * PATIENCE.as_secs()).to_string();
+    let mut container = Container::new(peer, &["demand", CLIENT, SERVER, PORT, &TIMES.to_string(), &seconds])?;
+    container.set_variable("OTEL_SERVICE_NAME", "inside");
+    container.config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+    Ok(container)
+}
+
+/// A program that ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+fn start(command: &mut Command) -> Result<Running> {
+    Ok(Running(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
+}
+
+/// Runs the workload and returns the records of its end of the connections.
+fn records_of_workload(collector: &Collector, network: &Network, workload: &Container) -> Result<Vec<Record>> {
+    let _running = start(&mut workload.command()?)?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut records = collector.records(&[network.server.inode])?;
+        records.retain(|record| record.text("network.local.address") == CLIENT);
+        if records.len() >= TIMES {
+            return Ok(records);
+        }
+        ensure!(Instant::now() < deadline, "{} records of {TIMES}: {}", records.len(), collector.said());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A directory that goes with the test.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn with(name: &str, configuration: &str) -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("reset-collector-image-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path)?;
+        fs::write(path.join("f.yaml"), configuration)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+#[test]
+fn as_node_agent_it_knows_every_pods_owners_and_sends_to_a_name() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let (peer, network, backend) = (build_peer()?, Network::new(Layout::Loopback)?, Backend::start()?);
+    let configuration =
+        format!("export: {{ console: json, otlp: {{ endpoint: \"http://localhost:{}\" }} }}", backend.grpc.port());
+    let directory = Directory::with("agent", &configuration)?;
+    let mut agent = node_agent(&["run", "--config", &format!("{DIRECTORY}/f.yaml")])?;
+    // With the host's network here, so that the backend's port is there. Names are looked up as in every container: by
+    // files that the runtime mounts.
+    agent.join("network", None);
+    agent.mount(&directory.0, DIRECTORY);
+    agent.mount(Path::new("/etc/hosts"), "/etc/hosts");
+    let collector = Collector::start_as(agent.command()?, |_| true)?;
+    ensure!(!collector.said().contains("less is known"), "something is missing: {}", collector.said());
+
+    let _server = start(network.server.command_of(&peer).args(["answer", SERVER, PORT]))?;
+    std::thread::sleep(Duration::from_millis(500));
+    let mut workload = workload(&peer)?;
+    workload.join("network", Some(&network.server.file()));
+    for record in records_of_workload(&collector, &network, &workload)? {
+        ensure!(record.text("service.name") == "inside", "{record:?}");
+        ensure!(record.text("container.id") == workload.id(), "{record:?}");
+        ensure!(record.text("process.executable.name") == "reset-peer", "{record:?}");
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let arrived = || -> Result<usize> {
+        let logs = backend.logs()?;
+        Ok(logs.iter().filter(|log| log.resource.get("service.name").is_some_and(|name| name == "inside")).count())
+    };
+    while arrived()? < TIMES {
+        ensure!(Instant::now() < deadline, "{} of {TIMES} arrived: {}", arrived()?, collector.said());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (status, said) = collector.stop()?;
+    ensure!(status.success(), "{status}: {said}");
+    Ok(())
+}
+
+#[test]
+fn as_sidecar_it_knows_the_owners_of_its_pod() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let (peer, network) = (build_peer()?, Network::new(Layout::Loopback)?);
+    // The first container of the pod: its namespaces are the pod's, as with `shareProcessNamespace`.
+    let mut server = Container::new(&peer, &["answer", SERVER, PORT])?;
+    server.join("network", Some(&network.server.file()));
+    let _server = start(&mut server.command()?)?;
+    let deadline = Instant::now() + PATIENCE;
+    while server.pid().is_err() {
+        ensure!(Instant::now() < deadline, "the first container of the pod does not start");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pids = PathBuf::from(format!("/proc/{}/ns/pid", server.pid()?));
+
+    let mut sidecar = node_agent(&["run"])?;
+    sidecar.join("network", Some(&network.server.file()));
+    sidecar.join("pid", Some(&pids));
+    let collector = Collector::start_as(sidecar.command()?, |_| true)?;
+    ensure!(collector.said().contains("hostPID: true"), "it does not say what it cannot know: {}", collector.said());
+    let mut workload = workload(&peer)?;
+    workload.join("network", Some(&network.server.file()));
+    workload.join("pid", Some(&pids));
+    for record in records_of_workload(&collector, &network, &workload)? {
+        ensure!(record.text("service.name") == "inside", "{record:?}");
+        ensure!(record.text("process.executable.name") == "reset-peer", "{record:?}");
+    }
+    let (status, said) = collector.stop()?;
+    ensure!(status.success(), "{status}: {said}");
+    Ok(())
+}
+
+/// What is taken from the container.
+struct Lack {
+    what: &'static str,
+    take: fn(&mut Container),
+    configuration: &'static str,
+    /// Whether resets are seen all the same.
+    starts: bool,
+    /// What the message must have: what is missing, and how it is given by Docker and by Kubernetes.
+    says: &'static [&'static str],
+}
+
+fn without(container: &mut Container, capability: &str) {
+    let rest: Vec<&str> = NEEDED.into_iter().filter(|needed| *needed != capability).collect();
+    container.set_capabilities(&rest);
+}
+
+const LACKS: [Lack; 9] = [
+    Lack {
+        what: "CAP_BPF",
+        take: |container| without(container, "CAP_BPF"),
+        configuration: "",
+        starts: false,
+        says: &["CAP_BPF", "--cap-add BPF", "add: [BPF]"],
+    },
+    Lack {
+        what: "CAP_PERFMON",
+        take: |container| without(container, "CAP_PERFMON"),
+        configuration: "",
+        starts: false,
+        says: &["CAP_PERFMON", "--cap-add PERFMON", "add: [PERFMON]"],
+    },
+    Lack {
+        what: "CAP_SYS_PTRACE",
+        take: |container| without(container, "CAP_SYS_PTRACE"),
+        configuration: "",
+        starts: true,
+        says: &["less is known of the owners", "CAP_SYS_PTRACE", "--cap-add SYS_PTRACE", "add: [SYS_PTRACE]"],
+    },
+    Lack {
+        what: "CAP_DAC_READ_SEARCH",
+        take: |container| without(container, "CAP_DAC_READ_SEARCH"),
+        configuration: "",
+        starts: true,
+        says: &["less is known of the owners", "--cap-add DAC_READ_SEARCH", "add: [DAC_READ_SEARCH]"],
+    },
+    Lack {
+        what: "the host's pids",
+        take: |container| {
+            container.join("pid", None);
+            let namespaces = container.config["linux"]["namespaces"].as_array_mut();
+            namespaces.into_iter().for_each(|namespaces| namespaces.push(json!({ "type": "pid" })));
+        },
+        configuration: "",
+        starts: true,
+        says: &["less is known of the owners", "--pid host", "hostPID: true"],
+    },
+    Lack {
+        what: "/sys",
+        take: |container| container.unmount("/sys"),
+        configuration: "",
+        starts: false,
+        says: &["/sys/kernel/btf/vmlinux", "in a container mount the host's, read-only, at /sys"],
+    },
+    Lack {
+        what: "bpf(2), by seccomp",
+        take: |container| {
+            container.config["linux"]["seccomp"] = json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{ "names": ["bpf"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }],
+            });
+        },
+        configuration: "",
+        starts: false,
+        says: &["seccomp filter", "--security-opt seccomp", "seccompProfile: { type: RuntimeDefault }"],
+    },
+    Lack {
+        what: "a directory for the queue",
+        take: |_| (),
+        configuration: "export: { otlp: { endpoint: \"http://127.0.0.1:1\", sending_queue: { storage: /var/lib/queue } } }",
+        starts: false,
+        says: &["sending_queue.storage /var/lib/queue", "in a container mount a volume there"],
+    },
+    Lack {
+        what: "certificate authorities",
+        take: |_| (),
+        configuration: "export: { otlp: { endpoint: \"https://127.0.0.1:1\" } }",
+        starts: false,
+        says: &["no certificate authorities", "tls.ca_file"],
+    },
+];
+
+#[test]
+fn without_each_thing_that_it_needs_it_says_which_and_how_to_give_it() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    for lack in &LACKS {
+        let directory = Directory::with("lack", lack.configuration)?;
+        let file = format!("{DIRECTORY}/f.yaml");
+        let arguments: &[&str] =
+            if lack.configuration.is_empty() { &["run"] } else { &["run", "--config", file.as_str()] };
+        let mut container = node_agent(arguments)?;
+        container.mount(&directory.0, DIRECTORY);
+        (lack.take)(&mut container);
+        let said = if lack.starts {
+            let (status, said) = Collector::start_as(container.command()?, |_| true)?.stop()?;
+            ensure!(status.success(), "without {}: {status}: {said}", lack.what);
+            said
+        } else {
+            let output = container.command()?.output()?;
+            let said = String::from_utf8(output.stderr)?;
+            ensure!(output.status.code() == Some(1), "without {}: {}: {said}", lack.what, output.status);
+            said
+        };
+        for word in lack.says {
+            ensure!(said.contains(word), "without {}, no {word:?} in: {said}", lack.what);
+        }
+        println!("without {}: {}", lack.what, said.lines().next().unwrap_or_default());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_configuration_that_is_not_mounted_is_named() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let output = node_agent(&["run", "--config", "/etc/reset-collector/reset-collector.yaml"])?.command()?.output()?;
+    let said = String::from_utf8(output.stderr)?;
+    ensure!(output.status.code() == Some(2), "{}: {said}", output.status);
+    ensure!(said.contains("/etc/reset-collector/reset-collector.yaml") && said.contains("must be mounted"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn health_answers_for_the_image() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let network = Network::new(Layout::Loopback)?;
+    let directory = Directory::with("health", "admin: { endpoint: \"127.0.0.1:9464\" }")?;
+    let mut container = node_agent(&["run", "--config", &format!("{DIRECTORY}/f.yaml")])?;
+    container.join("network", Some(&network.client.file()));
+    container.mount(&directory.0, DIRECTORY);
+    // What HEALTHCHECK runs: the same program, in the same network.
+    let health = || -> Result<bool> {
+        let status = network.client.command_of(&program()?).arg("health").stdout(Stdio::null()).status();
+        Ok(status.context("health")?.success())
+    };
+    ensure!(!health()?, "well, though nothing runs");
+    let collector = Collector::start_as(container.command()?, |_| true)?;
+    ensure!(health()?, "not well: {}", collector.said());
+    Ok(())
+}
