@@ -1,9 +1,6 @@
 //! A call that failed at the time of a reset which was another's: whatever passes, in whatever order, it is not named.
 
-use std::{
-    slice::from_ref,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use opentelemetry_proto::tonic::trace::v1::Span;
 use reset_collector::reset::{Connection, Reset};
@@ -58,19 +55,21 @@ fn play(resets: &[Reset], batches: &[&[Span]]) -> (Vec<Said>, Vec<(u8, usize)>) 
 fn the_true_span_comes_in_the_next_batch() {
     let resets = [of_unanswered(40_002, 19)];
     let (sibling, own) = (cut_off(1, 0, 20), cut_off(2, 0, 21));
+    let [first, second] = [[sibling.clone()], [own.clone()]];
     let expected = (NOBODY_KNOWS.to_vec(), Vec::new());
-    assert_eq!(play(&resets, &[from_ref(&sibling), from_ref(&own)]), expected, "the sibling first");
-    assert_eq!(play(&resets, &[from_ref(&own), from_ref(&sibling)]), expected, "the true one first");
+    assert_eq!(play(&resets, &[&first, &second]), expected, "the sibling first");
+    assert_eq!(play(&resets, &[&second, &first]), expected, "the true one first");
     assert_eq!(play(&resets, &[&[sibling, own, later()]]), expected, "both at once");
 }
 
 #[test]
 fn the_only_one_is_named_and_marked_once_no_other_can_come() {
     let resets = [of_unanswered(40_001, 19)];
-    let own = cut_off(1, 0, 20);
-    assert_eq!(play(&resets, &[from_ref(&own)]), (on(1), vec![]), "more may come: told after the wait, on a child");
-    assert_eq!(play(&resets, &[&[own.clone(), later()]]), (on(1), vec![(1, 1)]), "the process has ended calls since");
-    assert_eq!(play(&resets, &[&[own], &[later()]]), (on(1), vec![]), "the span had left");
+    let own = [cut_off(1, 0, 20)];
+    let both = [own[0].clone(), later()];
+    assert_eq!(play(&resets, &[&own]), (on(1), vec![]), "more may come: told after the wait, on a child");
+    assert_eq!(play(&resets, &[&both]), (on(1), vec![(1, 1)]), "the process has ended calls since");
+    assert_eq!(play(&resets, &[&own, &[later()]]), (on(1), vec![]), "the span had left");
 }
 
 #[test]
