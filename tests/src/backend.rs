@@ -1,6 +1,7 @@
 //! A real OpenTelemetry Collector that writes what it gets into a file.
 
 use std::{
+    io::{BufRead, BufReader},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -131,20 +132,35 @@ impl Backend {
     /// # Errors
     /// A line of the file is not OTLP's JSON.
     pub fn logs(&self) -> Result<Vec<Log>> {
-        let text = std::fs::read_to_string(self.directory.join("logs.json")).unwrap_or_default();
         let mut logs = Vec::new();
+        self.each_log(|log| {
+            logs.push(log);
+            Ok(())
+        })?;
+        Ok(logs)
+    }
+
+    /// Takes the log records that have arrived one by one: a host of many resets has more than memory holds.
+    ///
+    /// # Errors
+    /// A line of the file is not OTLP's JSON, or `take` fails.
+    pub fn each_log(&self, mut take: impl FnMut(Log) -> Result<()>) -> Result<()> {
+        let Ok(file) = std::fs::File::open(self.directory.join("logs.json")) else { return Ok(()) };
+        let mut lines = BufReader::new(file);
+        let mut line = String::new();
         // The last line may be half written.
-        for line in text.lines().take(text.matches('\n').count()) {
-            let request: Value = serde_json::from_str(line).context("the backend's file")?;
+        while lines.read_line(&mut line)? > 0 && line.ends_with('\n') {
+            let request: Value = serde_json::from_str(&line).context("the backend's file")?;
             for of_resource in list(&request["resourceLogs"]) {
                 let resource = plain(&of_resource["resource"]["attributes"]);
                 let records = list(&of_resource["scopeLogs"]).flat_map(|scope| list(&scope["logRecords"]));
                 for record in records {
-                    logs.push(Log::read(record, resource.clone())?);
+                    take(Log::read(record, resource.clone())?)?;
                 }
             }
+            line.clear();
         }
-        Ok(logs)
+        Ok(())
     }
 }
 

@@ -211,11 +211,12 @@ type Identity = (u16, String, u64);
 /// How often each record of a network namespace has arrived.
 fn arrived(backend: &Backend, namespace: u32) -> Result<HashMap<Identity, u64>> {
     let mut times = HashMap::new();
-    for log in backend.logs()? {
+    backend.each_log(|log| {
         if log.attributes["tcp.network_namespace"].as_u64() == Some(namespace.into()) {
             *times.entry(identity(log.time_ns, |name| log.attributes.get(name))?).or_default() += 1;
         }
-    }
+        Ok(())
+    })?;
     Ok(times)
 }
 
