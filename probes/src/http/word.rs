@@ -10,8 +10,8 @@ const HIGH: u64 = 0x8080_8080_8080_8080;
 #[inline(always)]
 pub(super) const fn plain_bytes(word: u64, held: u32) -> u32 {
     // A byte of zeros shows in its highest bit; above it there may be false ones, below there are none.
-    let feeds = word ^ EACH * LF as u64;
-    let returns = word ^ EACH * CR as u64;
+    let feeds = word ^ (EACH * LF as u64);
+    let returns = word ^ (EACH * CR as u64);
     let ends = (feeds.wrapping_sub(EACH) & !feeds | returns.wrapping_sub(EACH) & !returns) & HIGH;
     if ends == 0 {
         return held;
