@@ -43,14 +43,14 @@ test: setup ## Everything: set-up, check, the probe object rebuilt, and the test
 
 .PHONY: e2e
 e2e: ## The tests end to end alone (as root)
-	cargo test --locked --release --package reset-collector-tests -- --nocapture --test-threads=1
+	cargo test --locked --profile e2e --package reset-collector-tests -- --nocapture --test-threads=1
 
 .PHONY: static
 static: ## The program as the Dockerfile builds it, and the tests of containers on it (as root)
 	RUSTFLAGS="-C target-feature=+crt-static" CARGO_PROFILE_RELEASE_STRIP=symbols \
 	  cargo build --locked --release --package reset-collector --features kubernetes --target $(HOST)
 	RESET_COLLECTOR=$(CURDIR)/target/$(HOST)/release/reset-collector \
-	  cargo test --locked --release --package reset-collector-tests --test image --test containers -- --nocapture --test-threads=1
+	  cargo test --locked --profile e2e --package reset-collector-tests --test image --test containers -- --nocapture --test-threads=1
 
 .PHONY: bench
 bench: ## Measure: figures, no verdicts (as root)
