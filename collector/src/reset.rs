@@ -139,6 +139,8 @@ pub struct Trace {
     pub method: TraceMethod,
     /// The event already stands on the application's own span, so that no span of ours is needed.
     pub on_application_span: bool,
+    /// The context came with a request that this end serves: `span_id` is the caller's. With [`TraceMethod::Wire`] alone.
+    pub incoming: bool,
     /// With [`TraceMethod::Ambiguous`]: the spans that it may be.
     pub candidates: Vec<([u8; 16], [u8; 8])>,
 }
@@ -356,6 +358,7 @@ fn trace(record: &ResetRecord) -> Option<Trace> {
         span_id: (record.span_id != [0; 8]).then_some(record.span_id),
         method: if wire { TraceMethod::Wire } else { TraceMethod::Thread },
         on_application_span: false,
+        incoming: record.flags & flag::TRACE_INCOMING != 0,
         candidates: Vec::new(),
     })
 }

@@ -160,9 +160,10 @@ pub fn fit_of_unknown_sender(seen: &Seen, reset: &Reset) -> Fit {
 /// The context was read from the connection: the client's own span, or the parent of the server's.
 fn fit_of_context(seen: &Seen, reset: &Reset, trace: &Trace) -> Fit {
     let differs = |port: Option<u16>, own: u16| port.is_some_and(|port| port != own);
+    // One process may be both ends: what it served is no reset of its own call, nor the other way round.
     let found = seen.trace_id == trace.trace_id
-        && if seen.role == Role::Server {
-            // One process may be both ends; its other span names another port.
+        && trace.incoming == (seen.role == Role::Server)
+        && if trace.incoming {
             trace.span_id == Some(seen.parent_span_id) && !differs(seen.peer.map(|peer| peer.port), reset.peer.port)
         } else {
             let port = if seen.role == Role::Client { seen.server.port } else { None };

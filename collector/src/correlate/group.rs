@@ -72,7 +72,14 @@ impl Group {
         let trace = |spans: &[([u8; 16], [u8; 8])], method| {
             let (first, rest) = spans.split_first()?;
             let span_id = Some(first.1);
-            Some(Trace { trace_id: first.0, span_id, method, on_application_span, candidates: rest.to_vec() })
+            Some(Trace {
+                trace_id: first.0,
+                span_id,
+                method,
+                on_application_span,
+                incoming: false,
+                candidates: rest.to_vec(),
+            })
         };
         match decision {
             Decision::Own(spans) => trace(spans, method),

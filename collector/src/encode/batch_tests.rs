@@ -99,6 +99,7 @@ fn only_the_signals_that_go_out() {
             span_id: None,
             method: TraceMethod::Span,
             on_application_span,
+            incoming: false,
             candidates: vec![],
         };
         let reset = Reset { trace: Some(trace), ..sample::reset() };

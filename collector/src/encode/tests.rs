@@ -151,7 +151,14 @@ fn no_span_is_without_a_duration() {
 }
 
 fn trace(method: TraceMethod) -> Trace {
-    Trace { trace_id: [1; 16], span_id: Some([2; 8]), method, on_application_span: false, candidates: Vec::new() }
+    Trace {
+        trace_id: [1; 16],
+        span_id: Some([2; 8]),
+        method,
+        on_application_span: false,
+        incoming: false,
+        candidates: Vec::new(),
+    }
 }
 
 #[test]

@@ -109,15 +109,19 @@ pub fn run(kernel: &mut Kernel, mut pipeline: Pipeline, inbox: &Inbox) -> Pipeli
         }
         pipeline.tick(now);
         pipeline.beat();
-        if count == RECORDS_AT_ONCE {
-            continue;
-        }
+        let more_waits = count == RECORDS_AT_ONCE;
         if stopping {
+            if more_waits {
+                continue;
+            }
             return pipeline;
         }
+        // However many records come: who wants it to end is obeyed.
         stopping = obey(inbox, kernel, &mut pipeline, now);
         if stopping {
             kernel.detach();
+        }
+        if stopping || more_waits {
             continue;
         }
         if count > 0 {

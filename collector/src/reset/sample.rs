@@ -75,6 +75,7 @@ fn any_trace() -> impl Strategy<Value = Trace> {
             span_id: with_span.then_some(span_id),
             method,
             on_application_span: on_application_span && method == TraceMethod::Span,
+            incoming: false,
             candidates: if method == TraceMethod::Wire { Vec::new() } else { candidates },
         },
     )

@@ -26,7 +26,8 @@ fn from_port(port: u16, number: u64) -> Reset {
 }
 
 fn traced(trace_id: [u8; 16], method: TraceMethod) -> Reset {
-    let trace = Trace { trace_id, span_id: None, method, on_application_span: false, candidates: Vec::new() };
+    let trace =
+        Trace { trace_id, span_id: None, method, on_application_span: false, incoming: false, candidates: Vec::new() };
     Reset { trace: Some(trace), ..plain_reset() }
 }
 

@@ -379,6 +379,13 @@ mod tests {
 
     fn trace() -> Trace {
         let (method, on_application_span) = (TraceMethod::Span, true);
-        Trace { trace_id: [1; 16], span_id: Some([2; 8]), method, on_application_span, candidates: Vec::new() }
+        Trace {
+            trace_id: [1; 16],
+            span_id: Some([2; 8]),
+            method,
+            on_application_span,
+            incoming: false,
+            candidates: Vec::new(),
+        }
     }
 }

@@ -64,6 +64,7 @@ fn a_pretty_line_names_the_applications_trace() {
         span_id: None,
         method: TraceMethod::Wire,
         on_application_span: false,
+        incoming: false,
         candidates: Vec::new(),
     };
     let mut console = Console::new(settings::Console::Pretty, true, false);

@@ -18,18 +18,19 @@ use crate::{
 
 #[test]
 fn a_context_from_the_wire_is_exact() {
-    let context = |number: u8| Trace {
+    let context = |number: u8, incoming: bool| Trace {
         trace_id: [number; 16],
         span_id: Some([number; 8]),
         method: TraceMethod::Wire,
         on_application_span: false,
+        incoming,
         candidates: Vec::new(),
     };
     let eight: Vec<Span> = (1..9).map(|n| python_client(n, 0, 20)).collect();
-    let client = Reset { trace: Some(context(5)), ..at_client(40_001, 10_000) };
+    let client = Reset { trace: Some(context(5, false)), ..at_client(40_001, 10_000) };
     check("the client's own span", &eight, std::slice::from_ref(&client), &on(5));
     let server_span = SERVERS[0].1(1, 40_001, 0, 20).parent(5);
-    let server = Reset { trace: Some(context(5)), ..at_server(40_001, 10_000) };
+    let server = Reset { trace: Some(context(5, true)), ..at_server(40_001, 10_000) };
     check("the server's, by its parent", std::slice::from_ref(&server_span), std::slice::from_ref(&server), &on(1));
     check(
         "one process is both ends",
@@ -37,7 +38,7 @@ fn a_context_from_the_wire_is_exact() {
         &[server, client],
         &[Said::Own(1), Said::Own(5)],
     );
-    let lost = Reset { trace: Some(context(99)), ..at_client(40_001, 10_000) };
+    let lost = Reset { trace: Some(context(99, false)), ..at_client(40_001, 10_000) };
     let (told, marked) = resets_first(&eight, &[lost]);
     assert_eq!((told, marked), (on(99), Vec::new()), "its span never came: the trace stays");
 }
