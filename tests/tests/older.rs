@@ -4,14 +4,16 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    io::{BufRead, BufReader},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
     collector::Collector,
-    network::{Layout, Network},
+    network::{Host, Layout, Network},
     skip_reason,
 };
 use rustix::{
@@ -20,8 +22,19 @@ use rustix::{
 };
 
 const CONNECTIONS: usize = 10_000;
-/// Descriptors: two for each connection, and some for the rest.
-const DESCRIPTORS: u64 = 2 * CONNECTIONS as u64 + 1_000;
+/// Descriptors that each end needs, with some for the rest: more than a process has at first, less than it may have.
+const DESCRIPTORS: u64 = CONNECTIONS as u64 + 1_000;
+/// Accepts and holds so many connections until its standard input ends.
+const SERVER: &str = "\
+import resource, socket, sys
+count, descriptors = int(sys.argv[1]), int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+listener = socket.create_server(('127.0.0.1', 0), backlog=4096)
+print(listener.getsockname()[1], flush=True)
+held = [listener.accept()[0] for _ in range(count)]
+print('held', flush=True)
+sys.stdin.read()
+";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
@@ -30,13 +43,10 @@ fn ten_thousand_older_connections_are_named() -> Result<()> {
         println!("{reason}");
         return Ok(());
     }
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(
-        Resource::Nofile,
-        Rlimit { current: Some(DESCRIPTORS), maximum: limit.maximum.map(|most| most.max(DESCRIPTORS)) },
-    )?;
+    let most = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(DESCRIPTORS), maximum: most })?;
     let network = Network::new(Layout::Loopback)?;
-    let pairs = network.server.enter(connect_all)??;
+    let (mut server, clients) = connect_all(&network.server)?;
     let collector = Collector::start(&[], &[])?;
     let said = collector.said();
     let took = said.lines().find_map(|line| line.split_once("owners of open sockets in ")?.1.strip_suffix(" ms"));
@@ -44,36 +54,41 @@ fn ten_thousand_older_connections_are_named() -> Result<()> {
         "{CONNECTIONS} connections older than the collector: their owners in {} ms",
         took.context("no time is said")?
     );
-    for (client, server) in pairs {
+    for client in clients {
         sockopt::set_socket_linger(&client, Some(Duration::ZERO))?;
         drop(client);
-        drop(server);
     }
     // A reset sent and one received of each.
-    let namespaces = [network.server.inode];
     let deadline = Instant::now() + PATIENCE;
     let here = format!("\"tcp.network_namespace\":{}", network.server.inode);
     while collector.count_lines(|line| line.contains(&here)) < 2 * CONNECTIONS && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(50));
     }
-    let records = collector.records(&namespaces)?;
+    let records = collector.records(&[network.server.inode])?;
     let (status, said) = collector.stop()?;
     ensure!(status.success(), "the collector ended with {status}: {said}");
-    let me = i64::from(std::process::id());
-    let named = records.iter().filter(|record| record.number("process.pid") == Some(me)).count();
-    let wrong = records.iter().filter(|record| record.number("process.pid").is_some_and(|pid| pid != me)).count();
-    assert_eq!((records.len(), named, wrong), (2 * CONNECTIONS, 2 * CONNECTIONS, 0), "records, named, named wrongly");
+    let owners = [("transmit", std::process::id()), ("receive", server.id())];
+    drop(server.stdin.take());
+    server.wait()?;
+    for (direction, pid) in owners {
+        let of_this_end = records.iter().filter(|record| record.text("network.io.direction") == direction);
+        let pids: Vec<Option<i64>> = of_this_end.map(|record| record.number("process.pid")).collect();
+        let right = pids.iter().filter(|named| **named == Some(pid.into())).count();
+        let wrong = pids.iter().filter(|named| named.is_some_and(|named| named != i64::from(pid))).count();
+        assert_eq!((pids.len(), right, wrong), (CONNECTIONS, CONNECTIONS, 0), "{direction}: records, named, wrongly");
+    }
     Ok(())
 }
 
-/// Both ends of each.
-fn connect_all() -> Result<Vec<(TcpStream, TcpStream)>> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let there = listener.local_addr()?;
-    (0..CONNECTIONS)
-        .map(|_| {
-            let client = TcpStream::connect(there)?;
-            Ok((client, listener.accept()?.0))
-        })
-        .collect()
+/// The server, and the clients' ends of its connections.
+fn connect_all(host: &Host) -> Result<(Child, Vec<TcpStream>)> {
+    let mut command = host.command("python3");
+    command.args(["-c", SERVER, &CONNECTIONS.to_string(), &DESCRIPTORS.to_string()]);
+    let mut server = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(server.stdout.take().context("no stdout")?).lines();
+    let port = lines.next().context("the server does not listen")??.parse()?;
+    let there = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let clients = host.enter(|| (0..CONNECTIONS).map(|_| TcpStream::connect(there)).collect::<Result<_, _>>())??;
+    ensure!(lines.next().context("the server does not hold them")?? == "held");
+    Ok((server, clients))
 }
