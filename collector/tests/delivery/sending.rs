@@ -31,7 +31,7 @@ pub(crate) fn to(endpoint: &str, protocol: Protocol) -> Destination {
     let retry = Retry {
         initial_interval: Duration::from_millis(10),
         max_interval: Duration::from_millis(20),
-        max_elapsed_time: Duration::from_millis(60),
+        max_elapsed_time: Duration::from_millis(300),
         ..Retry::default()
     };
     let timeout = Duration::from_secs(2);
