@@ -16,11 +16,11 @@ import sys
 import threading
 import time
 
+import cases
+
 LOOPBACK = "127.0.0.1"
 ABORT = struct.pack("ii", 1, 0)
 PATIENCE = 10
-# Slow answers take 0.4 s.
-IN_TIME = 0.25
 printing = threading.Lock()
 
 
@@ -132,16 +132,21 @@ class Call:
         self.case, self.port = case, port
         self.socket = socket.create_connection((LOOPBACK, port), timeout=PATIENCE)
         self.own_port = self.socket.getsockname()[1]
-        self.trace = None
+        self.trace = None  # of the request that is open
 
     def send(self, path, body=None):
         self.trace = traceparent()
         length = f"Content-Length: {len(body)}\r\n" if body is not None else ""
         method = "GET" if body is None else "POST"
-        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\ntraceparent: {self.trace}\r\n{length}\r\n"
+        head = f"{method} /{path} HTTP/1.1\r\nHost: localhost\r\ntraceparent: {self.trace}\r\n{length}\r\n"
         self.socket.sendall(head.encode())
         if body:
             self.socket.sendall(body)
+
+    def ask(self, path):
+        """A request and its whole answer."""
+        self.send(path)
+        self.read_answer()
 
     def read_answer(self):
         """A whole answer, of a given length or in chunks."""
@@ -151,22 +156,23 @@ class Call:
             if found:
                 head = head.lower()
                 if b"chunked" in head and body.endswith(b"0\r\n\r\n"):
-                    return
+                    break
                 length = [line for line in head.split(b"\r\n") if line.startswith(b"content-length:")]
                 if length and len(body) >= int(length[0].split(b":")[1]):
-                    return
+                    break
             more = self.socket.recv(65536)
             if not more:
                 raise ConnectionError("the server closed in the middle of an answer")
             data += more
+        self.trace = None
 
     def end(self):
         self.read_answer()
         self.socket.close()
 
-    def reset(self, belongs=True):
+    def reset(self):
         reset(self.socket)
-        self.tell(belongs)
+        self.tell()
 
     def await_reset(self):
         """A reset may come after the end of the other side's stream."""
@@ -186,41 +192,20 @@ class Call:
             pass
         self.tell(made=made)
 
-    def tell(self, belongs=True, made=True):
-        tell(self.case, "server", self.port, self.own_port, self.trace if belongs else None, made)
-
-
-def while_it_works(make):
-    """A call that the server has worked on for a tenth of a second; a busy machine may take a few tries for that."""
-    for _ in range(20):
-        call = make()
-        sent = time.monotonic()
-        time.sleep(0.1)
-        if time.monotonic() - sent < IN_TIME:
-            return call
-        call.end()
-    sys.exit("this machine is too busy")
-
-
-def client_aborts(port, case):
-    def make():
-        call = Call(port, case)
-        call.send("/slow")
-        return call
-
-    while_it_works(make).reset()
+    def tell(self, made=True):
+        tell(self.case, "server", self.port, self.own_port, self.trace, made)
 
 
 def server_aborts(port, case):
     call = Call(port, case)
-    call.send("/abort")
+    call.send("abort")
     call.await_reset()
 
 
 def unread_body(port, case):
     call = Call(port, case)
     try:
-        call.send("/ignore", b"x" * 16_000_000)  # more than a server reads to throw away
+        call.send("ignore", b"x" * 16_000_000)  # more than a server reads to throw away
     except (ConnectionResetError, BrokenPipeError):
         return call.tell()
     except TimeoutError:
@@ -230,85 +215,22 @@ def unread_body(port, case):
 
 def gives_up_late(port, case):
     """The answer comes when nobody is there to take it."""
-
-    def make():
-        call = Call(port, case)
-        call.send("/slow")
-        return call
-
-    call = while_it_works(make)
+    call = cases.at_work(lambda: cases.asking(Call, port, case))
     call.socket.close()
     call.tell()
-
-
-def third_of_five(port, case):
-    def make():
-        call = Call(port, case)
-        for _ in range(2):
-            call.send("/fast")
-            call.read_answer()
-            time.sleep(0.02)
-        call.send("/slow")
-        return call
-
-    while_it_works(make).reset()
-    rest = Call(port, case)
-    for _ in range(2):
-        rest.send("/fast")
-        rest.read_answer()
-    rest.socket.close()
-
-
-def one_of_eight(port, case):
-    calls = [Call(port, case) for _ in range(7)]
-    for call in calls:
-        call.send("/slow")
-
-    def make():
-        call = Call(port, case)
-        call.send("/slow")
-        return call
-
-    while_it_works(make).reset()
-    for call in calls:
-        call.end()
-
-
-def control_complete(port, case):
-    call = Call(port, case)
-    call.send("/fast")
-    call.read_answer()
-    time.sleep(0.02)
-    call.reset(belongs=False)
-
-
-def control_idle(port, case):
-    call = Call(port, case)
-    call.send("/fast")
-    call.read_answer()
-    time.sleep(0.3)
-    call.reset(belongs=False)
-
-
-def control_no_request(port, case):
-    call = Call(port, case)
-    time.sleep(0.05)
-    call.reset(belongs=False)
 
 
 def control_half_a_request(port, case):
     call = Call(port, case)
     call.socket.sendall(b"GET /slow HTTP/1.1\r\nHost: loc")
     time.sleep(0.05)
-    call.reset(belongs=False)
+    call.reset()
 
 
-def main(role, port, *cases):
+def main(role, port, *names):
     if role == "serve":
         return serve(int(port))
-    for case in cases:
-        globals()[case](int(port), case)
-        time.sleep(0.3)
+    cases.play(globals(), Call, int(port), names)
 
 
 if __name__ == "__main__":

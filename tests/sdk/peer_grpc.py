@@ -15,7 +15,8 @@ import time
 
 import hpack
 
-from peer import LOOPBACK, PATIENCE, reset, socket, tell, traceparent, while_it_works
+import cases
+from peer import LOOPBACK, PATIENCE, reset, socket, tell, traceparent
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
@@ -188,6 +189,10 @@ class Call(Connection):
             if flags & END_STREAM:
                 self.open.pop(ended)
 
+    def ask(self, service):
+        """A call and its whole answer."""
+        self.read_answer(self.send(service))
+
     def end(self):
         for stream in list(self.open):
             self.read_answer(stream)
@@ -198,74 +203,8 @@ class Call(Connection):
         tell_all(self.case, "server", self.port, self.own_port, list(self.open.values()))
 
 
-def client_aborts(port, case):
-    def make():
-        call = Call(port, case)
-        call.send("slow")
-        return call
-
-    while_it_works(make).reset()
-
-
 def all_of_three(port, case):
-    def make():
-        call = Call(port, case)
-        for _ in range(3):
-            call.send("slow")
-        return call
-
-    while_it_works(make).reset()
-
-
-def third_of_five(port, case):
-    def make():
-        call = Call(port, case)
-        for _ in range(2):
-            call.read_answer(call.send("fast"))
-            time.sleep(0.02)
-        call.send("slow")
-        return call
-
-    while_it_works(make).reset()
-    rest = Call(port, case)
-    for _ in range(2):
-        rest.read_answer(rest.send("fast"))
-    rest.socket.close()
-
-
-def one_of_eight(port, case):
-    calls = [Call(port, case) for _ in range(7)]
-    for call in calls:
-        call.send("slow")
-
-    def make():
-        call = Call(port, case)
-        call.send("slow")
-        return call
-
-    while_it_works(make).reset()
-    for call in calls:
-        call.end()
-
-
-def control_complete(port, case):
-    call = Call(port, case)
-    call.read_answer(call.send("fast"))
-    time.sleep(0.02)
-    call.reset()
-
-
-def control_idle(port, case):
-    call = Call(port, case)
-    call.read_answer(call.send("fast"))
-    time.sleep(0.3)
-    call.reset()
-
-
-def control_no_request(port, case):
-    call = Call(port, case)
-    time.sleep(0.05)
-    call.reset()
+    cases.at_work(lambda: cases.asking(Call, port, case, times=3)).reset()
 
 
 def control_beside_another(port, case):
@@ -278,12 +217,10 @@ def control_beside_another(port, case):
     other.socket.close()
 
 
-def main(role, port, *cases):
+def main(role, port, *names):
     if role == "serve":
         return serve(int(port))
-    for case in cases:
-        globals()[case](int(port), case)
-        time.sleep(0.3)
+    cases.play(globals(), Call, int(port), names)
 
 
 if __name__ == "__main__":
