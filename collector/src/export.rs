@@ -7,6 +7,7 @@ pub mod answer;
 pub mod client;
 mod connect;
 pub(crate) mod notice;
+mod position;
 mod queue;
 pub mod retry;
 mod segment;
@@ -82,8 +83,8 @@ struct Lane {
 }
 
 impl Exporter {
-    /// Starts a destination's consumers on this runtime, for those of logs and traces that `signals` has. The lanes of the account are named after the endpoint. At a reload, shut the old exporters down first:
-    /// they hold the storage.
+    /// Starts a destination's consumers on this runtime, for those of logs and traces that `signals` has. The lanes of the
+    /// account are named after the endpoint. At a reload, shut the old exporters down first: they hold the storage.
     pub fn start(
         destination: &settings::Destination,
         signals: Signals,

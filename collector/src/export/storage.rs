@@ -32,6 +32,7 @@ use crate::{
     config::settings::Fsync,
     export::{
         notice::Notice,
+        position::Position,
         segment::{self, Body, HEADER_LEN, Header, Mark},
     },
 };
@@ -40,8 +41,6 @@ const LARGEST_SEGMENT: u64 = 8 << 20;
 const SMALLEST_SEGMENT: u64 = 64 << 10;
 /// Segments that a full directory is made of at least: the unit in which room is won back.
 const SEGMENTS: u64 = 8;
-const POSITION_LEN: usize = 32;
-const POSITION_MAGIC: [u8; 4] = *b"RSTp";
 
 /// Storage that cannot be used, or that did not take a batch.
 #[derive(Debug, thiserror::Error)]
@@ -94,11 +93,8 @@ pub(crate) struct Storage {
     segments: VecDeque<Segment>,
     /// The newest segment takes no more: something is wrong with its end.
     roll: bool,
-    position: Arc<File>,
-    enqueued: u64,
-    floor: u64,
-    /// Resets that the collector holds and that are not here.
-    unstored: u64,
+    position_file: Arc<File>,
+    position: Position,
     /// Changed since the disk was last told to keep it.
     unsynced: bool,
     troubles: Notice,
@@ -143,14 +139,6 @@ pub(crate) struct Opened {
     pub(crate) unstored: u64,
 }
 
-/// What the position file says.
-#[derive(Clone, Copy, Default)]
-struct Position {
-    enqueued: u64,
-    floor: u64,
-    unstored: u64,
-}
-
 /// What an earlier run left, and what is missing of it.
 #[derive(Default)]
 struct Losses {
@@ -167,11 +155,11 @@ impl Storage {
         let at = |what| move |error| StorageError::Directory { path: directory.to_owned(), what, error };
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(at("cannot be made"))?;
         let lock = take(directory)?;
-        let position = options()
+        let position_file = options()
             .create(true)
             .open(directory.join("position"))
             .map_err(at("its position file cannot be opened"))?;
-        let known = read_position(&position).map_err(at("its position file cannot be read"))?;
+        let known = Position::read(&position_file).map_err(at("its position file cannot be read"))?;
         let mut storage = Self {
             directory: directory.into(),
             limit,
@@ -179,16 +167,14 @@ impl Storage {
             fsync,
             segments: VecDeque::new(),
             roll: true,
-            position: Arc::new(position),
-            enqueued: 0,
-            floor: known.map_or(0, |known| known.floor),
-            unstored: 0,
+            position_file: Arc::new(position_file),
+            position: Position { floor: known.map_or(0, |known| known.floor), ..Position::default() },
             unsynced: false,
             troubles: Notice::default(),
             _lock: lock,
         };
         let losses = storage.read_segments(known).map_err(at("its segments cannot be read"))?;
-        storage.write_position().map_err(at("cannot be written"))?;
+        storage.position.write(&storage.position_file).map_err(at("cannot be written"))?;
         let noted = storage.note_gaps(&losses.gaps).and_then(|()| storage.forget_finished());
         storage.trouble(noted);
         let unstored = known.map_or(0, |known| known.unstored);
@@ -206,7 +192,7 @@ impl Storage {
         if self.bytes() + record > self.limit {
             return Err(StorageError::Limit { path: self.directory.to_path_buf(), limit: self.limit });
         }
-        let header = Header::of(self.enqueued, resets, message);
+        let header = Header::of(self.position.enqueued, resets, message);
         let mut written = self.write(&header, message);
         if written.is_err() && self.segments.back().is_some_and(|newest| newest.pending == 0 && newest.length > 0) {
             // The disk may be full of what has its fate already: that is forgotten, and it is tried once more.
@@ -218,9 +204,9 @@ impl Storage {
 
     /// Writes down how many resets the collector holds that are not here.
     pub(crate) fn note_unstored(&mut self, unstored: u64) {
-        if self.unstored != unstored {
-            self.unstored = unstored;
-            let written = self.write_position();
+        if self.position.unstored != unstored {
+            self.position.unstored = unstored;
+            let written = self.position.write(&self.position_file);
             self.unsynced = true;
             self.trouble(written);
         }
@@ -252,17 +238,17 @@ impl Storage {
         }
         // Older segments may lack marks only: duplicates after a crash.
         let newest = self.segments.iter().rev().take(2).map(|segment| &segment.file);
-        newest.chain([&self.position]).cloned().collect()
+        newest.chain([&self.position_file]).cloned().collect()
     }
 
     /// At the end: forgets what is finished and tells the disk to keep the rest.
     pub(crate) fn close(&mut self) {
         self.roll = true;
         // Whoever closes it has handed over everything.
-        self.unstored = 0;
-        let mut closed = self.write_position().and_then(|()| self.forget_finished());
+        self.position.unstored = 0;
+        let mut closed = self.position.write(&self.position_file).and_then(|()| self.forget_finished());
         if self.fsync != Fsync::Never {
-            let mut files = self.segments.iter().map(|segment| &segment.file).chain([&self.position]);
+            let mut files = self.segments.iter().map(|segment| &segment.file).chain([&self.position_file]);
             closed = closed.and(files.try_for_each(|file| file.sync_data()));
         }
         self.trouble(closed);
@@ -289,7 +275,7 @@ impl Storage {
             let mut segment = Segment { path, file, length: bytes.len() as u64, pending: 0, end: 0 };
             for record in records {
                 let header = record.header;
-                if record.body == Body::Torn || header.end() <= self.floor {
+                if record.body == Body::Torn || header.end() <= self.position.floor {
                     continue;
                 }
                 ranges.push((header.start, header.end()));
@@ -316,12 +302,12 @@ impl Storage {
         // Without a position file the first record tells where the counting begins.
         let first = ranges.first().map_or(0, |(start, _)| *start);
         let last = ranges.last().map_or(0, |(_, end)| *end);
-        self.floor = known.map_or(first, |known| known.floor);
-        self.enqueued = known.map_or(0, |known| known.enqueued).max(last).max(self.floor);
-        losses.gaps = gaps(&ranges, self.floor, self.enqueued);
+        self.position.floor = known.map_or(first, |known| known.floor);
+        self.position.enqueued = known.map_or(0, |known| known.enqueued).max(last).max(self.position.floor);
+        losses.gaps = gaps(&ranges, self.position.floor, self.position.enqueued);
         for (start, end) in &losses.gaps {
             // Missing at the very end: cut off by a crash, unless bytes that belong to no record say damage.
-            let cut_off = *end == self.enqueued && !losses.end_is_foreign;
+            let cut_off = *end == self.position.enqueued && !losses.end_is_foreign;
             *(if cut_off { &mut losses.unsynced } else { &mut losses.corrupt }) += end - start;
         }
         Ok(losses)
@@ -363,7 +349,7 @@ impl Storage {
         if self.fsync != Fsync::Never {
             File::open(&self.directory)?.sync_all()?;
         }
-        self.segments.push_back(Segment { path, file, length: 0, pending: 0, end: self.enqueued });
+        self.segments.push_back(Segment { path, file, length: 0, pending: 0, end: self.position.enqueued });
         self.roll = false;
         self.forget_finished()
     }
@@ -371,7 +357,7 @@ impl Storage {
     fn new_file(&self) -> io::Result<(PathBuf, Arc<File>)> {
         for attempt in 0_u32.. {
             // The same start twice: the first one's records were cut off by a crash.
-            let path = self.directory.join(format!("{:020}-{attempt}.log", self.enqueued));
+            let path = self.directory.join(format!("{:020}-{attempt}.log", self.position.enqueued));
             match options().create_new(true).open(&path) {
                 Ok(file) => return Ok((path, Arc::new(file))),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -385,16 +371,17 @@ impl Storage {
         let Some(segment) = self.segments.back_mut() else { return Err(io::Error::other("no segment")) };
         let (file, offset) = (segment.file.clone(), segment.length);
         // The position goes first: what a crash then cuts off is missed at the next start.
-        self.enqueued = header.end();
+        self.position.enqueued = header.end();
         let written = self
-            .write_position()
+            .position
+            .write(&self.position_file)
             .and_then(|()| file.write_all_at(&header.encode(), offset))
             .and_then(|()| file.write_all_at(message, offset + HEADER_LEN as u64));
         if let Err(error) = written {
-            self.enqueued = header.start;
+            self.position.enqueued = header.start;
             // Half a record at the end of a segment would hide what comes after it.
             self.roll = file.set_len(offset).is_err();
-            return Err(self.write_position().err().unwrap_or(error));
+            return Err(self.position.write(&self.position_file).err().unwrap_or(error));
         }
         if let Some(segment) = self.segments.back_mut() {
             segment.length += (HEADER_LEN + message.len()) as u64;
@@ -403,7 +390,7 @@ impl Storage {
         }
         self.unsynced = true;
         if self.fsync == Fsync::Always {
-            let synced = file.sync_data().and_then(|()| self.position.sync_data());
+            let synced = file.sync_data().and_then(|()| self.position_file.sync_data());
             self.trouble(synced);
         }
         Ok(self.slot(&file, offset, *header))
@@ -415,25 +402,14 @@ impl Storage {
         let newest_stays = usize::from(!self.roll);
         while self.segments.len() > newest_stays && self.segments.front().is_some_and(|segment| segment.pending == 0) {
             let Some(segment) = self.segments.pop_front() else { break };
-            self.floor = self.floor.max(segment.end);
-            self.write_position()?;
+            self.position.floor = self.position.floor.max(segment.end);
+            self.position.write(&self.position_file)?;
             if self.fsync != Fsync::Never {
-                self.position.sync_data()?;
+                self.position_file.sync_data()?;
             }
             fs::remove_file(&segment.path)?;
         }
         Ok(())
-    }
-
-    fn write_position(&self) -> io::Result<()> {
-        let mut bytes = [0; POSITION_LEN];
-        bytes[..4].copy_from_slice(&POSITION_MAGIC);
-        bytes[8..16].copy_from_slice(&self.enqueued.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.floor.to_le_bytes());
-        bytes[24..].copy_from_slice(&self.unstored.to_le_bytes());
-        let crc = crc32fast::hash(&bytes[8..]);
-        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
-        self.position.write_all_at(&bytes, 0)
     }
 }
 
@@ -505,20 +481,6 @@ fn gaps(ranges: &[(u64, u64)], from: u64, to: u64) -> Vec<(u64, u64)> {
         covered = covered.max(end);
     }
     gaps
-}
-
-/// `None` where there is no file or it is damaged.
-fn read_position(file: &File) -> io::Result<Option<Position>> {
-    let mut bytes = [0; POSITION_LEN];
-    match file.read_exact_at(&mut bytes, 0) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        Err(error) => return Err(error),
-    }
-    let number = |at: usize| bytes[at..].first_chunk().copied().map_or(0, u64::from_le_bytes);
-    let right = bytes[..4] == POSITION_MAGIC && crc32fast::hash(&bytes[8..]).to_le_bytes() == bytes[4..8];
-    let position = Position { enqueued: number(8), floor: number(16), unstored: number(24) };
-    Ok((right && position.floor <= position.enqueued).then_some(position))
 }
 
 #[cfg(test)]
