@@ -5,9 +5,9 @@
 
 pub mod btf;
 pub mod capability;
-pub mod confinement;
 mod counters;
 pub mod coverage;
+pub mod fences;
 mod load;
 pub(crate) mod namespace;
 pub(crate) mod netlink;

@@ -140,14 +140,18 @@ pub fn read(wanted: &Wanted) -> Result<Process, ProcessError> {
     Ok(process)
 }
 
+/// Whether this process is in another pid namespace than the first.
+pub fn in_pid_namespace(proc: &Path) -> bool {
+    std::fs::metadata(proc.join("self/ns/pid")).is_ok_and(|namespace| namespace.ino() != FIRST_PID_NAMESPACE)
+}
+
 /// Whether the numbers in this procfs are those of a pid namespace and not the kernel's own.
 ///
 /// A procfs of our own namespace shows us under one number; one of an outer namespace, as the host's in a container,
 /// shows every number down to ours, and is taken for the kernel's.
 pub fn has_foreign_pids(proc: &Path) -> bool {
-    let own = std::fs::metadata(proc.join("self/ns/pid")).map(|metadata| metadata.ino());
     let status = std::fs::read(proc.join("self/status")).unwrap_or_default();
-    own.is_ok_and(|inode| inode != FIRST_PID_NAMESPACE) && namespace_pids(&status).count() == 1
+    in_pid_namespace(proc) && namespace_pids(&status).count() == 1
 }
 
 /// The pid of the one process that started at this tick under this name, where there is only one: for a procfs whose

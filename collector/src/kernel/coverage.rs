@@ -15,7 +15,7 @@ use crate::{
     kernel::{
         Coverage, Kernel, KernelError,
         capability::{CAPABILITIES, Capability, Held, Need, how_to_get},
-        confinement::Confinement,
+        fences::Fences,
         selftest::{self, Outcome, SelfTestError},
         vintage,
     },
@@ -38,7 +38,7 @@ pub struct Host {
     /// Capabilities of this process.
     pub held: Held,
     /// What else fences this process in.
-    pub confinement: Confinement,
+    pub fences: Fences,
     /// The mode of kernel lockdown, where it is on.
     pub lockdown: Option<String>,
 }
@@ -52,7 +52,7 @@ impl Host {
             btf: btf.to_owned(),
             difference: vintage::difference(btf),
             held: Held::read(Path::new(PROC)),
-            confinement: Confinement::read(Path::new(PROC), Path::new(SYS)),
+            fences: Fences::read(Path::new(PROC), Path::new(SYS)),
             lockdown: lockdown.and_then(|text| lockdown_mode(&text)),
         }
     }
@@ -214,8 +214,8 @@ pub fn examine(btf: &Path) -> Report {
     report(&Host::read(btf), attached.as_ref().map(Attached::from), self_test.as_ref())
 }
 
-/// What this host offers. `attached`: what came of [`Kernel::attach`]. `self_test`: what came of [`crate::kernel::selftest::run`],
-/// if it was run.
+/// What this host offers. `attached`: what came of [`Kernel::attach`]. `self_test`: what came of [`selftest::run`], if it
+/// was run.
 pub fn report(
     host: &Host,
     attached: Result<Attached<'_>, &KernelError>,
@@ -322,7 +322,7 @@ fn advice(host: &Host, failure: Option<&KernelError>, hook_fails: bool) -> Vec<S
         );
     }
     let is_denied = matches!(failure, Some(KernelError::Load(_) | KernelError::NoHook(_)));
-    if is_denied && missing.is_empty() && host.confinement.has_seccomp_filter {
+    if is_denied && missing.is_empty() && host.fences.has_seccomp_filter {
         lines.push(
             "the capabilities are there, but a seccomp filter is on and may forbid bpf(2) or perf_event_open(2): Docker: \
              leave --security-opt seccomp=… out, its own profile allows them with the capabilities; Kubernetes: \
@@ -343,7 +343,7 @@ fn advice(host: &Host, failure: Option<&KernelError>, hook_fails: bool) -> Vec<S
         ));
     }
     let lacks_types = matches!(failure, Some(KernelError::Btf(_)));
-    if lacks_types && host.confinement.lacks_sysfs {
+    if lacks_types && host.fences.lacks_sysfs {
         lines.push(format!("there is no {SYS} here: in a container mount the host's, read-only, at {SYS}"));
     } else if lacks_types {
         lines.push(format!(
@@ -368,13 +368,13 @@ pub fn less_known(host: &Host) -> Vec<String> {
     if !owners.is_empty() {
         lines.push(format!("{LESS_KNOWN} without {}; {}", names(&owners), ways(&owners)));
     }
-    if host.confinement.in_pid_namespace {
+    if host.fences.in_pid_namespace {
         lines.push(format!(
             "{LESS_KNOWN}, and applications' spans are not matched, in a pid namespace of its own: Docker: --pid host; \
              Kubernetes: hostPID: true (with shareProcessNamespace: true the pod's own owners are known)"
         ));
     }
-    if let Some(profile) = &host.confinement.apparmor {
+    if let Some(profile) = &host.fences.apparmor {
         lines.push(format!(
             "{LESS_KNOWN} if the AppArmor profile {profile} keeps this process from reading others; Docker: \
              --security-opt apparmor=unconfined; Kubernetes: securityContext: {{ appArmorProfile: {{ type: Unconfined }} }}"

@@ -26,7 +26,7 @@ fn host() -> Host {
         btf: "/sys/kernel/btf/vmlinux".into(),
         difference: None,
         held: Held::default(),
-        confinement: Confinement::default(),
+        fences: Fences::default(),
         lockdown: None,
     }
 }
@@ -138,21 +138,20 @@ fn a_refusal_is_one_message() {
 
 #[test]
 fn what_a_container_lacks_is_said_with_how_to_give_it() {
-    let confined = |confinement| Host { confinement, ..host() };
+    let confined = |fences| Host { fences, ..host() };
     let denied = KernelError::Load("map error: Operation not permitted (os error 1)".into());
-    let filtered = confined(Confinement { has_seccomp_filter: true, ..Confinement::default() });
+    let filtered = confined(Fences { has_seccomp_filter: true, ..Fences::default() });
     assert!(refusal(&filtered, &denied).contains("seccompProfile"));
     let nobody = Host { held: Held::from_status("CapEff:\t0000000000000000\n"), ..filtered };
     assert!(!refusal(&nobody, &denied).contains("seccomp"), "the capability is what is missing");
 
     let missing = || BtfError::Unreadable { path: "/none".into(), source: io::Error::from(io::ErrorKind::NotFound) };
-    let bare = confined(Confinement { lacks_sysfs: true, ..Confinement::default() });
+    let bare = confined(Fences { lacks_sysfs: true, ..Fences::default() });
     let text = refusal(&bare, &KernelError::Btf(missing()));
     assert!(text.contains("mount the host's") && !text.contains("--btf FILE"), "{text}");
 
     assert!(less_known(&host()).is_empty());
-    let fenced =
-        Confinement { in_pid_namespace: true, apparmor: Some("docker-default".into()), ..Confinement::default() };
+    let fenced = Fences { in_pid_namespace: true, apparmor: Some("docker-default".into()), ..Fences::default() };
     let text = less_known(&confined(fenced)).join("\n");
     for word in ["--pid host", "hostPID: true", "docker-default", "apparmor=unconfined"] {
         assert!(text.contains(word), "{word} in {text}");

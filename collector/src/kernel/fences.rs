@@ -1,13 +1,15 @@
 //! What fences this process in beside its capabilities: a container's pid namespace, seccomp filter, AppArmor profile and
 //! mounts.
 //!
-//! Reads in one place ([`Confinement::read`]); what is made of it is [`crate::kernel::coverage`]'s.
+//! Reads in one place ([`Fences::read`]); what is made of it is [`crate::kernel::coverage`]'s.
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path};
+use std::{fs, path::Path};
+
+use crate::enrich::process::in_pid_namespace;
 
 /// The fences of this process; none by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Confinement {
+pub struct Fences {
     /// A seccomp filter looks at its system calls, so that a capability alone may not be enough.
     pub has_seccomp_filter: bool,
     /// `/proc` shows the processes of a pid namespace only.
@@ -18,16 +20,13 @@ pub struct Confinement {
     pub lacks_sysfs: bool,
 }
 
-impl Confinement {
+impl Fences {
     /// Reads those of this process from a procfs, and looks at where sysfs should be.
     pub fn read(proc: &Path, sys: &Path) -> Self {
-        /// Inode of the first pid namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
-        const FIRST_PID_NAMESPACE: u64 = 0xeffffffc;
         let text = |file: &str| fs::read_to_string(proc.join(file)).unwrap_or_default();
-        let namespace = fs::metadata(proc.join("self/ns/pid"));
         Self {
             has_seccomp_filter: has_seccomp_filter(&text("self/status")),
-            in_pid_namespace: namespace.is_ok_and(|namespace| namespace.ino() != FIRST_PID_NAMESPACE),
+            in_pid_namespace: in_pid_namespace(proc),
             apparmor: enforced_profile(&text("self/attr/apparmor/current")),
             lacks_sysfs: !sys.join("kernel").exists(),
         }
@@ -61,7 +60,7 @@ mod tests {
     #[test]
     fn a_host_without_any_fence() {
         let nowhere = Path::new("/nonexistent");
-        assert_eq!(Confinement::read(nowhere, Path::new("/sys")), Confinement::default());
-        assert!(Confinement::read(nowhere, nowhere).lacks_sysfs);
+        assert_eq!(Fences::read(nowhere, Path::new("/sys")), Fences::default());
+        assert!(Fences::read(nowhere, nowhere).lacks_sysfs);
     }
 }
