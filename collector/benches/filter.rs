@@ -9,8 +9,11 @@ use reset_collector::{
     config,
     enrich::{ResourceValue, Workload},
     filter::Filters,
-    reset::{Cause, Connection, Direction, Endpoint, Hook, Origin, Reset, State},
+    reset::{Endpoint, Reset, State},
 };
+
+#[path = "../tests/reset_of/blank.rs"]
+mod blank;
 
 fn filters(count: usize) -> Filters {
     let rules = (0..count).map(|at| match at % 5 {
@@ -37,28 +40,11 @@ fn reset() -> Reset {
     ];
     let attributes = texts.map(|(name, text)| (Cow::from(name), ResourceValue::Text(text.into())));
     Reset {
-        time_unix_ns: 0,
-        observed_unix_ns: 0,
-        direction: Direction::Receive,
-        origin: Origin::Peer,
-        cause: Cause::ResetByPeer,
-        reason: None,
         state: Some(State::Established),
         local: Endpoint { address: "192.0.2.1".parse().unwrap(), port: 48_000 },
         peer: Endpoint { address: "10.0.0.7".parse().unwrap(), port: 5_432 },
-        connection: Connection::default(),
-        network_namespace: None,
-        owner: None,
-        socket: 0,
-        credential: 0,
-        cgroup_id: None,
-        actor: None,
-        segment_flags: 0,
-        not_accepted: false,
-        hook: Hook::ReceiveReset,
         workload: Arc::new(Workload { attributes: attributes.into(), ..Workload::default() }),
-        trace: None,
-        sample_weight: 1.0,
+        ..blank::reset()
     }
 }
 

@@ -1,8 +1,8 @@
 //! From a reset to the request that it broke: resets wait for their span, spans that pass are held against them.
 //!
-//! What makes a span the reset's is written in [`crate::correlate::evidence`]; here is who waits, for how long, and what is done
-//! when one, several or no spans fit. Memory is bounded
-//! by the constants of `waiting` and `recent`. No clock, no I/O: the time is given.
+//! What makes a span the reset's is written in [`crate::correlate::evidence`]; here is who waits, for how long, and what
+//! is done when one, several or no spans fit. Memory is bounded by the constants of `waiting` and `recent`. No clock, no
+//! I/O: the time is given.
 
 mod candidates;
 pub mod evidence;

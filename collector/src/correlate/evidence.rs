@@ -222,12 +222,7 @@ fn fit_of_failure(seen: &Seen, reset: &Reset) -> Fit {
         return Fit::No;
     }
     // A server's call may tell of a call that it made itself.
-    let proves = match seen.failure {
-        Failure::Refused => seen.role == Role::Client,
-        Failure::Reset => seen.role == Role::Client,
-        _ => false,
-    };
-    if proves {
+    if seen.role == Role::Client && matches!(seen.failure, Failure::Refused | Failure::Reset) {
         Fit::Failed
     } else if is_likely(seen, reset) {
         Fit::Likely
