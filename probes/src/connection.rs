@@ -8,7 +8,7 @@ use crate::{
     ends::{Ends, version_of},
     map::{forget, kept, kept_or_new},
     owner::{self, Process, Task},
-    read::{argument, copy, has, load, load_words},
+    read::{argument, copy, has, has_typed_task, load, load_words},
     segment::mapped,
 };
 
@@ -16,6 +16,9 @@ const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 /// The low byte of IPPROTO_TCP (6) and of IPPROTO_MPTCP (262).
 const PROTOCOL_LOW_BYTE: u8 = 6;
+/// `S_IFMT` and `S_IFSOCK` of `inode.i_mode` (include/uapi/linux/stat.h).
+const S_IFMT: u16 = 0o170_000;
+const S_IFSOCK: u16 = 0o140_000;
 /// `SHUTDOWN_MASK` and `RCV_SHUTDOWN` (include/net/sock.h)
 const SHUTDOWN_MASK: u8 = 3;
 const RCV_SHUTDOWN: u8 = 1;
@@ -73,18 +76,20 @@ impl Socket {
     /// A socket of a task's file, if it is TCP's.
     #[inline(always)]
     pub(crate) fn of_file(file: *const u8) -> Option<Self> {
-        // SAFETY: a plain helper; the verifier knows `file` as the iterator's.
-        let socket: *const u8 = unsafe { bpf_sock_from_file(file.cast_mut().cast()) }.cast_const().cast();
-        if socket.is_null() {
-            return None;
-        }
-        let socket: *const u8 = load(socket, Field::SocketSk);
-        if socket.is_null() {
-            return None;
-        }
-        let family: u16 = load(socket, Field::SkFamily);
-        let is_tcp = load::<u8>(socket, Field::SkProtocol) == PROTOCOL_LOW_BYTE;
-        (is_tcp && (family == AF_INET || family == AF_INET6)).then_some(Self(socket))
+        let (socket, family, protocol): (*const u8, u16, u8) = if has_typed_task() {
+            // SAFETY: a plain helper; the verifier knows `file` as the iterator's.
+            let of_file: *const u8 = unsafe { bpf_sock_from_file(file.cast_mut().cast()) }.cast_const().cast();
+            if of_file.is_null() {
+                return None;
+            }
+            let socket: *const u8 = load(of_file, Field::SocketSk);
+            (socket, load(socket, Field::SkFamily), load(socket, Field::SkProtocol))
+        } else {
+            let socket: *const u8 = copy(copied_from_file(file)?, Field::SocketSk);
+            (socket, copy(socket, Field::SkFamily), copy(socket, Field::SkProtocol))
+        };
+        let is_tcp = protocol == PROTOCOL_LOW_BYTE && (family == AF_INET || family == AF_INET6);
+        (is_tcp && !socket.is_null()).then_some(Self(socket))
     }
 
     #[inline(always)]
@@ -106,6 +111,17 @@ impl Socket {
         let namespace: *const u8 = copy(self.0, Field::SkNet);
         copy(namespace, Field::NetInum)
     }
+}
+
+/// A file's `struct socket`, as `sock_from_file` finds it; before 5.11 no helper does. Each knows the other.
+#[inline(always)]
+fn copied_from_file(file: *const u8) -> Option<*const u8> {
+    let inode: *const u8 = load(file, Field::FileInode);
+    if load::<u16>(inode, Field::InodeMode) & S_IFMT != S_IFSOCK {
+        return None;
+    }
+    let socket: *const u8 = copy(file, Field::FilePrivate);
+    (copy::<u64>(socket, Field::SocketFile) == file as u64).then_some(socket)
 }
 
 /// What a segment met, by how much of it may be read.

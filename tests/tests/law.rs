@@ -226,6 +226,18 @@ fn identity<'a>(time_ns: u64, attribute: impl Fn(&str) -> Option<&'a serde_json:
     Ok((u16::try_from(port)?, direction.to_owned(), time_ns))
 }
 
+/// A count, once it is as large as it must become or no longer waited for: the backend writes what it has taken later.
+fn at_least(count: u64, look: impl Fn() -> Result<u64>) -> Result<u64> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let seen = look()?;
+        if seen >= count || Instant::now() > deadline {
+            return Ok(seen);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
 #[test]
 fn the_ring_buffer_overflows() -> Result<()> {
     on_own_host(|network| {
@@ -242,13 +254,14 @@ fn the_ring_buffer_overflows() -> Result<()> {
         let metrics = wait_until_settled(admin)?;
         let lost = metrics.sum("reset_collector_dropped_resets_total", &[("reason", "ring_buffer_full")]);
         let captured = metrics.sum("tcp_resets_total", &[]);
-        let (sent, arrived) = (network.client.tcp_counter("OutRsts")? - before, backend.logs()?.len() as u64);
+        let exported = term(&metrics, "exported_resets_total");
+        let (sent, arrived) =
+            (network.client.tcp_counter("OutRsts")? - before, at_least(exported, || Ok(backend.logs()?.len() as u64))?);
         println!(
             "{sent} resets sent here; {captured} counted, {lost} lost for want of room, {arrived} records arrived"
         );
         ensure!(sent >= BURST && captured >= 2 * sent, "each is sent and received");
         ensure!(lost > BURST, "a small buffer cannot have held them");
-        let exported = term(&metrics, "exported_resets_total");
         ensure!(arrived >= exported, "{exported} exported, {arrived} arrived");
         let (status, said) = collector.stop()?;
         ensure!(status.success(), "the collector ended with {status}: {said}");
@@ -378,6 +391,11 @@ fn killed_at_any_instant_it_loses_no_more_than_the_tail() -> Result<()> {
         let collector = Collector::start(&["--config", &file.0.to_string_lossy()], &[])?;
         let metrics = wait_until_settled(admin)?;
         collector.stop()?;
+        let printed: HashSet<&Identity> = runs.iter().flat_map(|run| &run.printed).collect();
+        at_least(printed.len() as u64, || {
+            let arrived = arrived(&backend, network.client.inode)?;
+            Ok(printed.iter().filter(|one| arrived.contains_key(**one)).count() as u64)
+        })?;
         std::thread::sleep(BACKEND_WRITES);
         check_kills(&runs, &made, &metrics, &arrived(&backend, network.client.inode)?)
     })
