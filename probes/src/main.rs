@@ -76,6 +76,7 @@ fn tcp_send_reset_active_without_reason(context: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "tcp_receive_reset")]
 fn tcp_receive_reset(context: BtfTracePointContext) -> i32 {
     let Some(socket) = Socket::from_argument(context.as_ptr(), 0) else { return 0 };
+    map::receiver_accepts();
     // TCP calls it with nothing else.
     let seen = Moment::now();
     let full = Full::of(socket, seen);
@@ -320,12 +321,29 @@ fn dropped(skb: *const u8, reason: u32, receiver: Option<Socket>) {
 #[inline(always)]
 fn dropped_as(skb: *const u8, class: ReasonClass, reason: u32, receiver: Option<Socket>) {
     let Some(segment) = segment::of_dropped(skb, class) else { return };
-    let seen = Moment::now();
     // Early demultiplexing's socket shows its state, but the verifier does not trust it further.
     let state = match receiver {
         Some(socket) => Some(socket.state()),
-        None => map::noted_receiver(skb, &segment).or_else(|| segment::socket_state(skb)),
+        None => match map::freed_receiver(skb, &segment, reason) {
+            Some(noted) => noted.or_else(|| segment::socket_state(skb)),
+            None => return,
+        },
     };
+    not_accepted(&segment, class, reason, state, receiver, skb);
+}
+
+/// A reset that no connection accepted. `state` is its receiver's when it came; `skb` may be null where the receiver is
+/// known.
+#[inline(always)]
+pub(crate) fn not_accepted(
+    segment: &Segment,
+    class: ReasonClass,
+    reason: u32,
+    state: Option<u8>,
+    receiver: Option<Socket>,
+    skb: *const u8,
+) {
+    let seen = Moment::now();
     let holder = match state {
         None => Holder::None,
         // A request socket's segment is freed on its listener, and its reason is its own.
@@ -351,7 +369,7 @@ fn dropped_as(skb: *const u8, class: ReasonClass, reason: u32, receiver: Option<
         (Holder::Listener, ReasonClass::NotSpecified) => Some(State::SynReceived),
         _ => state_of(holder),
     };
-    draft.not_accepted(&segment, network_namespace(full, receiver, skb), holding, full);
+    draft.not_accepted(segment, network_namespace(full, receiver, skb), holding, full);
 }
 
 #[panic_handler]

@@ -13,7 +13,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_storage_get},
 };
 use reset_collector_probes::{
-    COUNTERS,
+    COUNTERS, UNKNOWN_REASON,
     control::{self, Control},
     field::Field,
     rule::{MAX_RULES, Rule},
@@ -131,15 +131,30 @@ struct Queued {
 #[unsafe(no_mangle)]
 static LAST_QUEUED: PerCpu<Queued, 1> = Map::new();
 
-/// The reset that TCP last handed to a socket on this CPU, and the socket's state. The numbers too, since the memory of
-/// one that was accepted is soon another's.
+/// The reset that TCP last handed to a socket on this CPU, and the socket's state. All of the segment, since its memory is
+/// soon another's.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Received {
+pub(crate) struct Received {
     skb: u64,
-    ports: u64,
-    numbers: u64,
-    state: u64,
+    pub(crate) segment: Segment,
+    /// Why it was freed, once that is known.
+    pub(crate) reason: u32,
+    pub(crate) state: u8,
+    /// `Teller` by number.
+    teller: u8,
+}
+
+/// Who tells of a reset that was handed to a socket and that it does not accept.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+pub(crate) enum Teller {
+    /// `kfree_skb`, when it is freed.
+    Free = 0,
+    /// The function that it was handed to, at its end.
+    Function = 1,
+    /// Nobody: it was told, or was accepted.
+    Nobody = 2,
 }
 
 #[unsafe(link_section = ".maps")]
@@ -293,27 +308,61 @@ pub(crate) fn count_over_ceiling(by: i64) {
     count_withheld(1, by);
 }
 
-/// Notes the state of the socket that a reset was handed to.
+/// Notes the state of the socket that a reset was handed to, and who tells of it.
 #[inline(always)]
-pub(crate) fn note_receiver(skb: *const u8, segment: &Segment, state: u8) {
+pub(crate) fn note_receiver(skb: *const u8, segment: &Segment, state: u8, teller: Teller) {
     let Some(last) = LAST_RECEIVED.get(&0) else { return };
-    let received = Received {
-        skb: skb as u64,
-        ports: segment.both_ports(),
-        numbers: segment.both_numbers(),
-        state: u64::from(state),
-    };
-    // SAFETY: the slot is this CPU's own, and lives as long as the map.
-    unsafe { *last = received };
+    // SAFETY: the slot is this CPU's own, and lives as long as the map. Member by member, for the verifier wants no byte
+    // read that nobody wrote.
+    unsafe {
+        (*last).skb = skb as u64;
+        (*last).segment = *segment;
+        (*last).reason = UNKNOWN_REASON as u32;
+        (*last).state = state;
+        (*last).teller = teller as u8;
+    }
 }
 
-/// The state of the socket that this reset was handed to, if it was noted.
+/// What was noted of the reset that is freed now, for the one who tells of it then: the state of its receiver, if it is
+/// known. `None` where `kfree_skb` is not to tell.
 #[inline(always)]
-pub(crate) fn noted_receiver(skb: *const u8, segment: &Segment) -> Option<u8> {
+pub(crate) fn freed_receiver(skb: *const u8, segment: &Segment, reason: u32) -> Option<Option<u8>> {
+    let Some(last) = LAST_RECEIVED.get(&0) else { return Some(None) };
     // SAFETY: the slot is this CPU's own, and lives as long as the map.
-    let last = unsafe { LAST_RECEIVED.get(&0)?.as_ref() }?;
-    let same = last.skb == skb as u64 && last.ports == segment.both_ports() && last.numbers == segment.both_numbers();
-    same.then_some(last.state as u8)
+    let last = unsafe { &mut *last };
+    let same = last.skb == skb as u64
+        && last.segment.both_ports() == segment.both_ports()
+        && last.segment.both_numbers() == segment.both_numbers();
+    if !same {
+        return Some(None);
+    }
+    if last.teller != Teller::Free as u8 {
+        last.reason = reason;
+        return None;
+    }
+    Some(Some(last.state))
+}
+
+/// The reset that a function was handed and now ends with, unless it was told or accepted; from now on it is told.
+#[inline(always)]
+pub(crate) fn refused(skb: *const u8) -> Option<&'static Received> {
+    let last = LAST_RECEIVED.get(&0)?;
+    // SAFETY: the slot is this CPU's own, and lives as long as the map.
+    let last = unsafe { &mut *last };
+    if last.skb != skb as u64 || last.teller != Teller::Function as u8 {
+        return None;
+    }
+    last.teller = Teller::Nobody as u8;
+    Some(last)
+}
+
+/// The reset that was handed on last was accepted.
+#[inline(always)]
+pub(crate) fn receiver_accepts() {
+    if let Some(last) = LAST_RECEIVED.get(&0) {
+        // SAFETY: the slot is this CPU's own, and lives as long as the map.
+        unsafe { (*last).teller = Teller::Nobody as u8 };
+    }
 }
 
 /// Whether this very segment was the last that was queued on this CPU, on another device; remembers it.

@@ -213,6 +213,7 @@ fn load_program(program: &mut Program, place: &str, btf: &Btf) -> Result<(), Pro
     match program {
         Program::BtfTracePoint(program) => program.load(place, btf),
         Program::FEntry(program) => program.load(place, btf),
+        Program::FExit(program) => program.load(place, btf),
         Program::Iter(program) => program.load(place, btf),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
@@ -235,6 +236,7 @@ pub(super) fn attach(
         let attached = match programs.program_mut(name) {
             Some(Program::BtfTracePoint(program)) => program.attach().map(drop),
             Some(Program::FEntry(program)) => program.attach().map(drop),
+            Some(Program::FExit(program)) => program.attach().map(drop),
             _ => continue,
         };
         if let Err(error) = attached {
@@ -251,6 +253,7 @@ fn unload(programs: &mut Ebpf, names: &[(&str, &str)]) {
         let unloaded = match programs.program_mut(name) {
             Some(Program::BtfTracePoint(program)) => program.unload(),
             Some(Program::FEntry(program)) => program.unload(),
+            Some(Program::FExit(program)) => program.unload(),
             _ => continue,
         };
         if let Err(error) = unloaded {

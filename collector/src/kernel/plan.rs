@@ -18,9 +18,9 @@ pub struct Plan {
 enum Way {
     /// To the tracepoint of its name: number of arguments, and a program written for it.
     Tracepoint(&'static [(usize, &'static str)]),
-    /// To the entries of functions, each with its program: where a tracepoint has so many arguments that it leaves
-    /// something out, and not elsewhere.
-    Entries {
+    /// To the entries and ends of functions, each with its program: where a tracepoint has so many arguments that it
+    /// leaves something out, and not elsewhere.
+    Functions {
         tracepoint: &'static str,
         arguments: &'static [usize],
         functions: &'static [(&'static str, &'static str)],
@@ -72,7 +72,7 @@ pub const PLANS: &[Plan] = &[
     },
     Plan {
         hook: "tcp_v4_send_reset",
-        way: Way::Entries {
+        way: Way::Functions {
             tracepoint: "tcp_send_reset",
             arguments: &[2],
             functions: &[("tcp_v4_send_reset", "tcp_v4_send_reset"), ("tcp_v6_send_reset", "tcp_v6_send_reset")],
@@ -88,17 +88,20 @@ pub const PLANS: &[Plan] = &[
     },
     Plan {
         hook: "tcp_check_req",
-        way: Way::Entries {
+        way: Way::Functions {
             tracepoint: "kfree_skb",
             arguments: &[2, 3],
             functions: &[
                 ("tcp_check_req", "tcp_check_req"),
                 ("tcp_timewait_state_process", "tcp_timewait_state_process"),
                 ("tcp_rcv_state_process", "tcp_rcv_state_process"),
+                ("tcp_rcv_state_process", "tcp_rcv_state_process_end"),
+                ("tcp_validate_incoming", "tcp_validate_incoming"),
+                ("tcp_validate_incoming", "tcp_validate_incoming_end"),
             ],
         },
-        sees: "whom a reset came for that no connection accepts",
-        sees_resets: false,
+        sees: "resets received that a socket refuses, and whom they came for",
+        sees_resets: true,
     },
     Plan {
         hook: "kfree_skb",
@@ -130,7 +133,7 @@ impl Plan {
     pub fn step(&self, types: &Types) -> Step {
         match &self.way {
             Way::Tracepoint(programs) => tracepoint(self.hook, programs, types),
-            Way::Entries { tracepoint, arguments, functions } => {
+            Way::Functions { tracepoint, arguments, functions } => {
                 if !types.tracepoint_arguments(tracepoint).is_some_and(|count| arguments.contains(&count)) {
                     return Step::NotNeeded;
                 }
