@@ -166,7 +166,7 @@ closed_list! {
         FreeSkb = 2 "kfree_skb",
         /// Tracepoint `net:net_dev_queue`, segments with RST and no socket only.
         DeviceQueue = 3 "net_dev_queue",
-        /// fentry or kprobe of `tcp_v4_send_reset` and `tcp_v6_send_reset`.
+        /// Where `tcp_v4_send_reset` and `tcp_v6_send_reset` are entered.
         PassiveSend = 4 "tcp_v4_send_reset",
     }
 }

@@ -237,6 +237,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_socket_refuses_is_told_where_kfree_skb_does_not_say_whom_it_was_for() {
+        let functions =
+            ["tcp_check_req", "tcp_timewait_state_process", "tcp_rcv_state_process", "tcp_validate_incoming"];
+        for arguments in [2, 3] {
+            let attach = step("tcp_check_req", &kernel(&[("kfree_skb", arguments)], &functions));
+            let Step::Attach(names) = attach else { panic!("{attach:?}") };
+            for end in ["tcp_rcv_state_process", "tcp_validate_incoming"] {
+                let programs = names.iter().filter(|(function, _)| *function == end).map(|(_, name)| *name);
+                assert_eq!(programs.collect::<Vec<_>>(), [end.to_owned(), format!("{end}_end")], "{arguments}");
+            }
+        }
+        assert_eq!(step("tcp_check_req", &kernel(&[("kfree_skb", 4)], &functions)), Step::NotNeeded);
+        let inlined = step("tcp_check_req", &kernel(&[("kfree_skb", 2)], &functions[..3]));
+        assert!(matches!(&inlined, Step::CannotRun(why) if why.contains("tcp_validate_incoming")), "{inlined:?}");
+    }
+
+    #[test]
     fn every_hook_can_run_on_this_kernel_or_is_not_needed() {
         let types = Types::from_file(Path::new(crate::kernel::KERNEL_BTF)).expect("this kernel has BTF");
         for plan in PLANS {
