@@ -167,11 +167,6 @@ impl Kernel {
                 Coverage { hook: plan.hook, sees: plan.sees, sees_resets: plan.sees_resets, missing }
             })
             .collect();
-        for (name, _) in load::WALKS {
-            if let Err(why) = verdicts.take(name, name) {
-                tracing::warn!("{name} {why}");
-            }
-        }
         watch.lap("the hooks are attached");
         if reads_wire {
             let missing = wire::attach(&mut programs, &types, Path::new("/proc")).err();
@@ -179,6 +174,11 @@ impl Kernel {
         }
         if coverage.iter().all(|hook| !hook.sees_resets || hook.missing.is_some()) {
             return Err(KernelError::NoHook(reasons_why_not(&coverage)));
+        }
+        for (name, _) in load::WALKS {
+            if let Err(why) = verdicts.take(name, name) {
+                tracing::warn!("{name} {why}");
+            }
         }
         let mut kernel = Self {
             programs: Some(programs),
@@ -355,10 +355,15 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// A line for each reason, after the hooks that it holds for: mostly one for all.
 fn reasons_why_not(coverage: &[Coverage]) -> String {
-    coverage
-        .iter()
-        .filter_map(|hook| Some(format!("  {}: {}", hook.hook, hook.missing.as_ref()?)))
-        .collect::<Vec<_>>()
-        .join("\n")
+    let mut lines: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (hook, why) in coverage.iter().filter_map(|hook| Some((hook.hook, hook.missing.as_deref()?))) {
+        match lines.iter_mut().find(|(reason, _)| *reason == why) {
+            Some((_, hooks)) => hooks.push(hook),
+            None => lines.push((why, vec![hook])),
+        }
+    }
+    let lines = lines.iter().map(|(why, hooks)| format!("  {}: {why}", hooks.join(", ")));
+    lines.collect::<Vec<_>>().join("\n")
 }
