@@ -147,7 +147,9 @@ fn the_backend_is_killed_stopped_and_cut_off() -> Result<()> {
     on_own_host(|network| {
         let mut backend = Backend::start()?;
         let admin = free_address()?;
-        let destination = format!("    endpoint: \"http://{}\"\n", backend.grpc);
+        // Room for what the rest of the machine does meanwhile.
+        let destination =
+            format!("    endpoint: \"http://{}\"\n    sending_queue: {{ queue_size: 2000000 }}\n", backend.grpc);
         let file = Scratch::configuration("backend", admin, "", "\"off\"", &destination)?;
         let _collector = Collector::start(&["--config", &file.0.to_string_lossy()], &[])?;
         let over = AtomicBool::new(false);
