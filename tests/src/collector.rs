@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{network::Host, record::Record};
+use crate::{network::Host, patience::look_until, record::Record};
 
 const START_PATIENCE: Duration = Duration::from_secs(180);
 const END_PATIENCE: Duration = Duration::from_secs(20);
@@ -124,6 +124,21 @@ impl Collector {
         let candidates = lines.iter().filter(|line| named.iter().any(|name| line.contains(name)));
         let records = candidates.map(|line| Record::parse(line)).collect::<Result<Vec<_>>>()?;
         Ok(records.into_iter().filter(|record| namespaces.contains(&record.namespace)).collect())
+    }
+
+    /// The records of a network namespace in which an address is the local one, once so many are there.
+    ///
+    /// # Errors
+    /// Fewer came in time, or a line is no record.
+    pub fn awaited_records(&self, namespace: u32, local: &str, due: usize, patience: Duration) -> Result<Vec<Record>> {
+        let look = || {
+            let mut records = self.records(&[namespace])?;
+            records.retain(|record| record.text("network.local.address") == local);
+            Ok(records)
+        };
+        let records = look_until(patience, look, |records| records.len() >= due)?;
+        ensure!(records.len() >= due, "{} records of {due} from {local}: {}", records.len(), self.said());
+        Ok(records)
     }
 
     /// Every record so far.

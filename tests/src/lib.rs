@@ -15,6 +15,7 @@ pub mod judge;
 pub mod metrics;
 pub mod network;
 pub mod owner;
+pub mod patience;
 pub mod process;
 pub mod programs;
 pub mod record;

@@ -8,7 +8,7 @@ use std::{
     os::unix::{fs::symlink, process::CommandExt},
     path::Path,
     process::{Child, Command},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -18,6 +18,7 @@ use reset_collector_tests::{
     flood,
     metrics::Metrics,
     network::{Layout, Network},
+    patience::look_until,
     skip_reason,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -144,13 +145,6 @@ fn check_threads(pid: u32) -> Result<()> {
     Ok(())
 }
 
-fn awaited<T>(mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look()? {
-            return Ok(found);
-        }
-        ensure!(Instant::now() < deadline, "it did not come within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+fn awaited<T>(look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    look_until(PATIENCE, look, Option::is_some)?.with_context(|| format!("it did not come within {PATIENCE:?}"))
 }

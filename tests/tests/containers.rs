@@ -7,7 +7,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -156,16 +156,7 @@ fn each_runtimes_layout() -> Result<()> {
 
 /// The records of an address, once all are there: each connection ends in one at its end.
 fn awaited(collector: &Collector, namespace: u32, from: &str) -> Result<Vec<Record>> {
-    let (deadline, due) = (Instant::now() + PATIENCE, TIMES.parse::<usize>()?);
-    loop {
-        let mut records = collector.records(&[namespace])?;
-        records.retain(|record| record.text("network.local.address") == from);
-        if records.len() >= due {
-            return Ok(records);
-        }
-        ensure!(Instant::now() < deadline, "{} records of {due} from {from}", records.len());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    collector.awaited_records(namespace, from, TIMES.parse()?, PATIENCE)
 }
 
 #[test]

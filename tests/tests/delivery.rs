@@ -3,15 +3,13 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a skip says why")]
 
-use std::{
-    collections::HashSet,
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
     backend::{Backend, Log},
     collector::Collector,
+    patience::look_until,
     record::Record,
     skip_reason, suite,
 };
@@ -63,15 +61,12 @@ fn arrive(protocol: &str, address: impl Fn(&Backend) -> String) -> Result<()> {
 /// The records that arrived and were printed: the host's own resets may go on meanwhile.
 fn awaited(backend: &Backend, printed: &[Record]) -> Result<Vec<Log>> {
     let times: HashSet<u64> = printed.iter().map(|record| record.time_ns).collect();
-    let deadline = Instant::now() + ARRIVAL_PATIENCE;
-    loop {
+    let look = || {
         let mut logs = backend.logs()?;
         logs.retain(|log| times.contains(&log.time_ns));
-        if logs.len() >= printed.len() || Instant::now() > deadline {
-            return Ok(logs);
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
+        Ok(logs)
+    };
+    look_until(ARRIVAL_PATIENCE, look, |logs| logs.len() >= printed.len())
 }
 
 fn compare(printed: &[Record], arrived: &[Log]) -> Result<()> {

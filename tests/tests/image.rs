@@ -18,6 +18,7 @@ use reset_collector_tests::{
     container::{self, Container},
     network::{Layout, Network},
     owner::build_peer,
+    patience::look_until,
     record::Record,
 };
 use serde_json::json;
@@ -72,16 +73,7 @@ fn start(command: &mut Command) -> Result<Running> {
 /// Runs the workload and returns the records of its end of the connections.
 fn records_of_workload(collector: &Collector, network: &Network, workload: &Container) -> Result<Vec<Record>> {
     let _running = start(&mut workload.command()?)?;
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let mut records = collector.records(&[network.server.inode])?;
-        records.retain(|record| record.text("network.local.address") == CLIENT);
-        if records.len() >= TIMES {
-            return Ok(records);
-        }
-        ensure!(Instant::now() < deadline, "{} records of {TIMES}: {}", records.len(), collector.said());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    collector.awaited_records(network.server.inode, CLIENT, TIMES, PATIENCE)
 }
 
 /// A directory that goes with the test.
@@ -129,15 +121,12 @@ fn as_node_agent_it_knows_every_pods_owners_and_sends_to_a_name() -> Result<()> 
         ensure!(record.text("container.id") == workload.id(), "{record:?}");
         ensure!(record.text("process.executable.name") == "reset-peer", "{record:?}");
     }
-    let deadline = Instant::now() + PATIENCE;
-    let arrived = || -> Result<usize> {
+    let look = || -> Result<usize> {
         let logs = backend.logs()?;
         Ok(logs.iter().filter(|log| log.resource.get("service.name").is_some_and(|name| name == "inside")).count())
     };
-    while arrived()? < TIMES {
-        ensure!(Instant::now() < deadline, "{} of {TIMES} arrived: {}", arrived()?, collector.said());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let arrived = look_until(PATIENCE, look, |arrived| *arrived >= TIMES)?;
+    ensure!(arrived >= TIMES, "{arrived} of {TIMES} arrived: {}", collector.said());
     Ok(())
 }
 

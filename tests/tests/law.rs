@@ -20,6 +20,7 @@ use reset_collector_tests::{
     flood,
     metrics::Metrics,
     network::{Layout, Network},
+    patience::look_until,
     record::Record,
     skip_reason,
 };
@@ -95,12 +96,18 @@ fn term(metrics: &Metrics, name: &str) -> u64 {
     metrics.sum(&format!("reset_collector_{name}"), &[])
 }
 
+/// The metrics, in which the law holds.
+fn look(admin: SocketAddr) -> Result<Metrics> {
+    let metrics = Metrics::read(admin)?;
+    metrics.check_law()?;
+    Ok(metrics)
+}
+
 /// Looks at the law until it is over; how often, and the most that was queued.
 fn looks(admin: SocketAddr, over: &AtomicBool) -> Result<(usize, u64)> {
     let (mut times, mut most) = (0, 0);
     while !over.load(Ordering::Relaxed) {
-        let metrics = Metrics::read(admin)?;
-        metrics.check_law()?;
+        let metrics = look(admin)?;
         (times, most) = (times + 1, most.max(term(&metrics, "queued_resets")));
         std::thread::sleep(LOOK_EVERY);
     }
@@ -119,16 +126,10 @@ fn load(over: &AtomicBool) {
 fn wait_until_settled(admin: SocketAddr) -> Result<Metrics> {
     let fates = |metrics: &Metrics| term(metrics, "exported_resets_total") + term(metrics, "dropped_resets_total");
     let due = |metrics: &Metrics| term(metrics, "captured_resets_total") + term(metrics, "recovered_resets_total");
-    let (first, deadline) = (due(&Metrics::read(admin)?), Instant::now() + PATIENCE);
-    loop {
-        let metrics = Metrics::read(admin)?;
-        metrics.check_law()?;
-        if fates(&metrics) >= first {
-            return Ok(metrics);
-        }
-        ensure!(Instant::now() < deadline, "{first} captured, and they do not go out: {metrics:?}");
-        std::thread::sleep(LOOK_EVERY);
-    }
+    let first = due(&Metrics::read(admin)?);
+    let metrics = look_until(PATIENCE, || look(admin), |metrics| fates(metrics) >= first)?;
+    ensure!(fates(&metrics) >= first, "{first} captured, and they do not go out: {metrics:?}");
+    Ok(metrics)
 }
 
 fn signal(pid: u32, signal: Signal) -> Result<()> {
@@ -228,18 +229,6 @@ fn identity<'a>(time_ns: u64, attribute: impl Fn(&str) -> Option<&'a serde_json:
     Ok((u16::try_from(port)?, direction.to_owned(), time_ns))
 }
 
-/// A count, once it is as large as it must become or no longer waited for: the backend writes what it has taken later.
-fn at_least(count: u64, look: impl Fn() -> Result<u64>) -> Result<u64> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let seen = look()?;
-        if seen >= count || Instant::now() > deadline {
-            return Ok(seen);
-        }
-        std::thread::sleep(LOOK_EVERY);
-    }
-}
-
 #[test]
 fn the_ring_buffer_overflows() -> Result<()> {
     on_own_host(|network| {
@@ -257,8 +246,9 @@ fn the_ring_buffer_overflows() -> Result<()> {
         let lost = metrics.sum("reset_collector_dropped_resets_total", &[("reason", "ring_buffer_full")]);
         let captured = metrics.sum("tcp_resets_total", &[]);
         let exported = term(&metrics, "exported_resets_total");
-        let (sent, arrived) =
-            (network.client.tcp_counter("OutRsts")? - before, at_least(exported, || Ok(backend.logs()?.len() as u64))?);
+        let sent = network.client.tcp_counter("OutRsts")? - before;
+        // The backend writes what it has taken later.
+        let arrived = look_until(PATIENCE, || Ok(backend.logs()?.len() as u64), |arrived| *arrived >= exported)?;
         println!(
             "{sent} resets sent here; {captured} counted, {lost} lost for want of room, {arrived} records arrived"
         );
@@ -290,8 +280,7 @@ fn the_disk_is_full() -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             flood::refused(CLOSED.into(), 100, 1);
-            let metrics = Metrics::read(admin)?;
-            metrics.check_law()?;
+            let metrics = look(admin)?;
             if lost(&metrics) > 100 {
                 break;
             }
@@ -300,16 +289,9 @@ fn the_disk_is_full() -> Result<()> {
         let kept = term(&Metrics::read(admin)?, "queued_resets");
         signal(backend.pid(), Signal::CONT)?;
         let settled = |is_so: &dyn Fn(&Metrics) -> bool| -> Result<Metrics> {
-            let deadline = Instant::now() + PATIENCE;
-            loop {
-                let metrics = Metrics::read(admin)?;
-                metrics.check_law()?;
-                if is_so(&metrics) {
-                    return Ok(metrics);
-                }
-                ensure!(Instant::now() < deadline, "{kept} were kept, and: {metrics:?}");
-                std::thread::sleep(LOOK_EVERY);
-            }
+            let metrics = look_until(PATIENCE, || look(admin), is_so)?;
+            ensure!(is_so(&metrics), "{kept} were kept, and: {metrics:?}");
+            Ok(metrics)
         };
         let metrics = settled(&|metrics| term(metrics, "exported_resets_total") >= kept)?;
         println!("a full disk: {kept} kept and sent, {} dropped and counted", lost(&metrics));
@@ -394,10 +376,8 @@ fn killed_at_any_instant_it_loses_no_more_than_the_tail() -> Result<()> {
         let metrics = wait_until_settled(admin)?;
         collector.stop()?;
         let printed: HashSet<&Identity> = runs.iter().flat_map(|run| &run.printed).collect();
-        at_least(printed.len() as u64, || {
-            let arrived = arrived(&backend, network.client.inode)?;
-            Ok(printed.iter().filter(|one| arrived.contains_key(**one)).count() as u64)
-        })?;
+        let all_there = |arrived: &HashMap<Identity, u64>| printed.iter().all(|one| arrived.contains_key(*one));
+        look_until(PATIENCE, || arrived(&backend, network.client.inode), all_there)?;
         std::thread::sleep(BACKEND_WRITES);
         check_kills(&runs, &made, &metrics, &arrived(&backend, network.client.inode)?)
     })

@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     net::SocketAddr,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Result, ensure};
@@ -17,6 +17,7 @@ use reset_collector_tests::{
     collector::Collector,
     flood,
     network::{Layout, Network},
+    patience::look_until,
     record::Record,
     skip_reason,
 };
@@ -26,7 +27,6 @@ const STARTS: usize = 200;
 const KILLED_EVERY: usize = 10;
 /// The kernel frees what nobody holds a little later.
 const PATIENCE: Duration = Duration::from_secs(20);
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 const RESETS: u64 = 500;
 /// All that can be attached: programs of cgroups too.
 const EVERYTHING: &str = "correlation: { http_headers: { ports: [8080] } }\n";
@@ -40,13 +40,13 @@ struct Held {
 }
 
 impl Held {
-    fn now() -> Result<Self> {
+    fn now() -> Self {
         // What is freed while it is looked at is gone.
-        Ok(Self {
+        Self {
             programs: loaded_programs().filter_map(Result::ok).map(|program| program.id()).collect(),
             maps: loaded_maps().filter_map(Result::ok).map(|map| map.id()).collect(),
             links: loaded_links().filter_map(Result::ok).map(|link| link.id()).collect(),
-        })
+        }
     }
 
     fn beyond(&self, before: &Self) -> (usize, usize, usize) {
@@ -72,11 +72,11 @@ fn two_hundred_starts_leave_nothing() -> Result<()> {
     }
     let file = configuration()?;
     let directories = ["/sys/fs/bpf", "/run/netns", "/sys/fs/cgroup"];
-    let (before, before_names) = (Held::now()?, directories.map(names));
+    let (before, before_names) = (Held::now(), directories.map(names));
     let mut most = (0, 0, 0);
     for start in 0..STARTS {
         let collector = Collector::start(&["--config", &file], &[])?;
-        most = Held::now()?.beyond(&before).max(most);
+        most = Held::now().beyond(&before).max(most);
         if start % KILLED_EVERY == 0 {
             collector.kill()?;
         } else {
@@ -86,14 +86,7 @@ fn two_hundred_starts_leave_nothing() -> Result<()> {
     }
     std::fs::remove_file(&file)?;
     ensure!(most.0 > 10 && most.1 > 5 && most.2 > 5, "what runs is not seen: {most:?}");
-    let deadline = Instant::now() + PATIENCE;
-    let left = loop {
-        let left = Held::now()?.beyond(&before);
-        if left == (0, 0, 0) || Instant::now() > deadline {
-            break left;
-        }
-        std::thread::sleep(LOOK_EVERY);
-    };
+    let left = look_until(PATIENCE, || Ok(Held::now().beyond(&before)), |left| *left == (0, 0, 0))?;
     println!("{STARTS} starts, {most:?} programs, maps and links at most; {left:?} left");
     ensure!(left == (0, 0, 0), "programs, maps and links stay in the kernel: {left:?}");
     ensure!(directories.map(names) == before_names, "names stay: {before_names:?}, now {:?}", directories.map(names));
@@ -133,17 +126,11 @@ fn two_side_by_side_see_the_same() -> Result<()> {
 
 /// What tells each record of another, once each of so many resets has its two.
 fn told(collector: &Collector, network: &Network, resets: u64) -> Result<BTreeSet<(String, SocketAddr, SocketAddr)>> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let records = collector.records(&[network.client.inode])?;
-        if records.len() as u64 >= 2 * resets || Instant::now() > deadline {
-            ensure!(records.len() as u64 == 2 * resets, "{resets} resets, {} records", records.len());
-            let told =
-                |record: &Record| (record.text("network.io.direction").to_owned(), record.source, record.destination);
-            return Ok(records.iter().map(told).collect());
-        }
-        std::thread::sleep(LOOK_EVERY);
-    }
+    let look = || collector.records(&[network.client.inode]);
+    let records = look_until(PATIENCE, look, |records| records.len() as u64 >= 2 * resets)?;
+    ensure!(records.len() as u64 == 2 * resets, "{resets} resets, {} records", records.len());
+    let told = |record: &Record| (record.text("network.io.direction").to_owned(), record.source, record.destination);
+    Ok(records.iter().map(told).collect())
 }
 
 fn configuration() -> Result<String> {
