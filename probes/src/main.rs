@@ -76,7 +76,6 @@ fn tcp_send_reset_active_without_reason(context: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "tcp_receive_reset")]
 fn tcp_receive_reset(context: BtfTracePointContext) -> i32 {
     let Some(socket) = Socket::from_argument(context.as_ptr(), 0) else { return 0 };
-    map::receiver_accepts();
     // TCP calls it with nothing else.
     let seen = Moment::now();
     let full = Full::of(socket, seen);

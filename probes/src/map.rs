@@ -153,7 +153,7 @@ pub(crate) enum Teller {
     Free = 0,
     /// The function that it was handed to, at its end.
     Function = 1,
-    /// Nobody: it was told, or was accepted.
+    /// Nobody: its function has ended.
     Nobody = 2,
 }
 
@@ -343,9 +343,9 @@ pub(crate) fn freed_receiver(skb: *const u8, segment: &Segment, reason: u32) -> 
     Some(Some(last.state))
 }
 
-/// The reset that a function was handed and now ends with, unless it was told or accepted; from now on it is told.
+/// The reset that a function was handed and now ends with, unless it was told; from now on it is.
 #[inline(always)]
-pub(crate) fn refused(skb: *const u8) -> Option<&'static Received> {
+pub(crate) fn ended_with(skb: *const u8) -> Option<&'static Received> {
     let last = LAST_RECEIVED.get(&0)?;
     // SAFETY: the slot is this CPU's own, and lives as long as the map.
     let last = unsafe { &mut *last };
@@ -354,15 +354,6 @@ pub(crate) fn refused(skb: *const u8) -> Option<&'static Received> {
     }
     last.teller = Teller::Nobody as u8;
     Some(last)
-}
-
-/// The reset that was handed on last was accepted.
-#[inline(always)]
-pub(crate) fn receiver_accepts() {
-    if let Some(last) = LAST_RECEIVED.get(&0) {
-        // SAFETY: the slot is this CPU's own, and lives as long as the map.
-        unsafe { (*last).teller = Teller::Nobody as u8 };
-    }
 }
 
 /// Whether this very segment was the last that was queued on this CPU, on another device; remembers it.

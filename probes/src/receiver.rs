@@ -87,8 +87,12 @@ fn note(context: *const c_void, state: u8, teller: Teller) {
 #[inline(always)]
 fn tell_refused(context: *const c_void) {
     // Its memory may be another's by now: only its address counts.
-    let Some(received) = map::refused(argument(context, 1) as *const u8) else { return };
+    let Some(received) = map::ended_with(argument(context, 1) as *const u8) else { return };
     let Some(socket) = Socket::from_argument(context, 0) else { return };
+    // tcp_reset() closes the socket that accepts; to one that was closed it never comes.
+    if socket.state() == State::Closed as u8 && received.state != State::Closed as u8 {
+        return;
+    }
     let class =
         if received.reason == UNKNOWN_REASON as u32 { ReasonClass::Unknown } else { drop_class(received.reason) };
     not_accepted(&received.segment, class, received.reason, Some(received.state), Some(socket), core::ptr::null());
