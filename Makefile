@@ -57,6 +57,10 @@ bench: ## Measure: figures, no verdicts (as root)
 	tests/setup packages
 	tests/bench/run
 
+.PHONY: fuzz
+fuzz: ## Fuzz what strangers send, a minute for each target
+	fuzz/run
+
 .PHONY: vm
 vm: ## The scenarios on other kernels, in virtual machines
 	tests/setup packages

@@ -26,9 +26,9 @@ const TRACE_PATIENCE: Duration = Duration::from_secs(40);
 const SHOP: u16 = 8000;
 const PAYMENT: u16 = 8001;
 const ADMIN: u16 = 9464;
-/// More than the shop's payment service reads.
 /// Long enough after a reset that a call which ends then ends long after it.
 const ANOTHER_CALL: Duration = Duration::from_millis(500);
+/// More than the shop's payment service reads.
 const LARGE_CART: &str = "/checkout/20000000";
 /// What `TcpDataLostAtClose` of `examples/prometheus` counts.
 const COUNTER: &str = r#"tcp_resets_total{direction="transmit",origin="active",cause="closed_with_unread_data"}"#;
