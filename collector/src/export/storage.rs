@@ -98,7 +98,7 @@ pub(crate) struct Storage {
     /// Changed since the disk was last told to keep it.
     unsynced: bool,
     troubles: Notice,
-    _lock: File,
+    _lock: Lock,
 }
 
 struct Segment {
@@ -439,7 +439,19 @@ fn options() -> OpenOptions {
     options
 }
 
-fn take(directory: &Path) -> Result<File, StorageError> {
+/// The one who holds it owns the directory.
+struct Lock(File);
+
+impl Drop for Lock {
+    /// Given back, not just closed: a child between fork and exec still has it open.
+    fn drop(&mut self) {
+        if let Err(errno) = flock(&self.0, FlockOperation::Unlock) {
+            tracing::debug!("the lock of sending_queue.storage is left to be closed: {errno}");
+        }
+    }
+}
+
+fn take(directory: &Path) -> Result<Lock, StorageError> {
     let failed = |what| move |error| StorageError::Directory { path: directory.to_owned(), what, error };
     let path = directory.join("lock");
     let file = options().create(true).open(&path).map_err(failed("cannot be written"))?;
@@ -448,7 +460,7 @@ fn take(directory: &Path) -> Result<File, StorageError> {
             let holder = std::process::id().to_string();
             let written = file.set_len(0).and_then(|()| file.write_all_at(holder.as_bytes(), 0));
             written.map_err(failed("cannot be written"))?;
-            Ok(file)
+            Ok(Lock(file))
         }
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let holder = fs::read_to_string(&path).ok().filter(|holder| !holder.is_empty());
