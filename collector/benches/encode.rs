@@ -36,6 +36,7 @@ fn records(ip_version: u8) -> Vec<Vec<u8>> {
             reason: 11,
             time_ns: number as u64 * 1_000,
             duration_ns: 1_234_567_890,
+            closed_ns: u64::MAX,
             socket: 1,
             bytes_sent: 123_456,
             bytes_received: 7_890_123,

@@ -9,6 +9,7 @@ pub mod evidence;
 pub mod failure;
 mod group;
 mod recent;
+pub mod seen;
 pub mod tally;
 mod waiting;
 

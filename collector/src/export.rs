@@ -6,6 +6,7 @@
 pub mod answer;
 pub mod client;
 mod connect;
+mod directory;
 pub(crate) mod notice;
 mod position;
 mod queue;

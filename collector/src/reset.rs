@@ -97,6 +97,8 @@ pub struct Connection {
     pub smoothed_rtt_us: Option<u32>,
     /// From establishment to the reset, ns.
     pub duration_ns: Option<u64>,
+    /// From this end's close to the reset that its TIME_WAIT sent, ns.
+    pub closed_ns: Option<u64>,
     /// Whose data moved last: `Transmit` is this end's. `None` where both moved within one tick of the kernel's clock
     /// (1 to 10 ms).
     pub last_data: Option<Direction>,
@@ -320,6 +322,7 @@ fn connection(record: &ResetRecord) -> Connection {
         retransmits: known_u32(record.retransmits),
         smoothed_rtt_us: known_u32(record.smoothed_rtt_us).filter(|&rtt| rtt != 0),
         duration_ns: known_u64(record.duration_ns),
+        closed_ns: known_u64(record.closed_ns),
         last_data: match (record.flags & flag::SENT_LAST != 0, record.flags & flag::RECEIVED_LAST != 0) {
             (true, false) => Some(Direction::Transmit),
             (false, true) => Some(Direction::Receive),

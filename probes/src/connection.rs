@@ -7,9 +7,10 @@ use crate::{
     clock::Moment,
     ends::{Ends, version_of},
     map::{forget, kept, kept_or_new},
-    owner::{self, Process, Task},
+    owner::{Process, Task},
     read::{argument, copy, has, has_typed_task, load, load_words},
     segment::mapped,
+    time_wait,
 };
 
 const AF_INET: u16 = 2;
@@ -96,13 +97,6 @@ impl Socket {
     fn tcp(self) -> *const u8 {
         // SAFETY: the helper checks that it is a full TCP socket and gives null otherwise.
         unsafe { bpf_skc_to_tcp_sock(self.0.cast_mut().cast()) }.cast_const().cast()
-    }
-
-    /// A full socket's connection in its namespace, as one number.
-    #[inline(always)]
-    pub(crate) fn key(self) -> Option<u64> {
-        let tcp = self.tcp();
-        (!tcp.is_null()).then(|| ends(tcp).key(namespace_of(tcp)))
     }
 
     /// Inode of the network namespace; every kind of socket has it. Copied: see `Full::inner`.
@@ -303,12 +297,7 @@ impl Full {
         record.unread_bytes = unread(tcp, self.inner().flags());
         record.retransmits = load(tcp, Field::TcpTotalRetrans);
         record.smoothed_rtt_us = load::<u32>(tcp, Field::TcpSrttUs) >> 3;
-        let ahead = load::<u32>(tcp, Field::TcpLastSent).wrapping_sub(load(tcp, Field::LastReceived)).cast_signed();
-        record.flags |= match ahead {
-            1.. => flag::SENT_LAST,
-            0 => 0,
-            _ => flag::RECEIVED_LAST,
-        };
+        record.flags |= last_data(tcp);
         let next: u32 = load(tcp, Field::TcpSndNxt);
         let mut unsent = load::<u32>(tcp, Field::TcpWriteSeq).wrapping_sub(next);
         let mut unacked = next.wrapping_sub(load(tcp, Field::TcpSndUna));
@@ -320,6 +309,7 @@ impl Full {
         }
         record.unsent_bytes = unsent;
         record.unacked_bytes = unacked;
+        record.closed_ns = UNKNOWN_U64;
         record.duration_ns = match self.kept.established_ns {
             0 => UNKNOWN_U64,
             // SAFETY: a plain helper.
@@ -330,7 +320,7 @@ impl Full {
 
 /// Both ends, from the socket itself. `skc_num` is 0 once the port is given back, `inet_sport` is not.
 #[inline(always)]
-fn ends(tcp: *const u8) -> Ends {
+pub(crate) fn ends(tcp: *const u8) -> Ends {
     let (local, peer, version) = if load::<u16>(tcp, Field::SkFamily) == AF_INET {
         (mapped(load(tcp, Field::SkRcvSaddr)), mapped(load(tcp, Field::SkDaddr)), 4)
     } else {
@@ -342,7 +332,7 @@ fn ends(tcp: *const u8) -> Ends {
 }
 
 #[inline(always)]
-fn namespace_of(tcp: *const u8) -> u32 {
+pub(crate) fn namespace_of(tcp: *const u8) -> u32 {
     let namespace: *const u8 = load(tcp, Field::SkNet);
     load(namespace, Field::NetInum)
 }
@@ -356,6 +346,7 @@ const SENDS_SYN: u32 = 1 << State::SynSent as u32 | 1 << State::SynReceived as u
 #[inline(always)]
 pub(crate) fn write_no_facts(record: &mut ResetRecord) {
     record.duration_ns = UNKNOWN_U64;
+    record.closed_ns = UNKNOWN_U64;
     record.bytes_sent = UNKNOWN_U64;
     record.bytes_received = UNKNOWN_U64;
     record.unread_bytes = UNKNOWN_U32;
@@ -372,6 +363,16 @@ fn unread(tcp: *const u8, flags: u32) -> u32 {
     bytes.saturating_sub(flags >> SOCK_DONE & 1)
 }
 
+/// The flag that says whose data moved last.
+#[inline(always)]
+pub(crate) fn last_data(tcp: *const u8) -> u16 {
+    match load::<u32>(tcp, Field::TcpLastSent).wrapping_sub(load(tcp, Field::LastReceived)).cast_signed() {
+        1.. => flag::SENT_LAST,
+        0 => 0,
+        _ => flag::RECEIVED_LAST,
+    }
+}
+
 /// Keeps what will be gone at the reset: the owner, the time of establishment, the state before CLOSE.
 #[inline(always)]
 pub(crate) fn state_changes(socket: Socket, old: u8, new: u8) {
@@ -384,6 +385,7 @@ pub(crate) fn state_changes(socket: Socket, old: u8, new: u8) {
                 kept.owner = task.process();
                 kept.socket = socket.0 as u64;
                 kept.established_ns = 0;
+                kept.closed_ns = 0;
             }
         }
         // A listener's child begins (inet_csk_clone_lock).
@@ -396,12 +398,15 @@ pub(crate) fn state_changes(socket: Socket, old: u8, new: u8) {
         }
         // The application closes: the last time that its file is there.
         Some(State::FinWait1 | State::LastAck) => {
-            if let Some(kept) = kept(socket.0)
-                && kept.socket != socket.0 as u64
-                && let Some(task) = Task::acting(socket)
-            {
-                kept.owner = task.process();
-                kept.socket = socket.0 as u64;
+            if let Some(kept) = kept(socket.0) {
+                // SAFETY: a plain helper.
+                kept.closed_ns = unsafe { bpf_ktime_get_ns() };
+                if kept.socket != socket.0 as u64
+                    && let Some(task) = Task::acting(socket)
+                {
+                    kept.owner = task.process();
+                    kept.socket = socket.0 as u64;
+                }
             }
         }
         Some(State::Closed) => {
@@ -409,7 +414,7 @@ pub(crate) fn state_changes(socket: Socket, old: u8, new: u8) {
                 kept.state_before = old;
                 // tcp_time_wait ends the socket in these.
                 if matches!(State::from_number(old), Some(State::FinWait2 | State::Closing)) && !socket.is_owned() {
-                    owner::keep_for_time_wait(socket, &kept.owner);
+                    time_wait::keep(socket.tcp(), kept);
                 }
             }
         }

@@ -16,7 +16,7 @@ use crate::{
     map::{CAPTURED, CONTROL, LOST, RESETS, count, count_filtered, count_over_ceiling, kept},
     owner::{self, Task},
     segment::Segment,
-    wire,
+    time_wait, wire,
 };
 
 /// `BPF_RB_NO_WAKEUP` and `BPF_RB_FORCE_WAKEUP` (include/uapi/linux/bpf.h): the default wakes the reader for each
@@ -244,7 +244,7 @@ fn write_socket(record: &mut ResetRecord, numbers: &Numbers, full: Full, ends: &
     write_no_facts(record);
     owner::write_none(record);
     if numbers.holding == Holding::TimeWait as u8 {
-        owner::write_of_time_wait(record, ends);
+        time_wait::write(record, ends);
     }
 }
 

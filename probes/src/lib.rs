@@ -16,12 +16,12 @@ pub mod http;
 pub mod rule;
 
 /// Stands in [`ResetRecord::version`]; a record that says otherwise is foreign and is counted, not read.
-pub const RECORD_VERSION: u32 = 0x5253_0001;
+pub const RECORD_VERSION: u32 = 0x5253_0002;
 
 /// Bytes of a task's name in the kernel, with the closing zero (`TASK_COMM_LEN`).
 pub const COMM_LEN: usize = 16;
 
-/// [`ResetRecord::duration_ns`] and the byte counts when they are not known.
+/// [`ResetRecord::duration_ns`], [`ResetRecord::closed_ns`] and the byte counts when they are not known.
 pub const UNKNOWN_U64: u64 = u64::MAX;
 /// The 32-bit facts of a record when they are not known.
 pub const UNKNOWN_U32: u32 = u32::MAX;
@@ -230,6 +230,8 @@ pub struct ResetRecord {
     pub time_ns: u64,
     /// From establishment to the reset, or [`UNKNOWN_U64`].
     pub duration_ns: u64,
+    /// From this end's close to the reset that its TIME_WAIT sent, ns, or [`UNKNOWN_U64`].
+    pub closed_ns: u64,
     /// Identity of the socket (its kernel address, hashed into nothing and never exported), 0 without one.
     pub socket: u64,
     /// `tcp_sock.bytes_sent`, or [`UNKNOWN_U64`].
@@ -298,7 +300,7 @@ pub struct ResetRecord {
 
 /// Length of a record in the ring buffer, bytes.
 pub const RECORD_LEN: usize = core::mem::size_of::<ResetRecord>();
-const _: () = assert!(RECORD_LEN == 200);
+const _: () = assert!(RECORD_LEN == 208);
 
 /// Counters of resets, per CPU, before any filter: one for each cause, origin and direction.
 pub const COUNTERS: u32 = (Cause::ALL.len() * Origin::ALL.len() * Direction::ALL.len()) as u32;

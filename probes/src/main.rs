@@ -19,6 +19,7 @@ mod passive;
 mod read;
 mod receiver;
 mod segment;
+mod time_wait;
 mod wire;
 
 use core::ffi::c_void;

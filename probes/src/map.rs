@@ -23,6 +23,7 @@ use crate::{
     owner::{Ended, Known, Process},
     read::{has_socket_storage, load},
     segment::Segment,
+    time_wait::Closed,
 };
 
 /// The definition of a map as the loader reads it from BTF: lengths of array types, never dereferenced.
@@ -169,6 +170,8 @@ pub(crate) struct Kept {
     pub(crate) socket: u64,
     /// CLOCK_MONOTONIC at establishment, 0 before.
     pub(crate) established_ns: u64,
+    /// CLOCK_MONOTONIC when this end closed, 0 before.
+    pub(crate) closed_ns: u64,
     /// Who connected, listened, or was found holding it; the listener's in a child.
     pub(crate) owner: Process,
     /// The state before CLOSE, 0 before that.
@@ -184,6 +187,7 @@ impl Kept {
     const NOTHING: Self = Self {
         socket: 0,
         established_ns: 0,
+        closed_ns: 0,
         owner: Process::NONE,
         state_before: 0,
         receive_in_doubt: 0,
@@ -225,10 +229,10 @@ pub(crate) static CREDENTIALS: LruHash<u32, u64, 32_768> = Map::new();
 #[unsafe(no_mangle)]
 pub(crate) static ENDED: LruHash<u64, Ended, 8_192> = Map::new();
 
-/// Owners of connections in TIME_WAIT, by `Ends::key`.
+/// What is left of connections in TIME_WAIT, by `Ends::key`.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-pub(crate) static CLOSED: LruHash<u64, Process, 16_384> = Map::new();
+pub(crate) static CLOSED: LruHash<u64, Closed, 16_384> = Map::new();
 
 /// What is kept with a full socket, if anything.
 #[inline(always)]

@@ -16,8 +16,7 @@ use reset_collector_probes::{COMM_LEN, OwnerSource, ResetRecord, field::Field, f
 
 use crate::{
     connection::{Full, Socket},
-    ends::Ends,
-    map::{CLOSED, CREDENTIALS, ENDED, PROCESSES, kept, kept_or_new},
+    map::{CREDENTIALS, ENDED, PROCESSES, kept, kept_or_new},
     read::{copy, has_typed_task, load, load_name},
 };
 
@@ -231,8 +230,9 @@ pub(crate) fn write_none(record: &mut ResetRecord) {
     record.owner_source = OwnerSource::None as u8;
 }
 
+/// Writes a process as the owner.
 #[inline(always)]
-fn write(record: &mut ResetRecord, process: &Process, source: OwnerSource) {
+pub(crate) fn write(record: &mut ResetRecord, process: &Process, source: OwnerSource) {
     record.owner_start_ns = process.start_ns;
     record.owner_pid = process.pid;
     record.owner_source = source as u8;
@@ -261,24 +261,6 @@ pub(crate) fn write_acting(record: &mut ResetRecord, full: Full, task: Task, is_
         if task.signaled() {
             record.flags |= flag::SIGNALED;
         }
-    }
-}
-
-/// Keeps the owner of a connection that goes into TIME_WAIT: the kernel keeps none of the socket but its ends.
-#[inline(always)]
-pub(crate) fn keep_for_time_wait(socket: Socket, owner: &Process) {
-    if owner.pid != 0 {
-        let Some(key) = socket.key() else { return };
-        CLOSED.set(&key, owner);
-    }
-}
-
-/// Writes who owned a connection that is in TIME_WAIT.
-#[inline(always)]
-pub(crate) fn write_of_time_wait(record: &mut ResetRecord, ends: &Ends) {
-    if let Some(process) = CLOSED.get(&ends.key(record.network_namespace)) {
-        // SAFETY: as for `PROCESSES`.
-        write(record, &unsafe { *process }, OwnerSource::Storage);
     }
 }
 

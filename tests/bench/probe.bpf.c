@@ -25,7 +25,7 @@ struct record {
 	u32 version;
 	u16 flags;
 	u16 reason;
-	u64 time_ns, duration_ns, socket, bytes_sent, bytes_received, cgroup_id, credential, owner_start_ns;
+	u64 time_ns, duration_ns, closed_ns, socket, bytes_sent, bytes_received, cgroup_id, credential, owner_start_ns;
 	u32 local_address[4], peer_address[4];
 	char owner_comm[16];
 	u64 trace_id[2], span_id;
@@ -34,7 +34,7 @@ struct record {
 	u16 local_port, peer_port;
 	u8 direction, origin, cause, state, ip_version, hook, owner_source, segment_flags;
 };
-_Static_assert(sizeof(struct record) == 200, "the record of probes/src/lib.rs");
+_Static_assert(sizeof(struct record) == 208, "the record of probes/src/lib.rs");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -77,11 +77,11 @@ static __always_inline struct record *reserve(u8 direction, u8 origin, u8 cause)
 		__sync_fetch_and_add(&lost, 1);
 		return NULL;
 	}
-	record->version = 0x52530001;
+	record->version = 0x52530002;
 	record->flags = 1;
 	record->reason = 0xffff;
 	record->time_ns = bpf_ktime_get_tai_ns();
-	record->duration_ns = record->bytes_sent = record->bytes_received = UNKNOWN_U64;
+	record->duration_ns = record->closed_ns = record->bytes_sent = record->bytes_received = UNKNOWN_U64;
 	record->unread_bytes = record->unsent_bytes = record->unacked_bytes = record->retransmits = UNKNOWN_U32;
 	record->socket = record->cgroup_id = record->credential = record->owner_start_ns = 0;
 	record->trace_id[0] = record->trace_id[1] = record->span_id = 0;

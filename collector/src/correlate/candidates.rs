@@ -1,6 +1,9 @@
 //! The spans that fit the resets of one connection, and what follows from there being one, several or none.
 
-use crate::correlate::evidence::{Fit, Role, Seen};
+use crate::correlate::{
+    evidence::Fit,
+    seen::{Role, Seen},
+};
 
 /// Spans kept at most; with more, only a span that names the connection is taken.
 const MOST: usize = 32;

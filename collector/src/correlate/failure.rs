@@ -124,6 +124,9 @@ const WORDS: &[(&[u8], Failure)] = &[
     // A proxy's answer about its own connection: Envoy's "upstream connect error … reset reason: connection reset".
     (b"upstream", Failure::Answered),
     (b"refused", Failure::Refused),
+    // Node's "socket hang up" has the code ECONNRESET and tells of no reset: the stream ended, or the application
+    // destroyed its request. A reset is "read ECONNRESET".
+    (b"hang up", Failure::Broken),
     (b"connection reset", Failure::Reset),
     (b"connectionreset", Failure::Reset),
     (b"econnreset", Failure::Reset),
@@ -132,7 +135,6 @@ const WORDS: &[(&[u8], Failure)] = &[
     (b"deadline", Failure::GivenUp),
     (b"cancel", Failure::GivenUp),
     (b"operation was aborted", Failure::GivenUp),
-    (b"hang up", Failure::Broken),
     (b"broken pipe", Failure::Reset),
     (b"epipe", Failure::Reset),
     (b"aborted", Failure::Broken),

@@ -5,7 +5,8 @@ use std::time::Instant;
 use crate::{
     correlate::{
         candidates::{Candidates, Decision},
-        evidence::{self, Fit, Seen},
+        evidence::{self, Fit},
+        seen::Seen,
     },
     reset::{Cause, Endpoint, Owner, Reset, Trace, TraceMethod},
 };

@@ -1,8 +1,9 @@
 //! The requests of one process that have just passed, for resets that come after their span: kept as they came, and
 //! opened only if such a reset comes.
 //!
-//! A reset is read within a fifth of a second and its span is sent after it, so that two seconds are enough; what was
-//! given up earlier is remembered as a gap, in which no span can be said to be the only one.
+//! A reset is read within a fifth of a second and its span is sent after it, so that two seconds are enough
+//! ([`LOOKED_BACK`]), unless the connection had been closed before, as by a client that did not wait for its answer.
+//! Where something of that time has been let go, no span can be said to be the only one.
 
 use std::{
     collections::VecDeque,
@@ -10,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    correlate::evidence::{self, Role, Seen},
+    correlate::seen::{self, Role, Seen},
     export::signal::Signal,
     receive::{
         payload::Payload,
@@ -19,7 +20,9 @@ use crate::{
 };
 
 /// How long a request is kept.
-pub(crate) const KEPT: Duration = Duration::from_secs(2);
+pub(crate) const KEPT: Duration = Duration::from_secs(10);
+/// What passed so long before a reset was read may be about its connection.
+pub(crate) const LOOKED_BACK: Duration = Duration::from_secs(2);
 /// Bytes kept of one process at most.
 const MOST_BYTES: usize = 4 << 20;
 /// Bytes kept of all processes at most.
@@ -32,8 +35,8 @@ const MOST_OPENED: usize = 32 << 20;
 pub(crate) struct Recent {
     requests: VecDeque<Request>,
     bytes: usize,
-    /// When something was given up before its time.
-    gap: Option<Instant>,
+    /// When the newest of what has been let go had passed.
+    let_go: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -53,7 +56,7 @@ enum Content {
 pub(crate) fn read_spans(request: &[u8]) -> Result<Vec<(Place, Option<Seen>)>, Malformed> {
     let mut spans = Vec::new();
     let mut malformed = None;
-    splice::visit(request, |place, span| match evidence::read(span) {
+    splice::visit(request, |place, span| match seen::read(span) {
         Ok(seen) => spans.push((place, seen)),
         Err(error) => malformed = Some(error),
     })?;
@@ -78,8 +81,8 @@ impl Recent {
     fn keep(&mut self, content: Content, bytes: usize, now: Instant, used: &mut usize) {
         self.forget(now, used);
         while self.bytes + bytes > MOST_BYTES || *used + bytes > MOST_BYTES_IN_ALL {
-            self.gap = Some(now);
             if !self.forget_oldest(used) {
+                self.let_go = Some(now);
                 return;
             }
         }
@@ -93,11 +96,11 @@ impl Recent {
         while self.requests.front().is_some_and(|request| now.saturating_duration_since(request.passed) > KEPT) {
             self.forget_oldest(used);
         }
-        self.gap = self.gap.filter(|gap| now.saturating_duration_since(*gap) <= KEPT);
     }
 
     fn forget_oldest(&mut self, used: &mut usize) -> bool {
         let Some(oldest) = self.requests.pop_front() else { return false };
+        self.let_go = Some(oldest.passed);
         self.bytes -= oldest.bytes;
         *used -= oldest.bytes;
         true
@@ -106,6 +109,7 @@ impl Recent {
     /// Lets go of everything.
     pub(crate) fn clear(&mut self, used: &mut usize) {
         while self.forget_oldest(used) {}
+        self.let_go = None;
     }
 
     /// Nothing is kept.
@@ -113,12 +117,18 @@ impl Recent {
         self.requests.is_empty()
     }
 
-    /// Shows every span that has passed of late, and says whether those are all. `limit` is for one request, bytes
+    /// Shows every span that has passed since then, and says whether those are all. `limit` is for one request, bytes
     /// after decompression.
-    pub(crate) fn visit(&mut self, limit: usize, used: &mut usize, mut visitor: impl FnMut(&Seen)) -> bool {
-        let mut complete = self.gap.is_none();
+    pub(crate) fn visit(
+        &mut self,
+        since: Instant,
+        limit: usize,
+        used: &mut usize,
+        mut visitor: impl FnMut(&Seen),
+    ) -> bool {
+        let mut complete = self.let_go.is_none_or(|passed| passed < since);
         let mut opened = 0;
-        for request in &mut self.requests {
+        for request in self.requests.iter_mut().filter(|request| request.passed >= since) {
             if let Content::Payload(payload) = &request.content {
                 let left = limit.min(MOST_OPENED - opened);
                 let spans = payload.protobuf(Signal::Traces, left).ok().and_then(|plain| {
@@ -128,7 +138,7 @@ impl Recent {
                 complete &= spans.is_some() || opened < MOST_OPENED;
                 let spans = spans.unwrap_or_default().into_iter().filter_map(|(_, seen)| seen);
                 let spans: Vec<Seen> = spans.filter(|seen| seen.role != Role::Neither).collect();
-                // What is kept may take more room than its compressed bytes did: it was counted, and goes in two seconds.
+                // What is kept may take more room than its compressed bytes did: it was counted, and goes in seconds.
                 let bytes = spans.len() * size_of::<Seen>();
                 *used = *used - request.bytes + bytes;
                 self.bytes = self.bytes - request.bytes + bytes;

@@ -152,10 +152,15 @@ impl State {
     pub(crate) fn look_back(&mut self, id: u64, limit: usize) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let owner = group.owner;
+        let closed = group.resets.iter().filter_map(|reset| reset.connection.closed_ns).max();
+        let back = recent::LOOKED_BACK.saturating_add(Duration::from_nanos(closed.unwrap_or(0)));
+        // What passed in that time may not be kept any more.
+        group.candidates.incomplete |= back > recent::KEPT;
+        let since = group.offered.checked_sub(back).unwrap_or(group.offered);
         for (pid, sender) in [(owner.map_or(0, |owner| owner.pid), owner), (0, None)] {
             let Some(process) = self.processes.get_mut(&pid) else { continue };
             let sender = sender.map(|owner| Owner { start_boot_ns: process.start_boot_ns, ..owner });
-            let complete = process.recent.visit(limit, &mut self.used, |seen| {
+            let complete = process.recent.visit(since, limit, &mut self.used, |seen| {
                 group.hold_against(seen, sender.as_ref());
             });
             group.candidates.incomplete |= !complete && sender.is_some();
@@ -247,7 +252,7 @@ impl State {
 
     /// Lets go of requests that have been kept for long enough, and of processes that keep nothing.
     pub(crate) fn prune(&mut self, now: Instant) {
-        let due = self.pruned.is_none_or(|pruned| now.saturating_duration_since(pruned) >= recent::KEPT);
+        let due = self.pruned.is_none_or(|pruned| now.saturating_duration_since(pruned) >= recent::LOOKED_BACK);
         if !due {
             return;
         }

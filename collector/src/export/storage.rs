@@ -17,20 +17,20 @@
 
 use std::{
     collections::VecDeque,
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
 };
 
 use bytes::Bytes;
-use rustix::fs::{FlockOperation, flock};
 
 use crate::{
     config::settings::Fsync,
     export::{
+        directory::{self, Lock},
         notice::Notice,
         position::Position,
         segment::{self, Body, HEADER_LEN, Header, Mark},
@@ -153,8 +153,7 @@ impl Storage {
     /// Opens or makes a directory, and takes it for this process alone.
     pub(crate) fn open(directory: &Path, limit: u64, fsync: Fsync) -> Result<Opened, StorageError> {
         let at = |what| move |error| StorageError::Directory { path: directory.to_owned(), what, error };
-        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(at("cannot be made"))?;
-        let lock = take(directory)?;
+        let lock = directory::take(directory)?;
         let position_file = options()
             .create(true)
             .open(directory.join("position"))
@@ -433,41 +432,11 @@ impl Slot {
     }
 }
 
-fn options() -> OpenOptions {
+/// How every file of the storage is opened: for this user alone.
+pub(crate) fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
     options
-}
-
-/// The one who holds it owns the directory.
-struct Lock(File);
-
-impl Drop for Lock {
-    /// Given back, not just closed: a child between fork and exec still has it open.
-    fn drop(&mut self) {
-        if let Err(errno) = flock(&self.0, FlockOperation::Unlock) {
-            tracing::debug!("the lock of sending_queue.storage is left to be closed: {errno}");
-        }
-    }
-}
-
-fn take(directory: &Path) -> Result<Lock, StorageError> {
-    let failed = |what| move |error| StorageError::Directory { path: directory.to_owned(), what, error };
-    let path = directory.join("lock");
-    let file = options().create(true).open(&path).map_err(failed("cannot be written"))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {
-            let holder = std::process::id().to_string();
-            let written = file.set_len(0).and_then(|()| file.write_all_at(holder.as_bytes(), 0));
-            written.map_err(failed("cannot be written"))?;
-            Ok(Lock(file))
-        }
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let holder = fs::read_to_string(&path).ok().filter(|holder| !holder.is_empty());
-            Err(StorageError::InUse { path: directory.to_owned(), holder: holder.unwrap_or_else(|| "unknown".into()) })
-        }
-        Err(errno) => Err(failed("cannot be locked")(errno.into())),
-    }
 }
 
 fn segment_paths(directory: &Path) -> io::Result<Vec<PathBuf>> {

@@ -32,6 +32,7 @@ pub(crate) fn reset() -> Reset {
             retransmits: Some(0),
             smoothed_rtt_us: Some(250),
             duration_ns: Some(1_500_000_000),
+            closed_ns: None,
             last_data: None,
         },
         network_namespace: Some(4_026_531_840),
@@ -94,6 +95,7 @@ fn any_connection() -> impl Strategy<Value = Connection> {
             retransmits,
             smoothed_rtt_us: rtt,
             duration_ns,
+            closed_ns: duration_ns.map(|ns| ns / 2),
             last_data: duration_ns.map(|ns| if ns % 2 == 0 { Direction::Transmit } else { Direction::Receive }),
         },
     )

@@ -15,6 +15,7 @@ fn record() -> ResetRecord {
         reason: 14,
         time_ns: 5_000,
         duration_ns: 7,
+        closed_ns: 8,
         socket: 0xabcd,
         bytes_sent: 1,
         bytes_received: 2,
@@ -76,6 +77,7 @@ fn every_field_has_its_place() {
         retransmits: Some(13),
         smoothed_rtt_us: Some(14),
         duration_ns: Some(7),
+        closed_ns: Some(8),
         last_data: None,
     };
     assert_eq!(reset.connection, connection);
@@ -93,6 +95,7 @@ fn what_is_not_known_is_left_out() {
     let record = ResetRecord {
         reason: UNKNOWN_REASON,
         duration_ns: UNKNOWN_U64,
+        closed_ns: UNKNOWN_U64,
         bytes_sent: UNKNOWN_U64,
         bytes_received: UNKNOWN_U64,
         cgroup_id: 0,

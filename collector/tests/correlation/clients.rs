@@ -139,3 +139,39 @@ fn clients_that_gave_up_before_the_answer() {
     }
     check("a healthy call alone", &[healthy], &[answered(300, 0)], &[Said::Nothing]);
 }
+
+#[test]
+fn clients_that_gave_up_long_before_the_answer() {
+    let gave_up = |n: u8| go_client(n, 0, 20).text("error.type", "timeout").failed("context deadline exceeded");
+    let answered = |at_ms: u64, closed_at_ms: u64| {
+        let since = |then_ms: u64| Some((at_ms - then_ms) * MS);
+        let connection = Connection { duration_ns: since(0), closed_ns: since(closed_at_ms), ..Connection::default() };
+        let ends = at_client(40_001, 0);
+        let by = by_server(1, at_ms * 1_000, Cause::DataAfterClose);
+        Reset { peer: ends.peer, local: ends.local, connection, ..by }
+    };
+    let alone = [gave_up(1)];
+    check("it closed within its call", &alone, &[answered(4_000, 19)], &on(1));
+    check("just after its call", &alone, &[answered(4_000, 21)], &on(1));
+    check("long after its call", &alone, &[answered(4_000, 1_100)], &[Said::Nothing]);
+    check(
+        "in the middle of its call",
+        &[go_client(1, 0, 300).failed("timeout")],
+        &[answered(4_000, 19)],
+        &[Said::Nothing],
+    );
+    check("another gave up as well", &[gave_up(1), gave_up(2)], &[answered(4_000, 19)], &[Said::Ambiguous]);
+    check("another left its answer", &[gave_up(1), go_client(2, 0, 18)], &[answered(4_000, 19)], &[Said::Ambiguous]);
+    let connected_ahead = |bytes_received: u64, closed_at_ms: u64| {
+        let reset = answered(4_000, closed_at_ms);
+        let facts = (Some(300), Some(bytes_received), Some((4_000 + 600) * MS));
+        let (bytes_sent, bytes_received, duration_ns) = facts;
+        Reset { connection: Connection { bytes_sent, bytes_received, duration_ns, ..reset.connection }, ..reset }
+    };
+    check("on a connection made ahead", &alone, &[connected_ahead(0, 21)], &on(1));
+    check("used before", &alone, &[connected_ahead(90, 21)], &[Said::Ambiguous]);
+    check("closed a while after", &alone, &[connected_ahead(0, 90)], &[Said::Ambiguous]);
+    let destroyed = node_client(1, 0, 20).exception("ECONNRESET", "socket hang up").failed("socket hang up");
+    check("Node's words", &[destroyed], &[answered(4_000, 19)], &on(1));
+    check("others' spans may be forgotten", &alone, &[answered(9_000, 19)], &[Said::Ambiguous]);
+}
