@@ -36,9 +36,10 @@ check: ## Formatting, lints, unit tests, licences and advisories
 	else echo "******** advisories NOT checked: their database cannot be reached from here ********" >&2; fi
 
 .PHONY: test
-test: setup ## Everything: set-up, check, the probe object rebuilt, and the tests end to end (as root)
+test: setup ## Everything: set-up, check, the probe object rebuilt, fuzzing, and the tests end to end (as root)
 	probes/build --check
 	$(MAKE) check
+	fuzz/run 60
 	$(MAKE) e2e
 
 .PHONY: e2e
