@@ -221,9 +221,9 @@ impl From<IntakeError> for Refusal {
                 Self { why: Refused::TooLarge, status: Status::resource_exhausted(message) }
             }
             IntakeError::Busy => Self { why: Refused::Busy, status: Status::unavailable(message) },
-            IntakeError::TooSlow | IntakeError::Broken(_) => {
-                Self { why: Refused::BrokenOff, status: Status::invalid_argument(message) }
-            }
+            // Worth another try: by another time the network may be faster.
+            IntakeError::TooSlow => Self { why: Refused::BrokenOff, status: Status::deadline_exceeded(message) },
+            IntakeError::Broken(_) => Self { why: Refused::BrokenOff, status: Status::invalid_argument(message) },
         }
     }
 }

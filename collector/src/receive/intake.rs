@@ -12,6 +12,10 @@ use tokio::{
 
 /// A body comes in within this time, wherever the sender is.
 pub(crate) const BODY_TIME: Duration = Duration::from_secs(30);
+/// A body that comes more slowly than [`LEAST_PACE`] has this long: it holds room that others wait for.
+const GRACE: Duration = Duration::from_secs(5);
+/// Bytes a second.
+const LEAST_PACE: usize = 16 << 10;
 /// What a body of unknown length is given first, and more of each time, bytes.
 const STEP: usize = 64 << 10;
 
@@ -32,7 +36,9 @@ pub(crate) struct Share {
 pub(crate) enum IntakeError {
     #[error("the request has more than {limit} bytes (correlation.max_request_bytes)")]
     TooLarge { limit: usize },
-    #[error("the request's body did not come within {BODY_TIME:?}")]
+    #[error(
+        "the request's body came too slowly: it has {GRACE:?} and a second for each {LEAST_PACE} bytes, {BODY_TIME:?} at most"
+    )]
     TooSlow,
     #[error("too many bytes are on their way to the backend")]
     Busy,
@@ -88,17 +94,22 @@ pub(crate) async fn read_body(
     let mut share = budget.share(first, deadline).await?;
     let mut chunks = Vec::new();
     let mut length = 0;
-    while let Some(frame) = timeout_at(deadline, body.frame()).await.map_err(|_| IntakeError::TooSlow)? {
+    let mut slowest = Instant::now() + GRACE;
+    while let Some(frame) = timeout_at(slowest, body.frame()).await.map_err(|_| IntakeError::TooSlow)? {
         let Ok(chunk) = frame?.into_data() else { continue };
         length += chunk.len();
+        slowest += Duration::from_secs(chunk.len() as u64) / LEAST_PACE as u32;
         if length > limit {
             return Err(IntakeError::TooLarge { limit });
         }
         if length > share.bytes() {
             // Doubling: few steps, and never more than twice what came.
             let more = length.max(STEP).max(length - share.bytes());
+            let asked = Instant::now();
             share.add(budget.share(more, deadline).await?);
+            slowest += asked.elapsed();
         }
+        slowest = slowest.min(deadline);
         chunks.push(chunk);
     }
     Ok((chunks, share))

@@ -82,6 +82,24 @@ async fn slow_clients_do_not_keep_others_out() {
     let asked = Instant::now();
     assert_eq!(http(&setup, "/v1/traces", PROTOBUF, "").await.status, 200);
     assert!(asked.elapsed() < Duration::from_secs(2), "the others had to wait");
+    // A body that drips in holds room for no longer than five seconds.
+    let mut dripping = TcpStream::connect(setup.http).expect("a connection");
+    let head = "POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: application/x-protobuf\r\ncontent-length: 60000000\r\n\r\n";
+    dripping.write_all(head.as_bytes()).expect("sent");
+    let mut answer = dripping.try_clone().expect("a descriptor");
+    let answered = tokio::task::spawn_blocking(move || {
+        answer.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+        let mut head = [0; 12];
+        answer.read_exact(&mut head).map(|()| head)
+    });
+    let drip = tokio::task::spawn_blocking(move || {
+        (0..30).all(|_| {
+            std::thread::sleep(Duration::from_millis(400));
+            dripping.write_all(b"x").is_ok()
+        })
+    });
+    assert_eq!(&answered.await.expect("no panic").expect("an answer in time"), b"HTTP/1.1 504");
+    assert!(!drip.await.expect("no panic"), "its connection stayed");
     // Sent away after ten seconds, for all that they keep writing.
     let mut one = slow.pop().expect("one of them");
     let gone = tokio::task::spawn_blocking(move || {
