@@ -171,6 +171,7 @@ fn each_on_its_span(by: By) -> Result<()> {
     // The programs on one host; the backends and the collector, as a node's agent would be, on another.
     let network = Network::new(Layout::Wire)?;
     let (workload, agent) = (&network.client, &network.server);
+    make_service(workload, agent)?;
     let jaeger = Jaeger::start_on(agent)?;
     let backend = Backend::start_on(agent)?;
     let config = std::env::temp_dir().join(format!("reset-collector-traces-{}.yaml", std::process::id()));
@@ -184,7 +185,8 @@ fn each_on_its_span(by: By) -> Result<()> {
     let programs = PROGRAMS.iter().enumerate().filter(|(_, program)| program.name.contains(&wanted));
     for (number, program) in programs {
         let port = if program.protocol == "grpc" { 4327 } else { 4328 };
-        let endpoint = format!("http://{}:{port}", agent.v4);
+        let address = if port == SERVICE.1 { SERVICE.0.to_owned() } else { agent.v4.to_string() };
+        let endpoint = format!("http://{address}:{port}");
         let variables = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", program.protocol),
@@ -302,6 +304,23 @@ fn no_warnings(spans: &[Span]) -> Result<()> {
             |warning: &&String| span.parent_id.is_some() && warning.contains("clock skew adjustment disabled");
         let warnings: Vec<_> = span.warnings.iter().filter(|warning| !is_older(warning)).collect();
         ensure!(warnings.is_empty(), "Jaeger warns of {}: {warnings:?}", span.span_id);
+    }
+    Ok(())
+}
+
+/// The address and port of the gRPC receiver as the programs know it: no host's, as a Service's or a host port's in
+/// Kubernetes.
+const SERVICE: (&str, u16) = ("192.0.2.4", 4327);
+
+/// Translates the service's address on its way out.
+fn make_service(workload: &Host, agent: &Host) -> Result<()> {
+    let (address, port) = SERVICE;
+    let rule = format!("ip daddr {address} tcp dport {port} dnat to {}:{port}", agent.v4);
+    let table = format!("table ip nat {{\nchain output {{\ntype nat hook output priority -100\n{rule}\n}}\n}}\n");
+    let route = ["route", "add", address, "via", &agent.v4.to_string()].map(str::to_owned).to_vec();
+    for (program, arguments) in [("ip", route), ("nft", vec![table])] {
+        let output = workload.command(program).args(arguments).output()?;
+        ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
     }
     Ok(())
 }

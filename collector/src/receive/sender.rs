@@ -1,9 +1,9 @@
 //! Who is behind a connection to the receivers: the process that holds the other end, found in /proc.
 //!
 //! Once per connection, off the way of requests. A socket is known by both of its ends: in the collector's own network
-//! namespace first, then in all others (containers beside it), but for loopback, which means one namespace only. Where
-//! an address is translated on the way, the ends differ and nobody is found. Nobody is found either where /proc has pids
-//! of its own (a pod with shareProcessNamespace): resets name their owners by the first namespace's, and a pid that is
+//! namespace first, then in all others (containers beside it), but for loopback, which means one namespace only. There its
+//! own end is enough where no socket has both: the other is translated on the way to a Service or a host port. Where its
+//! own end is, nobody is found. Nobody is found either where /proc has pids of its own (a pod with shareProcessNamespace): resets name their owners by the first namespace's, and a pid that is
 //! compared with one of another namespace may be equal to a stranger's.
 
 use std::{
@@ -22,9 +22,22 @@ pub fn find_owner(peer: SocketAddr, local: SocketAddr) -> Option<Owner> {
     if has_foreign_pids(Path::new("/proc")) {
         return None;
     }
-    let inode = inode_in("/proc/net", peer, local).or_else(|| inode_elsewhere(peer, local))?;
+    let here = || choose(sockets_in("/proc/net", peer), local, false);
+    let elsewhere = || choose(sockets_elsewhere(peer), local, true);
+    let inode = here().or_else(|| if peer.ip().to_canonical().is_loopback() { None } else { elsewhere() })?;
     let wanted = format!("socket:[{inode}]");
     owner(pids().find(|pid| holds(*pid, &wanted))?)
+}
+
+/// A socket by its other end, with its inode.
+type Socket = (SocketAddr, u64);
+
+/// The socket whose other end is this one; where `translated`, else the one that has another, as behind a Service's or a
+/// host port's address. Two that fit as well are as good as none.
+fn choose(sockets: Vec<Socket>, other: SocketAddr, translated: bool) -> Option<u64> {
+    let exact: Vec<_> = sockets.iter().filter(|(end, _)| *end == canonical(other)).copied().collect();
+    let fitting = if exact.is_empty() && translated { sockets } else { exact };
+    if let [(_, inode)] = fitting[..] { Some(inode) } else { None }
 }
 
 fn pids() -> impl Iterator<Item = u32> {
@@ -32,47 +45,37 @@ fn pids() -> impl Iterator<Item = u32> {
     processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-fn inode_in(directory: &str, own: SocketAddr, other: SocketAddr) -> Option<u64> {
-    let table = |name| fs::read_to_string(format!("{directory}/{name}")).ok();
-    ["tcp", "tcp6"].into_iter().find_map(|name| inode_of(&table(name)?, own, other))
+/// The sockets with this own end, in one network namespace.
+fn sockets_in(directory: &str, own: SocketAddr) -> Vec<Socket> {
+    let tables = ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("{directory}/{name}")).unwrap_or_default());
+    tables.iter().flat_map(|table| sockets_of(table, own)).collect()
 }
 
-/// The socket in another network namespace; two that have the same ends are as good as none.
-fn inode_elsewhere(own: SocketAddr, other: SocketAddr) -> Option<u64> {
-    if own.ip().to_canonical().is_loopback() {
-        return None;
-    }
+/// The same in all other network namespaces.
+fn sockets_elsewhere(own: SocketAddr) -> Vec<Socket> {
     let mut namespaces: HashSet<_> = fs::read_link("/proc/self/ns/net").into_iter().collect();
-    let mut found = None;
+    let mut sockets = Vec::new();
     for pid in pids() {
         let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/net")) else { continue };
-        if !namespaces.insert(namespace) {
-            continue;
-        }
-        match (found, inode_in(&format!("/proc/{pid}/net"), own, other)) {
-            (Some(_), Some(_)) => return None,
-            (None, inode) => found = inode,
-            (Some(_), None) => {}
+        if namespaces.insert(namespace) {
+            sockets.extend(sockets_in(&format!("/proc/{pid}/net"), own));
         }
     }
-    found
+    sockets
 }
 
-/// The inode of a socket in the text of /proc/net/tcp: local end, other end, both in hexadecimal, state, …, inode.
-fn inode_of(table: &str, own: SocketAddr, other: SocketAddr) -> Option<u64> {
+/// The sockets with this own end in the text of /proc/net/tcp: local end, other end, both in hexadecimal, state, …, inode.
+fn sockets_of(table: &str, own: SocketAddr) -> impl Iterator<Item = Socket> {
     const INODE: usize = 9;
-    table
-        .lines()
-        .skip(1)
-        .find_map(|line| {
-            let mut words = line.split_ascii_whitespace();
-            let same = |text: Option<&str>, wanted: SocketAddr| text.and_then(endpoint) == Some(canonical(wanted));
-            words.next()?;
-            (same(words.next(), own) && same(words.next(), other)).then(|| line.split_ascii_whitespace().nth(INODE))?
-        })?
-        .parse()
-        .ok()
-        .filter(|inode| *inode != 0)
+    table.lines().skip(1).filter_map(move |line| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        if endpoint(words.next()?)? != canonical(own) {
+            return None;
+        }
+        let other = endpoint(words.next()?)?;
+        let inode = line.split_ascii_whitespace().nth(INODE)?.parse().ok()?;
+        (inode != 0).then_some((other, inode))
+    })
 }
 
 /// `0100007F:1F90`: words of the host's byte order, a port.
@@ -175,10 +178,26 @@ mod tests {
             1: 0000000000000000FFFF00000100007F:9C41 0000000000000000FFFF00000100007F:1F90 01 0:0 0:0 0 0 0 77 1\n   \
             2: 0100007F:9C42 0100007F:1F90 06 0:0 0:0 0 0 0 0 1\n";
         let address = |port| SocketAddr::new([127, 0, 0, 1].into(), port);
-        assert_eq!(inode_of(table, address(8080), address(40_001)), Some(4242));
-        assert_eq!(inode_of(table, address(40_001), address(8080)), Some(77), "IPv4 on a socket for both");
-        assert_eq!(inode_of(table, address(40_002), address(8080)), None, "TIME_WAIT has no inode");
-        assert_eq!(inode_of(table, address(1), address(2)), None);
-        assert_eq!(inode_of("", address(1), address(2)), None);
+        let sockets = |table, port| sockets_of(table, address(port)).collect::<Vec<_>>();
+        assert_eq!(sockets(table, 8080), [(address(40_001), 4242)]);
+        assert_eq!(sockets(table, 40_001), [(address(8080), 77)], "IPv4 on a socket for both");
+        assert_eq!(sockets(table, 40_002), [], "TIME_WAIT has no inode");
+        assert_eq!(sockets(table, 1), []);
+        assert_eq!(sockets("", 1), []);
+    }
+
+    #[test]
+    fn a_translated_end_counts_only_where_nothing_fits_better() {
+        let end = |port| SocketAddr::new([10, 0, 0, 1].into(), port);
+        let (exact, translated) = ((end(4317), 1), (end(80), 2));
+        assert_eq!(choose(vec![translated, exact], end(4317), true), Some(1));
+        assert_eq!(choose(vec![translated], end(4317), true), Some(2));
+        assert_eq!(choose(vec![translated], end(4317), false), None);
+        assert_eq!(choose(vec![translated, (end(81), 3)], end(4317), true), None, "either could be meant");
+        assert_eq!(
+            choose(vec![exact, (end(4317), 3)], end(4317), true),
+            None,
+            "two namespaces with the same addresses"
+        );
     }
 }
