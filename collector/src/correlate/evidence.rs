@@ -7,8 +7,8 @@
 //! - A call that says "connection reset" or "refused" had a reset of its own, and every reset is seen: where only one
 //!   came to its process from its server in its time, that one is the call's ([`Fit::Failed`]).
 //! - A call that failed otherwise (the end of a stream, a timeout) may have had none. It counts only where the
-//!   connection began and ended with it, or was its alone, and once every call that ended by then has passed ([`Fit::Likely`]); else it
-//!   is one that may be meant ([`Fit::Suspect`]).
+//!   connection began and ended with it, or was its alone, and once every call that ended by then has passed
+//!   ([`Fit::Likely`]); else it is one that may be meant ([`Fit::Suspect`]).
 //!
 //! Which spans there are is [`crate::correlate`]'s business.
 
