@@ -133,6 +133,13 @@ impl Account {
         }
     }
 
+    /// Takes over what the kernel passed over, by hook: all since the probes were attached, once for each program.
+    pub fn kernel_passed_over(&self, runs: &[(&'static str, u64)]) {
+        for hook in &mut self.lock().hooks {
+            hook.passed_over = runs.iter().filter(|(name, _)| *name == hook.hook).map(|(_, runs)| runs).sum();
+        }
+    }
+
     /// Records read from the ring buffer enter the pipeline.
     pub fn read(&self, resets: u64) {
         let mut state = self.lock();

@@ -11,6 +11,7 @@ pub mod fences;
 mod load;
 pub(crate) mod namespace;
 pub(crate) mod netlink;
+mod passed_over;
 pub mod plan;
 pub mod selftest;
 pub mod vintage;
@@ -40,6 +41,7 @@ use crate::{
     kernel::{
         btf::{BtfError, Types},
         load::{Globals, Stopwatch, Verdicts},
+        passed_over::PassedOver,
         plan::{PLANS, Plan, Step},
         wire::WirePorts,
     },
@@ -160,10 +162,12 @@ impl Kernel {
         let credentials = Credentials { processes: by_credential("PROCESSES")?, ended: by_credential("ENDED")? };
         let lost = PerCpuArray::try_from(take(&mut programs, "LOST")?).map_err(|_| KernelError::Map("LOST"))?;
         let wire_ports = WirePorts::take(&mut programs)?;
+        let mut passed_over = PassedOver::default();
         let mut coverage: Vec<Coverage> = steps
             .into_iter()
             .map(|(plan, names)| {
-                let missing = names.and_then(|names| load::attach(&mut programs, plan, &names, &mut verdicts)).err();
+                let attach = |names: Vec<_>| load::attach(&mut programs, plan, &names, &mut verdicts, &mut passed_over);
+                let missing = names.and_then(attach).err();
                 Coverage { hook: plan.hook, sees: plan.sees, sees_resets: plan.sees_resets, missing }
             })
             .collect();
@@ -189,7 +193,7 @@ impl Kernel {
             wire_ports,
             said: Control::default(),
             walks_tasks: false,
-            counters: Arc::new(Counters { captured, lost, withheld }),
+            counters: Arc::new(Counters { captured, lost, withheld, passed_over }),
             coverage,
             reasons: globals.reasons,
             walk_took: Duration::ZERO,

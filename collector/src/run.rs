@@ -173,6 +173,7 @@ fn hooks(kernel: &Kernel) -> Vec<HookCoverage> {
             active: hook.missing.is_none(),
             essential: hook.sees_resets,
             why: hook.missing.clone().unwrap_or_default(),
+            passed_over: 0,
         })
         .collect()
 }
@@ -244,6 +245,7 @@ fn look_after(account: &Account, counters: &Arc<Counters>, orders: &Orders) {
             let lost = [(DropReason::RingBufferFull, tallies.lost), (DropReason::OverCeiling, tallies.over_ceiling)];
             account.kernel_counted(captured, tallies.filtered, &lost);
         }
+        account.kernel_passed_over(&tallies.passed_over);
     });
 }
 

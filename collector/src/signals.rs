@@ -132,10 +132,13 @@ fn take_over(options: &Options, running: &mut Settings, reasons: &ReasonTables, 
 
 /// The kernel's counts, for a person.
 pub(crate) fn print_counts(counters: &Counters) {
-    let Tallies { captured, filtered, over_ceiling, lost } = counters.read();
+    let Tallies { captured, filtered, over_ceiling, lost, passed_over } = counters.read();
     tracing::info!("{} resets captured, {lost} lost for want of room in the ring buffer", captured.total());
     if filtered + over_ceiling > 0 {
         tracing::info!("{filtered} dropped by filters in the kernel, {over_ceiling} over the ceiling");
+    }
+    for (hook, runs) in passed_over.iter().filter(|(_, runs)| *runs > 0) {
+        tracing::warn!("the kernel passed over {runs} runs of {hook}: each may have been a reset");
     }
     for (cause, origin, direction, count) in captured.iter() {
         tracing::info!("{count:>10}  {} {} {}", direction.word(), origin.word(), cause.word());

@@ -47,6 +47,8 @@ pub const INTERVAL: Duration = Duration::from_secs(60);
 
 /// One snapshot serves all instruments of a period.
 const SNAPSHOT_AGE: Duration = Duration::from_millis(500);
+/// What the counter of the runs of hooks that the kernel passed over means.
+const PASSED_OVER: &str = "Runs of a hook that the kernel passed over, each of which may have been a reset";
 
 /// Metrics that cannot be exported.
 #[derive(Debug, thiserror::Error)]
@@ -127,11 +129,12 @@ fn instruments(provider: &SdkMeterProvider, account: Arc<Account>) {
     let meter = provider.meter("reset-collector");
     let view = Arc::new(View { account, latest: Mutex::new(None) });
     // An observable instrument lives as long as its provider; the handle that is returned is of no use.
-    let counter = |name: &'static str, meaning: &'static str, observe: fn(&Snapshot, &mut Observed<u64>)| {
+    let count = |name: &'static str, unit, meaning: &'static str, observe: fn(&Snapshot, &mut Observed<u64>)| {
         let view = view.clone();
-        let builder = meter.u64_observable_counter(name).with_unit("{reset}").with_description(meaning);
+        let builder = meter.u64_observable_counter(name).with_unit(unit).with_description(meaning);
         builder.with_callback(move |observer| view.each(observe, |v, l| observer.observe(v, l))).build();
     };
+    let counter = |name, meaning, observe| count(name, "{reset}", meaning, observe);
     counter("tcp.resets", "TCP resets that the kernel counted, before filters and sampling", |snapshot, out| {
         for (direction, origin, cause, count) in &snapshot.resets {
             out.push((
@@ -160,14 +163,23 @@ fn instruments(provider: &SdkMeterProvider, account: Arc<Account>) {
         out.extend(snapshot.lanes.iter().map(|lane| (lane.recovered, labels(lane))));
     });
     counter("reset_collector.dropped_resets", "Resets that were lost, by reason", dropped);
-    counter("reset_collector.retries", "Requests sent again", |snapshot, out| {
+    count("reset_collector.retries", "{request}", "Requests sent again", |snapshot, out| {
         out.extend(snapshot.lanes.iter().map(|lane| (lane.health.retries, labels(lane))));
     });
     counter("reset_collector.possibly_duplicated_resets", "Resets that the backend may have twice", |snapshot, out| {
         out.extend(snapshot.lanes.iter().map(|lane| (lane.health.possibly_duplicated, labels(lane))));
     });
-    counter("reset_collector.failed_requests", "Requests that the backend did not accept", |snapshot, out| {
-        out.extend(snapshot.lanes.iter().map(|lane| (lane.health.failed_requests, labels(lane))));
+    count(
+        "reset_collector.failed_requests",
+        "{request}",
+        "Requests that the backend did not accept",
+        |snapshot, out| {
+            out.extend(snapshot.lanes.iter().map(|lane| (lane.health.failed_requests, labels(lane))));
+        },
+    );
+    count("reset_collector.hook_passed_over_runs", "{run}", PASSED_OVER, |snapshot, out| {
+        let hooks = snapshot.hooks.iter().filter(|hook| hook.essential);
+        out.extend(hooks.map(|hook| (hook.passed_over, vec![KeyValue::new("hook", hook.hook)])));
     });
     let gauge = |name: &'static str, unit, meaning: &'static str, observe: fn(&Snapshot, &mut Observed<u64>)| {
         let view = view.clone();

@@ -54,6 +54,8 @@ pub struct HookCoverage {
     pub essential: bool,
     /// Why not, and what helps; empty when active.
     pub why: String,
+    /// Runs that the kernel passed over, each of which may have been a reset; of hooks that tell of resets.
+    pub passed_over: u64,
 }
 
 /// All counters at one instant.

@@ -3,6 +3,8 @@
 use aya::maps::{MapData, PerCpuArray};
 use probes::{COUNTERS, Cause, Direction, Origin, counter_index};
 
+use crate::kernel::passed_over::PassedOver;
+
 /// Counts of resets in the kernel, before any rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts(Vec<u64>);
@@ -41,6 +43,7 @@ pub struct Counters {
     pub(super) captured: PerCpuArray<MapData, u64>,
     pub(super) lost: PerCpuArray<MapData, u64>,
     pub(super) withheld: PerCpuArray<MapData, u64>,
+    pub(super) passed_over: PassedOver,
 }
 
 /// The kernel's counters at one time, since the programs were loaded.
@@ -54,6 +57,8 @@ pub struct Tallies {
     pub over_ceiling: u64,
     /// For which the ring buffer had no room.
     pub lost: u64,
+    /// Runs of hooks that tell of resets which the kernel passed over, by hook: some may have been resets.
+    pub passed_over: Vec<(&'static str, u64)>,
 }
 
 impl Counters {
@@ -62,7 +67,8 @@ impl Counters {
         let lost = sum(&self.lost, COUNTERS).total();
         let withheld = sum(&self.withheld, 2).0;
         let [filtered, over_ceiling] = [0, 1].map(|index| withheld.get(index).copied().unwrap_or(0));
-        Tallies { captured: sum(&self.captured, COUNTERS), filtered, over_ceiling, lost }
+        let passed_over = self.passed_over.read();
+        Tallies { captured: sum(&self.captured, COUNTERS), filtered, over_ceiling, lost, passed_over }
     }
 }
 

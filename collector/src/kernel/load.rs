@@ -20,7 +20,7 @@ use probes::{
     field::{Field, Place},
 };
 
-use crate::kernel::{KernelError, ReasonTables, btf::Types, chain, explain, plan::Plan};
+use crate::kernel::{KernelError, ReasonTables, btf::Types, chain, explain, passed_over::PassedOver, plan::Plan};
 
 /// The programs, built from `probes/` (`make probes`).
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../probes/reset.bpf.o");
@@ -225,6 +225,7 @@ pub(super) fn attach(
     plan: &Plan,
     names: &[(&str, &str)],
     verdicts: &mut Verdicts,
+    passed_over: &mut PassedOver,
 ) -> Result<(), String> {
     // All are loaded before the first is attached: half a hook would see half of its resets.
     let refused = names.iter().filter_map(|(_, name)| verdicts.take(plan.hook, name).err()).last();
@@ -243,6 +244,10 @@ pub(super) fn attach(
             unload(programs, names);
             return Err(explain(plan.hook, "attached", &error));
         }
+    }
+    let told = names.iter().filter(|_| plan.sees_resets);
+    for program in told.filter_map(|(_, name)| programs.program(name)?.fd().ok()) {
+        passed_over.watch(plan.hook, program);
     }
     Ok(())
 }

@@ -5,7 +5,10 @@ use std::fmt::{Display, Write};
 
 use crate::{
     account::{DURATION_BOUNDS, DropReason, Dropped, Health, LaneSnapshot, Snapshot},
-    telemetry::exemplar::{Exemplar, Exemplars},
+    telemetry::{
+        PASSED_OVER,
+        exemplar::{Exemplar, Exemplars},
+    },
 };
 
 /// The text's format.
@@ -144,6 +147,11 @@ fn own_health(page: &mut Page, snapshot: &Snapshot, resident_bytes: Option<u64>)
     page.family(name, "gauge", "1 where the hook is attached");
     for hook in &snapshot.hooks {
         page.sample(name, &[("hook", hook.hook)], u8::from(hook.active));
+    }
+    let name = "reset_collector_hook_passed_over_runs_total";
+    page.family(name, "counter", PASSED_OVER);
+    for hook in snapshot.hooks.iter().filter(|hook| hook.essential) {
+        page.sample(name, &[("hook", hook.hook)], hook.passed_over);
     }
     let name = "reset_collector_confinement_active";
     page.family(name, "gauge", "1 where the process has given up what it does not need, by step");

@@ -54,6 +54,7 @@ async fn a_quiet_host_and_a_broken_collector_are_told_apart() {
         active,
         essential: true,
         why: if active { String::new() } else { "no BTF: install the kernel's BTF".into() },
+        passed_over: 0,
     };
     account.set_hooks(vec![hook(true)]);
     assert_eq!(get(address, "/readyz").await.0, 200, "quiet is well");
@@ -63,6 +64,9 @@ async fn a_quiet_host_and_a_broken_collector_are_told_apart() {
     assert_eq!(get(address, "/healthz").await.0, 200, "alive all the same");
     let (status, body) = get(address, "/metrics").await;
     assert!(status == 200 && body.contains("reset_collector_hook_active{hook=\"tcp_send_reset\"} 0\n"), "{body}");
+    account.kernel_passed_over(&[("tcp_send_reset", 2), ("tcp_send_reset", 1), ("kfree_skb", 9)]);
+    let (_, body) = get(address, "/metrics").await;
+    assert!(body.contains("reset_collector_hook_passed_over_runs_total{hook=\"tcp_send_reset\"} 3\n"), "{body}");
     assert!(body.contains("process_resident_memory_bytes "));
     assert_eq!(get(address, "/nothing").await.0, 404);
 }

@@ -1,0 +1,50 @@
+//! Runs of programs that the kernel passed over. It does not enter a program on a processor where the same one is under
+//! way (`bpf_prog_get_recursion_context`), as when that was interrupted or, since Linux 7.0, preempted. Each such run may
+//! have been a reset, so they are counted.
+
+use std::{
+    fs,
+    os::fd::{AsFd, AsRawFd},
+};
+
+use aya::programs::ProgramFd;
+
+/// The hooks by name, each with its programs, whose numbers outlive their attachment.
+#[derive(Debug, Default)]
+pub(crate) struct PassedOver(Vec<(&'static str, ProgramFd)>);
+
+impl PassedOver {
+    /// Counts from now on what is passed over of a hook's program.
+    pub(crate) fn watch(&mut self, hook: &'static str, program: &ProgramFd) {
+        match program.try_clone() {
+            Ok(program) => self.0.push((hook, program)),
+            Err(error) => tracing::debug!("{hook}: what the kernel passes over is not counted: {error}"),
+        }
+    }
+
+    /// Runs passed over so far, a line for each program; 0 where the kernel does not say (before 5.12).
+    pub(crate) fn read(&self) -> Vec<(&'static str, u64)> {
+        let of = |program: &ProgramFd| {
+            let information = format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd());
+            fs::read_to_string(information).map_or(0, |text| misses(&text))
+        };
+        self.0.iter().map(|(hook, program)| (*hook, of(program))).collect()
+    }
+}
+
+/// `recursion_misses` of `bpf_prog_show_fdinfo` (kernel/bpf/syscall.c).
+fn misses(information: &str) -> u64 {
+    let value = information.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+    value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::misses;
+
+    #[test]
+    fn reads_the_kernels_text() {
+        let text = "pos:\t0\nprog_type:\t26\nrun_cnt:\t0\nrecursion_misses:\t17\nverified_insns:\t900\n";
+        assert_eq!((misses(text), misses("pos:\t0\n")), (17, 0));
+    }
+}
