@@ -29,7 +29,7 @@ use crate::{
     kernel::{
         KERNEL_BTF, Kernel, coverage,
         namespace::{self, Namespace, NamespaceError},
-        wire,
+        plan, wire,
     },
     pipeline::{doubt::Doubts, reader},
     reset::{Decoder, Reset, read_record, reason::ReasonNames},
@@ -87,7 +87,8 @@ pub enum DemoError {
 /// Where not even a first scenario could be made and captured; a reset missed or wrong is in the outcome.
 pub fn run(options: &Options, out: &mut impl Write, notes: &mut impl Write) -> Result<Outcome, DemoError> {
     let host = coverage::Host::read(&options.btf);
-    let kernel = Kernel::attach(&options.btf, options.ring_buffer_bytes, |hook| hook != wire::HOOK)
+    let wanted = |hook: &str| hook != wire::HOOK && (hook != plan::AGAIN || plan::needs_again());
+    let kernel = Kernel::attach(&options.btf, options.ring_buffer_bytes, wanted)
         .map_err(|error| DemoError::Kernel(coverage::refusal(&host, &error)))?;
     let covered = coverage::report(&host, Ok((&kernel).into()), None);
     if !covered.is_complete() {

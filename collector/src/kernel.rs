@@ -137,7 +137,8 @@ impl Kernel {
         let loader = loader.map_err(|_| KernelError::Load("the loader failed; its message stands above".to_owned()))?;
         watch.lap("the kernel's types are read");
         let globals = Globals::from_types(&types);
-        let steps = |plan: &'static Plan| match plan.step(&types) {
+        let twice = wanted(plan::AGAIN);
+        let steps = |plan: &'static Plan| match plan.step(&types, twice) {
             Step::NotNeeded => None,
             _ if !wanted(plan.hook) => Some((plan, Err("switched off in the configuration".to_owned()))),
             Step::CannotRun(why) => Some((plan, Err(why))),
@@ -145,7 +146,7 @@ impl Kernel {
         };
         let steps: Vec<(&Plan, Result<Vec<_>, String>)> = PLANS.iter().filter_map(steps).collect();
         let reads_wire = wanted(wire::HOOK);
-        let mut programs = load::load(loader, &globals, ring_buffer_bytes, reads_wire && wire::can_run(&types))?;
+        let mut programs = load::load(loader, &globals, ring_buffer_bytes, reads_wire && wire::can_run(&types), twice)?;
         watch.lap("the maps are there");
         let names: Vec<_> = steps.iter().filter_map(|(_, names)| names.as_ref().ok()).flatten().copied().collect();
         let mut verdicts = Verdicts::reach(&mut programs, &names, &types)?;

@@ -25,7 +25,7 @@ use crate::{
     encode::batch::Batcher,
     enrich::{Enricher, pods::Pods},
     export::{Exporter, signal::Signal, tls::TlsConfig},
-    kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, coverage, selftest, vintage, wire},
+    kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, coverage, plan, selftest, vintage, wire},
     pipeline::{
         Output, Pipeline, Stages,
         owners::Owners,
@@ -116,6 +116,7 @@ fn attach(settings: &Settings, options: &Options) -> Result<Kernel> {
     let wanted = |hook: &str| match hook {
         "net_dev_queue" => capture.firewall,
         wire::HOOK => !ports.is_empty(),
+        plan::AGAIN => plan::needs_again(),
         _ => true,
     };
     let mut kernel = Kernel::attach(&btf, capture.ring_buffer_bytes, wanted)

@@ -6,9 +6,10 @@
 #![no_std]
 #![no_main]
 #![expect(internal_features, reason = "an atomic exchange: the target claims to have none")]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 
 mod admit;
+mod again;
 mod clock;
 mod connection;
 mod emit;
@@ -32,6 +33,7 @@ use reset_collector_probes::{
 };
 
 use crate::{
+    again::{Pair, tells},
     clock::Moment,
     connection::{Full, Holding, Socket},
     emit::Draft,
@@ -47,7 +49,15 @@ pub(crate) const NEW_SYN_RECV: u8 = 12;
 #[btf_tracepoint(function = "tcp_send_reset")]
 fn tcp_send_reset(context: BtfTracePointContext) -> i32 {
     let context = context.as_ptr();
-    answers(context, argument(context, 2) as u32 as u16);
+    answers::<false>(context, argument(context, 2) as u32 as u16);
+    0
+}
+
+/// The second of its kind: see [`again`].
+#[btf_tracepoint(function = "tcp_send_reset")]
+fn tcp_send_reset_again(context: BtfTracePointContext) -> i32 {
+    let context = context.as_ptr();
+    answers::<true>(context, argument(context, 2) as u32 as u16);
     0
 }
 
@@ -55,33 +65,58 @@ fn tcp_send_reset(context: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "tcp_send_reset")]
 fn tcp_send_reset_active(context: BtfTracePointContext) -> i32 {
     let context = context.as_ptr();
-    aborts(context, argument(context, 2) as u32 as u16);
+    aborts::<false>(context, argument(context, 2) as u32 as u16);
+    0
+}
+
+/// The second of its kind: see [`again`].
+#[btf_tracepoint(function = "tcp_send_reset")]
+fn tcp_send_reset_active_again(context: BtfTracePointContext) -> i32 {
+    let context = context.as_ptr();
+    aborts::<true>(context, argument(context, 2) as u32 as u16);
     0
 }
 
 /// `tcp_send_reset(sk, skb)` up to 6.9: without the reason, and with full sockets only.
 #[btf_tracepoint(function = "tcp_send_reset")]
 fn tcp_send_reset_without_reason(context: BtfTracePointContext) -> i32 {
-    answers(context.as_ptr(), UNKNOWN_REASON);
+    answers::<false>(context.as_ptr(), UNKNOWN_REASON);
     0
 }
 
 /// `tcp_send_reset(sk, skb)` up to 6.9, by the socket's own will.
 #[btf_tracepoint(function = "tcp_send_reset")]
 fn tcp_send_reset_active_without_reason(context: BtfTracePointContext) -> i32 {
-    aborts(context.as_ptr(), UNKNOWN_REASON);
+    aborts::<false>(context.as_ptr(), UNKNOWN_REASON);
     0
 }
 
 /// `tcp_receive_reset(sk)`: a socket accepted a reset.
 #[btf_tracepoint(function = "tcp_receive_reset")]
 fn tcp_receive_reset(context: BtfTracePointContext) -> i32 {
-    let Some(socket) = Socket::from_argument(context.as_ptr(), 0) else { return 0 };
+    receives::<false>(context.as_ptr());
+    0
+}
+
+/// The second of its kind: see [`again`].
+#[btf_tracepoint(function = "tcp_receive_reset")]
+fn tcp_receive_reset_again(context: BtfTracePointContext) -> i32 {
+    receives::<true>(context.as_ptr());
+    0
+}
+
+/// A reset that a socket accepted.
+#[inline(always)]
+fn receives<const AGAIN: bool>(context: *const c_void) {
+    if !tells::<AGAIN>(context, Pair::Receives) {
+        return;
+    }
+    let Some(socket) = Socket::from_argument(context, 0) else { return };
     // TCP calls it with nothing else.
     let seen = Moment::now();
     let full = Full::of(socket, seen);
     if full.is_none() {
-        return 0;
+        return;
     }
     let state = State::from_number(socket.state());
     let mut draft = Draft::new(seen, Hook::ReceiveReset, Direction::Receive, Origin::Peer, cause::of_received(state));
@@ -91,7 +126,6 @@ fn tcp_receive_reset(context: BtfTracePointContext) -> i32 {
         draft.flags |= flag::RECEIVE_IN_DOUBT;
     }
     draft.reset_from_peer(full);
-    0
 }
 
 /// `kfree_skb(skb, location, reason, rx_sk)` from 6.12 on: resets that came and that no connection accepted.
@@ -199,9 +233,9 @@ extern "C" fn every_file(context: *const c_void) -> i32 {
 
 /// A reset that TCP sends in answer to a segment.
 #[inline(always)]
-fn answers(context: *const c_void, reason: u16) {
+fn answers<const AGAIN: bool>(context: *const c_void, reason: u16) {
     let skb = argument(context, 1) as *const u8;
-    if is_null(context, 1) || skb.is_null() {
+    if is_null(context, 1) || skb.is_null() || !tells::<AGAIN>(context, Pair::Answers) {
         return;
     }
     let Some(segment) = Segment::received(skb) else { return };
@@ -287,8 +321,8 @@ pub(crate) fn state_of(holder: Holder) -> Option<State> {
 
 /// A reset that TCP sends by the socket's own will: there is no segment.
 #[inline(always)]
-fn aborts(context: *const c_void, reason: u16) {
-    if !is_null(context, 1) {
+fn aborts<const AGAIN: bool>(context: *const c_void, reason: u16) {
+    if !is_null(context, 1) || !tells::<AGAIN>(context, Pair::Aborts) {
         return;
     }
     let Some(socket) = Socket::from_argument(context, 0) else { return };

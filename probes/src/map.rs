@@ -20,6 +20,7 @@ use reset_collector_probes::{
 };
 
 use crate::{
+    again::MOST_MARKS,
     owner::{Ended, Known, Process},
     read::{has_socket_storage, load},
     segment::Segment,
@@ -233,6 +234,11 @@ pub(crate) static ENDED: LruHash<u64, Ended, 8_192> = Map::new();
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
 pub(crate) static CLOSED: LruHash<u64, Closed, 16_384> = Map::new();
+
+/// Events between the first and the second run of a program that is attached twice.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static MARKS: Array<u64, MOST_MARKS> = Map::new();
 
 /// What is kept with a full socket, if anything.
 #[inline(always)]

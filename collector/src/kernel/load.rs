@@ -20,7 +20,13 @@ use probes::{
     field::{Field, Place},
 };
 
-use crate::kernel::{KernelError, ReasonTables, btf::Types, chain, explain, passed_over::PassedOver, plan::Plan};
+use crate::kernel::{
+    KernelError, ReasonTables,
+    btf::Types,
+    chain, explain,
+    passed_over::PassedOver,
+    plan::{self, Plan},
+};
 
 /// The programs, built from `probes/` (`make probes`).
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../probes/reset.bpf.o");
@@ -125,10 +131,11 @@ pub(super) fn load(
     globals: &Globals,
     ring_buffer_bytes: u32,
     reads_wire: bool,
+    twice: bool,
 ) -> Result<Ebpf, KernelError> {
     // Tracing programs were given the storage of sockets and the running task's type by one series, in 5.11.
     let has_socket_storage = globals.has_typed_task;
-    let reads_wire = u32::from(reads_wire);
+    let (reads_wire, twice) = (u32::from(reads_wire), u32::from(twice));
     let mut loader: EbpfLoader<'_> = loader;
     loader
         .override_global("PLACES", globals.places.as_slice(), true)
@@ -139,6 +146,7 @@ pub(super) fn load(
         .override_global("HAS_TYPED_TASK", &globals.has_typed_task, true)
         .override_global("HAS_SOCKET_STORAGE", &has_socket_storage, true)
         .override_global("READS_WIRE", &reads_wire, true)
+        .override_global("RUNS_TWICE", &twice, true)
         .map_max_entries("RESETS", ring_buffer_bytes);
     if reads_wire == 0 {
         loader.map_max_entries("EARLY_EXCHANGES", 1);
@@ -245,9 +253,10 @@ pub(super) fn attach(
             return Err(explain(plan.hook, "attached", &error));
         }
     }
-    let told = names.iter().filter(|_| plan.sees_resets);
-    for program in told.filter_map(|(_, name)| programs.program(name)?.fd().ok()) {
-        passed_over.watch(plan.hook, program);
+    let descriptor = |name: &str| programs.program(name)?.fd().ok();
+    for (_, name) in names.iter().filter(|(_, name)| plan.sees_resets && !plan::is_second(name)) {
+        let second = plan::again(name).filter(|second| names.iter().any(|(_, name)| name == second));
+        passed_over.watch(plan.hook, descriptor(name), second.and_then(descriptor));
     }
     Ok(())
 }

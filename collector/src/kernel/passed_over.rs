@@ -1,6 +1,7 @@
 //! Runs of programs that the kernel passed over. It does not enter a program on a processor where the same one is under
 //! way (`bpf_prog_get_recursion_context`), as when that was interrupted or, since Linux 7.0, preempted. Each such run may
-//! have been a reset, so they are counted.
+//! have been a reset, so they are counted. Where a second program stands by, a reset was lost only if both were passed
+//! over: no more often than the one of them that was so less.
 
 use std::{
     fs,
@@ -9,26 +10,34 @@ use std::{
 
 use aya::programs::ProgramFd;
 
-/// The hooks by name, each with its programs, whose numbers outlive their attachment.
+/// Programs with their hooks' names; their counts outlive their attachment.
 #[derive(Debug, Default)]
-pub(crate) struct PassedOver(Vec<(&'static str, ProgramFd)>);
+pub(crate) struct PassedOver(Vec<Watched>);
+
+#[derive(Debug)]
+struct Watched {
+    hook: &'static str,
+    /// The program, and the one that stands by.
+    programs: Vec<ProgramFd>,
+}
 
 impl PassedOver {
-    /// Counts from now on what is passed over of a hook's program.
-    pub(crate) fn watch(&mut self, hook: &'static str, program: &ProgramFd) {
-        match program.try_clone() {
-            Ok(program) => self.0.push((hook, program)),
+    /// Counts from now on what is passed over of a hook's program, and of the one that stands by.
+    pub(crate) fn watch(&mut self, hook: &'static str, first: Option<&ProgramFd>, second: Option<&ProgramFd>) {
+        let programs: Result<Vec<_>, _> = first.into_iter().chain(second).map(ProgramFd::try_clone).collect();
+        match programs {
+            Ok(programs) => self.0.push(Watched { hook, programs }),
             Err(error) => tracing::debug!("{hook}: what the kernel passes over is not counted: {error}"),
         }
     }
 
-    /// Runs passed over so far, a line for each program; 0 where the kernel does not say (before 5.12).
+    /// Runs passed over so far at most, once for each program; 0 where the kernel does not say (before 5.12).
     pub(crate) fn read(&self) -> Vec<(&'static str, u64)> {
         let of = |program: &ProgramFd| {
             let information = format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd());
             fs::read_to_string(information).map_or(0, |text| misses(&text))
         };
-        self.0.iter().map(|(hook, program)| (*hook, of(program))).collect()
+        self.0.iter().map(|watched| (watched.hook, watched.programs.iter().map(of).min().unwrap_or(0))).collect()
     }
 }
 

@@ -117,6 +117,40 @@ pub const PLANS: &[Plan] = &[
     },
 ];
 
+/// The name under which the second runs of programs can be left out ([`needs_again`]); no hook of the kernel's.
+pub const AGAIN: &str = "again";
+
+/// Programs with a second one for the runs that the kernel passes over (`probes/src/again.rs`), which see resets and run
+/// in processes.
+const TWICE: [(&str, &str); 3] = [
+    ("tcp_send_reset", "tcp_send_reset_again"),
+    ("tcp_send_reset_active", "tcp_send_reset_active_again"),
+    ("tcp_receive_reset", "tcp_receive_reset_again"),
+];
+
+/// The second program of this one.
+pub(super) fn again(program: &str) -> Option<&'static str> {
+    TWICE.iter().find(|(first, _)| *first == program).map(|(_, again)| *again)
+}
+
+/// Whether this program is the second of another.
+pub(super) fn is_second(program: &str) -> bool {
+    TWICE.iter().any(|(_, again)| *again == program)
+}
+
+/// Whether the running kernel passes over runs of programs that it has preempted.
+pub fn needs_again() -> bool {
+    let kernel = rustix::system::uname();
+    preempts(&kernel.release().to_string_lossy(), &kernel.version().to_string_lossy())
+}
+
+/// Whether a program may be preempted at a tracepoint, from the kernel's release and version (uname(2)): since Linux 7.0
+/// (`tracepoint_srcu`, include/linux/tracepoint.h), where the kernel itself may be.
+fn preempts(release: &str, version: &str) -> bool {
+    let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    major.is_some_and(|major| major >= 7) && version.contains("PREEMPT")
+}
+
 /// What is to be done for a hook on a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -129,8 +163,20 @@ pub enum Step {
 }
 
 impl Plan {
-    /// What is to be done on a kernel with these types.
-    pub fn step(&self, types: &Types) -> Step {
+    /// What is to be done on a kernel with these types; `twice` where programs with a second one have it attached too.
+    pub fn step(&self, types: &Types, twice: bool) -> Step {
+        let mut step = self.first_step(types);
+        if let Step::Attach(names) = &mut step
+            && twice
+        {
+            // Behind the first: in the order in which they are attached they run.
+            let seconds: Vec<_> = names.iter().filter_map(|(place, name)| Some((*place, again(name)?))).collect();
+            names.extend(seconds);
+        }
+        step
+    }
+
+    fn first_step(&self, types: &Types) -> Step {
         match &self.way {
             Way::Tracepoint(programs) => tracepoint(self.hook, programs, types),
             Way::Functions { tracepoint, arguments, functions } => {
@@ -200,7 +246,7 @@ mod tests {
     }
 
     fn step(hook: &str, types: &Types) -> Step {
-        PLANS.iter().find(|plan| plan.hook == hook).expect("a plan").step(types)
+        PLANS.iter().find(|plan| plan.hook == hook).expect("a plan").step(types, false)
     }
 
     #[test]
@@ -254,10 +300,40 @@ mod tests {
     }
 
     #[test]
+    fn a_preempted_kernel_gets_each_program_that_sees_resets_of_processes_twice() {
+        let types = kernel(&[("tcp_send_reset", 3), ("tcp_receive_reset", 1), ("kfree_skb", 4)], &[]);
+        let names = |hook: &str| {
+            let plan = PLANS.iter().find(|plan| plan.hook == hook).expect("a hook");
+            let Step::Attach(names) = plan.step(&types, true) else { panic!("{hook}") };
+            names.into_iter().map(|(_, name)| name).collect::<Vec<_>>()
+        };
+        let sends = names("tcp_send_reset");
+        assert_eq!(sends[..2], ["tcp_send_reset", "tcp_send_reset_active"], "the first come first");
+        assert_eq!(sends[2..], ["tcp_send_reset_again", "tcp_send_reset_active_again"]);
+        assert_eq!(names("tcp_receive_reset"), ["tcp_receive_reset", "tcp_receive_reset_again"]);
+        assert_eq!(names("kfree_skb"), ["kfree_skb"]);
+    }
+
+    #[test]
+    fn a_kernel_says_whether_it_preempts() {
+        let cases = [
+            ("7.3.4+deb13-cloud-amd64", "#1 SMP PREEMPT(lazy) Debian 7.3.4-1 (2026-09-01)", true),
+            ("7.0.0-rc1", "#1 SMP PREEMPT_DYNAMIC Mon", true),
+            ("7.1.0", "#1 SMP Mon", false),
+            ("6.18.44", "#1 SMP PREEMPT_DYNAMIC Mon", false),
+            ("10.0.1", "#1 SMP PREEMPT_RT Mon", true),
+            ("?", "PREEMPT", false),
+        ];
+        for (release, version, expected) in cases {
+            assert_eq!(preempts(release, version), expected, "{release} {version}");
+        }
+    }
+
+    #[test]
     fn every_hook_can_run_on_this_kernel_or_is_not_needed() {
         let types = Types::from_file(Path::new(crate::kernel::KERNEL_BTF)).expect("this kernel has BTF");
         for plan in PLANS {
-            let step = plan.step(&types);
+            let step = plan.step(&types, false);
             assert!(!matches!(step, Step::CannotRun(_)), "{}: {step:?}", plan.hook);
         }
     }
