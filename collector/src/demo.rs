@@ -87,7 +87,7 @@ pub enum DemoError {
 /// Where not even a first scenario could be made and captured; a reset missed or wrong is in the outcome.
 pub fn run(options: &Options, out: &mut impl Write, notes: &mut impl Write) -> Result<Outcome, DemoError> {
     let host = coverage::Host::read(&options.btf);
-    let wanted = |hook: &str| hook != wire::HOOK && (hook != plan::AGAIN || plan::needs_again());
+    let wanted = |hook: &str| hook != wire::HOOK && plan::has_use(hook);
     let kernel = Kernel::attach(&options.btf, options.ring_buffer_bytes, wanted)
         .map_err(|error| DemoError::Kernel(coverage::refusal(&host, &error)))?;
     let covered = coverage::report(&host, Ok((&kernel).into()), None);

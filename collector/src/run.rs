@@ -116,8 +116,7 @@ fn attach(settings: &Settings, options: &Options) -> Result<Kernel> {
     let wanted = |hook: &str| match hook {
         "net_dev_queue" => capture.firewall,
         wire::HOOK => !ports.is_empty(),
-        plan::AGAIN => plan::needs_again(),
-        _ => true,
+        other => plan::has_use(other),
     };
     let mut kernel = Kernel::attach(&btf, capture.ring_buffer_bytes, wanted)
         .map_err(|error| anyhow!("{}", coverage::refusal(&coverage::Host::read(&btf), &error)))?;

@@ -216,7 +216,7 @@ fn was_first(seen: &Seen, reset: &Reset) -> bool {
 }
 
 /// When the connection broke, ns since 1970: at the reset, or before it, when this end closed.
-pub fn broke(reset: &Reset) -> u64 {
+fn broke(reset: &Reset) -> u64 {
     let closed = reset.connection.closed_ns.filter(|_| reset.cause == Cause::DataAfterClose);
     reset.time_unix_ns.saturating_sub(closed.unwrap_or(0))
 }

@@ -27,8 +27,11 @@ impl Drop for Lock {
 
 /// Makes the directory where it is not there, and takes it. One line where it is on a file server.
 pub(crate) fn take(directory: &Path) -> Result<Lock, StorageError> {
-    let failed = |what| move |error| StorageError::Directory { path: directory.to_owned(), what, error };
-    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed("cannot be made"))?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(StorageError::at(directory, "cannot be made"))?;
     let lock = lock(directory)?;
     if let Some(kind) = statfs(directory).ok().and_then(|found| file_server(found.f_type.cast_unsigned())) {
         tracing::warn!(
@@ -41,7 +44,7 @@ pub(crate) fn take(directory: &Path) -> Result<Lock, StorageError> {
 }
 
 fn lock(directory: &Path) -> Result<Lock, StorageError> {
-    let failed = |what| move |error| StorageError::Directory { path: directory.to_owned(), what, error };
+    let failed = |what| StorageError::at(directory, what);
     let path = directory.join("lock");
     let file = options().create(true).open(&path).map_err(failed("cannot be written"))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {

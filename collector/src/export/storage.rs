@@ -84,6 +84,13 @@ pub enum StorageError {
     },
 }
 
+impl StorageError {
+    /// What was tried of a directory, for the error that it may fail with.
+    pub(crate) fn at(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::Directory { path: path.to_owned(), what, error }
+    }
+}
+
 /// The storage of one queue.
 pub(crate) struct Storage {
     directory: Arc<Path>,
@@ -152,7 +159,7 @@ struct Losses {
 impl Storage {
     /// Opens or makes a directory, and takes it for this process alone.
     pub(crate) fn open(directory: &Path, limit: u64, fsync: Fsync) -> Result<Opened, StorageError> {
-        let at = |what| move |error| StorageError::Directory { path: directory.to_owned(), what, error };
+        let at = |what| StorageError::at(directory, what);
         let lock = directory::take(directory)?;
         let position_file = options()
             .create(true)
@@ -183,11 +190,10 @@ impl Storage {
     /// Appends a batch. What fails leaves the storage as it was.
     pub(crate) fn append(&mut self, resets: u32, message: &[u8]) -> Result<Slot, StorageError> {
         let record = (HEADER_LEN + message.len()) as u64;
-        let failed = |path: &Path, what, error| StorageError::Directory { path: path.to_owned(), what, error };
         if self.bytes() + record > self.limit && self.segments.back().is_some_and(|newest| newest.pending == 0) {
             self.roll = true;
         }
-        self.make_segment(record).map_err(|error| failed(&self.directory, "a segment cannot be made", error))?;
+        self.make_segment(record).map_err(StorageError::at(&self.directory, "a segment cannot be made"))?;
         if self.bytes() + record > self.limit {
             return Err(StorageError::Limit { path: self.directory.to_path_buf(), limit: self.limit });
         }
@@ -198,7 +204,7 @@ impl Storage {
             self.roll = true;
             written = self.make_segment(record).and_then(|()| self.write(&header, message));
         }
-        written.map_err(|error| failed(&self.directory, "cannot be written", error))
+        written.map_err(StorageError::at(&self.directory, "cannot be written"))
     }
 
     /// Writes down how many resets the collector holds that are not here.
@@ -425,9 +431,7 @@ impl Slot {
         match read {
             Ok(()) if crc32fast::hash(&message) == self.header.body_crc => Ok(message.into()),
             Ok(()) => Err(StorageError::Damaged { path: self.directory.to_path_buf() }),
-            Err(error) => {
-                Err(StorageError::Directory { path: self.directory.to_path_buf(), what: "cannot be read", error })
-            }
+            Err(error) => Err(StorageError::at(&self.directory, "cannot be read")(error)),
         }
     }
 }

@@ -206,7 +206,7 @@ impl<'a> From<&'a Kernel> for Attached<'a> {
 pub fn examine(btf: &Path) -> Report {
     /// Enough for the self-test; what else comes meanwhile is nobody's.
     const RING_BUFFER_BYTES: u32 = 1 << 18;
-    let mut attached = Kernel::attach(btf, RING_BUFFER_BYTES, |hook| hook != plan::AGAIN || plan::needs_again());
+    let mut attached = Kernel::attach(btf, RING_BUFFER_BYTES, plan::has_use);
     let self_test = attached.as_mut().ok().map(|kernel| {
         let tables = kernel.reasons().clone();
         let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), Workload::new(Vec::new()));

@@ -151,6 +151,9 @@ pub(super) fn load(
     if reads_wire == 0 {
         loader.map_max_entries("EARLY_EXCHANGES", 1);
     }
+    if twice == 0 {
+        loader.map_max_entries("MARKS", 1);
+    }
     if has_socket_storage == 1 {
         // Never used there: no memory for it.
         loader.map_max_entries("SOCKETS_BY_ADDRESS", 1);
@@ -255,8 +258,8 @@ pub(super) fn attach(
     }
     let descriptor = |name: &str| programs.program(name)?.fd().ok();
     for (_, name) in names.iter().filter(|(_, name)| plan.sees_resets && !plan::is_second(name)) {
-        let second = plan::again(name).filter(|second| names.iter().any(|(_, name)| name == second));
-        passed_over.watch(plan.hook, descriptor(name), second.and_then(descriptor));
+        // The second is loaded only where it is used.
+        passed_over.watch(plan.hook, [Some(*name), plan::again(name)].into_iter().flatten().filter_map(descriptor));
     }
     Ok(())
 }

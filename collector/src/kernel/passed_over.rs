@@ -23,9 +23,8 @@ struct Watched {
 
 impl PassedOver {
     /// Counts from now on what is passed over of a hook's program, and of the one that stands by.
-    pub(crate) fn watch(&mut self, hook: &'static str, first: Option<&ProgramFd>, second: Option<&ProgramFd>) {
-        let programs: Result<Vec<_>, _> = first.into_iter().chain(second).map(ProgramFd::try_clone).collect();
-        match programs {
+    pub(crate) fn watch<'a>(&mut self, hook: &'static str, programs: impl Iterator<Item = &'a ProgramFd>) {
+        match programs.map(ProgramFd::try_clone).collect() {
             Ok(programs) => self.0.push(Watched { hook, programs }),
             Err(error) => tracing::debug!("{hook}: what the kernel passes over is not counted: {error}"),
         }

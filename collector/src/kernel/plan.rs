@@ -117,8 +117,8 @@ pub const PLANS: &[Plan] = &[
     },
 ];
 
-/// The name under which the second runs of programs can be left out ([`needs_again`]); no hook of the kernel's.
-pub const AGAIN: &str = "again";
+/// The name under which the second runs of programs are wanted or not; no hook of the kernel's.
+pub(super) const AGAIN: &str = "again";
 
 /// Programs with a second one for the runs that the kernel passes over (`probes/src/again.rs`), which see resets and run
 /// in processes.
@@ -138,10 +138,14 @@ pub(super) fn is_second(program: &str) -> bool {
     TWICE.iter().any(|(_, again)| *again == program)
 }
 
-/// Whether the running kernel passes over runs of programs that it has preempted.
-pub fn needs_again() -> bool {
-    let kernel = rustix::system::uname();
-    preempts(&kernel.release().to_string_lossy(), &kernel.version().to_string_lossy())
+/// Whether what goes by this name has something to do on the running kernel: a hook has, and second runs where the kernel
+/// passes over those of programs that it has preempted.
+pub fn has_use(name: &str) -> bool {
+    let preempting = || {
+        let kernel = rustix::system::uname();
+        preempts(&kernel.release().to_string_lossy(), &kernel.version().to_string_lossy())
+    };
+    name != AGAIN || preempting()
 }
 
 /// Whether a program may be preempted at a tracepoint, from the kernel's release and version (uname(2)): since Linux 7.0

@@ -95,7 +95,7 @@ pub(crate) async fn read_body(
     let mut chunks = Vec::new();
     let mut length = 0;
     let mut slowest = Instant::now() + GRACE;
-    while let Some(frame) = timeout_at(slowest, body.frame()).await.map_err(|_| IntakeError::TooSlow)? {
+    while let Some(frame) = timeout_at(slowest.min(deadline), body.frame()).await.map_err(|_| IntakeError::TooSlow)? {
         let Ok(chunk) = frame?.into_data() else { continue };
         length += chunk.len();
         slowest += Duration::from_secs(chunk.len() as u64) / LEAST_PACE as u32;
@@ -109,7 +109,6 @@ pub(crate) async fn read_body(
             share.add(budget.share(more, deadline).await?);
             slowest += asked.elapsed();
         }
-        slowest = slowest.min(deadline);
         chunks.push(chunk);
     }
     Ok((chunks, share))

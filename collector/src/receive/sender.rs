@@ -3,8 +3,9 @@
 //! Once per connection, off the way of requests. A socket is known by both of its ends: in the collector's own network
 //! namespace first, then in all others (containers beside it), but for loopback, which means one namespace only. There its
 //! own end is enough where no socket has both: the other is translated on the way to a Service or a host port. Where its
-//! own end is, nobody is found. Nobody is found either where /proc has pids of its own (a pod with shareProcessNamespace): resets name their owners by the first namespace's, and a pid that is
-//! compared with one of another namespace may be equal to a stranger's.
+//! own end is, nobody is found. Nobody is found either where /proc has pids of its own (a pod with
+//! shareProcessNamespace): resets name their owners by the first namespace's, and a pid that is compared with one of
+//! another namespace may be equal to a stranger's.
 
 use std::{
     collections::HashSet,
@@ -22,10 +23,11 @@ pub fn find_owner(peer: SocketAddr, local: SocketAddr) -> Option<Owner> {
     if has_foreign_pids(Path::new("/proc")) {
         return None;
     }
-    let here = || choose(sockets_in("/proc/net", peer), local, false);
-    let elsewhere = || choose(sockets_elsewhere(peer), local, true);
-    let inode = here().or_else(|| if peer.ip().to_canonical().is_loopback() { None } else { elsewhere() })?;
-    let wanted = format!("socket:[{inode}]");
+    let mut inode = choose(sockets_in("/proc/net", peer), local, false);
+    if inode.is_none() && !peer.ip().to_canonical().is_loopback() {
+        inode = choose(sockets_elsewhere(peer), local, true);
+    }
+    let wanted = format!("socket:[{}]", inode?);
     owner(pids().find(|pid| holds(*pid, &wanted))?)
 }
 

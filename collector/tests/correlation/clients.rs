@@ -3,13 +3,13 @@
 use std::net::Ipv6Addr;
 
 use opentelemetry_proto::tonic::trace::v1::Span;
-use reset_collector::reset::{Cause, Connection, Endpoint, Reset};
+use reset_collector::reset::{Connection, Endpoint, Reset};
 
 use crate::{
     Said, check, on,
     sdk::{
-        self, At, Build, MS, ZERO, at_client, at_server, by_server, go_client, go_grpc_client, go_reset_text,
-        node_client, python_client, refused,
+        self, At, Build, MS, ZERO, answered_late, at_client, at_server, go_client, go_client_that_gave_up,
+        go_grpc_client, go_reset_text, node_client, python_client, refused,
     },
     spans_first,
 };
@@ -118,15 +118,10 @@ fn healthy_clients_have_no_reset() {
 #[test]
 fn clients_that_gave_up_before_the_answer() {
     let python = python_client(1, 0, 20).exception("requests.exceptions.ReadTimeout", "Read timed out.");
-    let go = go_client(1, 0, 20).text("error.type", "timeout").failed("context deadline exceeded");
+    let go = go_client_that_gave_up(1);
     let answered = |at_ms: u64, established_ms: u64| {
         let connection = Connection { duration_ns: Some((at_ms - established_ms) * MS), ..Connection::default() };
-        Reset {
-            peer: at_client(1, 0).peer,
-            local: at_client(40_001, 0).local,
-            connection,
-            ..by_server(1, at_ms * 1_000, Cause::DataAfterClose)
-        }
+        answered_late(at_ms, connection)
     };
     let healthy = go_client(2, 0, 25);
     for span in [python, go] {
@@ -142,13 +137,11 @@ fn clients_that_gave_up_before_the_answer() {
 
 #[test]
 fn clients_that_gave_up_long_before_the_answer() {
-    let gave_up = |n: u8| go_client(n, 0, 20).text("error.type", "timeout").failed("context deadline exceeded");
+    let gave_up = go_client_that_gave_up;
     let answered = |at_ms: u64, closed_at_ms: u64| {
         let since = |then_ms: u64| Some((at_ms - then_ms) * MS);
         let connection = Connection { duration_ns: since(0), closed_ns: since(closed_at_ms), ..Connection::default() };
-        let ends = at_client(40_001, 0);
-        let by = by_server(1, at_ms * 1_000, Cause::DataAfterClose);
-        Reset { peer: ends.peer, local: ends.local, connection, ..by }
+        answered_late(at_ms, connection)
     };
     let alone = [gave_up(1)];
     check("it closed within its call", &alone, &[answered(4_000, 19)], &on(1));

@@ -200,6 +200,17 @@ pub(crate) fn at_client(port: u16, at_us: u64) -> Reset {
     Reset { local: loopback(port), peer: loopback(SERVER_PORT), ..at_server(port, at_us) }
 }
 
+/// A reset by a client that had closed, of the answer that came afterwards.
+pub(crate) fn answered_late(at_ms: u64, connection: Connection) -> Reset {
+    let Reset { local, peer, .. } = at_client(40_001, 0);
+    Reset { local, peer, connection, ..by_server(1, at_ms * 1_000, Cause::DataAfterClose) }
+}
+
+/// Go's span of a call of 20 ms that gave up.
+pub(crate) fn go_client_that_gave_up(number: u8) -> Span {
+    go_client(number, 0, 20).text("error.type", "timeout").failed("context deadline exceeded")
+}
+
 /// A refused connection.
 pub(crate) fn refused(port: u16, at_us: u64) -> Reset {
     Reset { cause: Cause::RefusedByPeer, state: Some(State::SynSent), ..at_client(port, at_us) }

@@ -13,7 +13,10 @@ use reset_collector::{
 
 use crate::{
     Said, check, correlator, finish, on, pass, resets_first,
-    sdk::{Build, MS, SERVERS, at_client, at_server, by_server, go_client, owner, python_client, request},
+    sdk::{
+        Build, MS, SERVERS, answered_late, at_client, at_server, by_server, go_client_that_gave_up, owner,
+        python_client, request,
+    },
 };
 
 #[test]
@@ -144,15 +147,11 @@ fn times_and_ids_outside_any_range_are_left_alone() {
 
 #[test]
 fn what_passed_since_the_client_closed_is_remembered() {
-    let gave_up = |n: u8| go_client(n, 0, 20).text("error.type", "timeout").failed("context deadline exceeded");
     let connection = Connection { duration_ns: Some(4_020 * MS), closed_ns: Some(4_000 * MS), ..Connection::default() };
-    let ends = at_client(40_001, 0);
-    let by = by_server(1, 4_020_000, Cause::DataAfterClose);
-    let reset = Reset { peer: ends.peer, local: ends.local, connection, ..by };
     let (correlator, now) = (correlator(), Instant::now());
     let after = |seconds| now + Duration::from_secs(seconds);
-    pass(&correlator, Some(&owner()), &[gave_up(1)], now);
-    pass(&correlator, Some(&owner()), &[gave_up(2)], after(4));
-    correlator.offer(reset, after(4));
+    pass(&correlator, Some(&owner()), &[go_client_that_gave_up(1)], now);
+    pass(&correlator, Some(&owner()), &[go_client_that_gave_up(2)], after(4));
+    correlator.offer(answered_late(4_020, connection), after(4));
     assert_eq!(finish(&correlator, after(11), Vec::new()), [Said::Ambiguous]);
 }
