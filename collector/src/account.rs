@@ -325,7 +325,7 @@ impl Account {
             let rejected = rejected.min(resets);
             lane.in_flight = lane.in_flight.saturating_sub(resets);
             lane.exported += resets - rejected;
-            lane.dropped[DropReason::RejectedByBackend as usize] += rejected;
+            lane.dropped[DropReason::PartialSuccessRejected as usize] += rejected;
             lane.health.last_success_unix_s = Some(unix_seconds(SystemTime::now()));
         });
     }
@@ -381,7 +381,7 @@ impl State {
         // What other lanes hold in the pipeline will come to this one as well.
         let in_pipeline = self.lanes.iter().map(|lane| lane.in_pipeline).max().unwrap_or(0);
         let mut dropped = [0; REASONS];
-        dropped[DropReason::NotConfigured as usize] = self.read.saturating_sub(early + in_pipeline);
+        dropped[DropReason::DestinationAddedLater as usize] = self.read.saturating_sub(early + in_pipeline);
         Lane {
             id,
             destination,

@@ -246,7 +246,7 @@ impl Lane {
         while let Some(mut batch) = self.queue.take().await {
             let fate = match self.switched_off.asks_now(Instant::now()) {
                 true => self.deliver(&mut batch, &mut ending).await,
-                false => Fate::Dropped(DropReason::UnsupportedSignal),
+                false => Fate::Dropped(DropReason::SignalUnsupported),
             };
             batch.settle(fate);
         }
@@ -343,7 +343,7 @@ impl Lane {
             health.request_failed();
             health.switched_off = true;
         });
-        Fate::Dropped(DropReason::UnsupportedSignal)
+        Fate::Dropped(DropReason::SignalUnsupported)
     }
 
     fn warn(&self, words: &str) {

@@ -317,7 +317,7 @@ impl Pipeline {
         self.stages.account.read(tally.read);
         self.stages.account.filtered(tally.filtered);
         self.stages.account.sampled_out(tally.sampled_out);
-        self.stages.account.dropped_in_pipeline(DropReason::Undecodable, tally.undecodable);
+        self.stages.account.dropped_in_pipeline(DropReason::InvalidRecord, tally.undecodable);
     }
 
     /// Lines before the end of a round: what they tell of goes to the storages first.

@@ -242,7 +242,7 @@ fn look_after(account: &Account, counters: &Arc<Counters>, orders: &Orders) {
         orders.wake();
         let tallies = counters.read();
         if let Ok(captured) = <&[u64; COUNTERS as usize]>::try_from(tallies.captured.as_slice()) {
-            let lost = [(DropReason::RingBufferFull, tallies.lost), (DropReason::OverCeiling, tallies.over_ceiling)];
+            let lost = [(DropReason::RingBufferFull, tallies.lost), (DropReason::RateLimited, tallies.over_ceiling)];
             account.kernel_counted(captured, tallies.filtered, &lost);
         }
         account.kernel_passed_over(&tallies.passed_over);

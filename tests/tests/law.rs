@@ -467,7 +467,7 @@ struct KilledRun {
 
 fn counted_lost(metrics: &Metrics) -> u64 {
     let of = |reason| metrics.sum("reset_collector_dropped_resets_total", &[("reason", reason)]);
-    of("killed") + of("storage_unsynced")
+    of("process_killed") + of("storage_unsynced")
 }
 
 fn killed_run(file: &Path, admin: SocketAddr, namespace: u32) -> Result<KilledRun> {

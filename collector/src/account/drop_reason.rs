@@ -1,6 +1,6 @@
-//! Why a reset was lost: the closed list of reasons, and what helps against each.
+//! Why a reset was lost: the closed list of reasons, with a remedy for each.
 
-/// Defines the closed list of drop reasons once: variant, word, what an operator can do about it.
+/// Defines the closed list of drop reasons: variant, name, meaning and remedy.
 macro_rules! drop_reasons {
     ($($item:ident $word:literal $meaning:literal,)+) => {
         /// Why a reset was lost (`reason` of `reset_collector_dropped_resets_total`).
@@ -10,11 +10,11 @@ macro_rules! drop_reasons {
         impl DropReason {
             /// Every reason.
             pub const ALL: &'static [Self] = &[$(Self::$item,)+];
-            /// The word that users see.
+            /// The name that users see.
             pub const fn word(self) -> &'static str {
                 match self { $(Self::$item => $word,)+ }
             }
-            /// What happened, and what helps.
+            /// What happened, and the remedy.
             pub const fn meaning(self) -> &'static str {
                 match self { $(Self::$item => $meaning,)+ }
             }
@@ -24,19 +24,19 @@ macro_rules! drop_reasons {
 
 drop_reasons! {
     RingBufferFull "ring_buffer_full" "The kernel's ring buffer was full: raise capture.ring_buffer_size",
-    OverCeiling "over_ceiling" "More records a second than capture.max_records_per_second",
-    Undecodable "undecodable" "The kernel's record could not be read: the probes and the collector do not match",
-    QueueFull "queue_full" "The queue was full: the backend is away or too slow, or sending_queue.queue_size too small",
-    RejectedByBackend "rejected_by_backend" "The backend took the request and rejected some of it (partial success)",
-    RetriesExhausted "retries_exhausted" "The backend did not take the request within retry_on_failure.max_elapsed_time",
-    PermanentError "permanent_error" "The backend refused the request and will refuse it again",
-    TooLarge "too_large" "The backend takes no request of this size: lower batch.max_size or batch.max_bytes",
-    SelfTest "self_test" "Made by the collector itself at its start, to try the hooks",
-    UnsupportedSignal "unsupported_signal" "The backend does not take this signal: leave it out of export.signals",
-    Shutdown "shutdown" "Not sent before the deadline at the end of the program, and no storage to keep it",
-    StorageFull "storage_full" "The storage directory would not take it: full, read-only or over its limit",
-    StorageCorrupt "storage_corrupt" "The storage directory held it, and it was damaged there",
-    StorageUnsynced "storage_unsynced" "Written to storage before a crash, and never reached the disk",
-    Killed "killed" "Read from the kernel, and not yet in the storage when the collector was killed",
-    NotConfigured "not_configured" "Captured before this destination was configured",
+    RateLimited "rate_limited" "More records per second than capture.max_records_per_second",
+    InvalidRecord "invalid_record" "The kernel's record could not be decoded: the probes and the collector do not match",
+    QueueFull "queue_full" "The queue was full: the backend is down or too slow, or sending_queue.queue_size is too small",
+    PartialSuccessRejected "partial_success_rejected" "The backend accepted the request and rejected part of it (partial success)",
+    RetriesExhausted "retries_exhausted" "The backend did not accept the request within retry_on_failure.max_elapsed_time",
+    NonRetryableError "non_retryable_error" "The backend refused the request with an error that a retry cannot fix",
+    TooLarge "too_large" "The request is larger than the backend accepts: lower the batch limits",
+    SelfTest "self_test" "Made by the collector itself at startup, to test the hooks",
+    SignalUnsupported "signal_unsupported" "The backend does not support this signal: remove it from export.signals",
+    Shutdown "shutdown" "Not sent before the shutdown deadline, and no storage to keep it",
+    StorageFull "storage_full" "The storage directory did not take it: full, read-only or over its limit",
+    StorageCorrupt "storage_corrupt" "Held in the storage directory and damaged there",
+    StorageUnsynced "storage_unsynced" "Written to storage before a crash, and never synced to disk",
+    ProcessKilled "process_killed" "Read from the kernel, and not yet in the storage when the collector was killed",
+    DestinationAddedLater "destination_added_later" "Captured before this destination was added",
 }

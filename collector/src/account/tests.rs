@@ -21,7 +21,7 @@ fn a_reset_is_in_one_place_all_the_way() {
     assert_eq!(lane(&account).0.in_ring_buffer, 0);
     account.filtered(3);
     account.sampled_out(20);
-    account.dropped_in_pipeline(DropReason::Undecodable, 1);
+    account.dropped_in_pipeline(DropReason::InvalidRecord, 1);
     account.enqueued(id, 69);
     account.dropped_waiting(id, DropReason::QueueFull, 9);
     account.taken(id, 60);
@@ -31,7 +31,7 @@ fn a_reset_is_in_one_place_all_the_way() {
     account.exported(id, 60, 4);
     let (snapshot, lane) = lane(&account);
     assert_eq!((snapshot.captured, lane.queued, lane.exported), (100, 0, 56));
-    assert_eq!(lane.dropped[DropReason::RejectedByBackend as usize], 4);
+    assert_eq!(lane.dropped[DropReason::PartialSuccessRejected as usize], 4);
     assert_eq!(snapshot.resets, [(Direction::Transmit, Origin::Passive, Cause::PortClosed, 100)]);
 }
 
@@ -57,7 +57,7 @@ fn a_destination_that_comes_later_balances() {
     for lane in &snapshot.lanes {
         assert_eq!(snapshot.imbalance(lane), 0, "{}", lane.destination);
     }
-    assert_eq!(snapshot.lanes[1].dropped[DropReason::NotConfigured as usize], 6);
+    assert_eq!(snapshot.lanes[1].dropped[DropReason::DestinationAddedLater as usize], 6);
     assert_eq!(snapshot.lanes[1].waiting, 4);
 }
 

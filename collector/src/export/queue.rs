@@ -114,7 +114,7 @@ impl Queue {
             let lost = [
                 (DropReason::StorageCorrupt, opened.corrupt),
                 (DropReason::StorageUnsynced, opened.unsynced),
-                (DropReason::Killed, opened.unstored),
+                (DropReason::ProcessKilled, opened.unstored),
             ];
             account.recovered(lane, found, &lost);
             let due = Instant::now();

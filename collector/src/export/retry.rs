@@ -63,7 +63,7 @@ fn classify_grpc(answer: &Answer, code: u32, after: Option<Duration>) -> Verdict
         8 if after.is_some() => Verdict::Retry { after, reason },
         8 => Verdict::Permanent { dropped: DropReason::TooLarge, reason },
         12 => Verdict::Unsupported { reason },
-        _ => Verdict::Permanent { dropped: DropReason::PermanentError, reason },
+        _ => Verdict::Permanent { dropped: DropReason::NonRetryableError, reason },
     }
 }
 
@@ -78,7 +78,7 @@ fn classify_without_grpc_status(answer: &Answer) -> Verdict {
             Verdict::Retry { after: None, reason: "the answer ended before its gRPC status".into() }
         }
         _ => Verdict::Permanent {
-            dropped: DropReason::PermanentError,
+            dropped: DropReason::NonRetryableError,
             reason: format!(
                 "{} instead of a gRPC status: no gRPC server at this endpoint? \
                  set protocol: http/protobuf, or take the backend's gRPC port (4317)",
@@ -93,7 +93,7 @@ fn classify_http(answer: &Answer, after: Option<Duration>) -> Verdict {
     let reason = said(&format!("HTTP {status}"), answer);
     match status {
         200..300 if answer.is_web_page() => Verdict::Permanent {
-            dropped: DropReason::PermanentError,
+            dropped: DropReason::NonRetryableError,
             reason: format!(
                 "HTTP {status} with a web page: no OTLP receiver at this endpoint, check its port and path"
             ),
@@ -101,7 +101,7 @@ fn classify_http(answer: &Answer, after: Option<Duration>) -> Verdict {
         200..300 => accepted(answer),
         429 | 502..=504 => Verdict::Retry { after, reason },
         300..400 => Verdict::Permanent {
-            dropped: DropReason::PermanentError,
+            dropped: DropReason::NonRetryableError,
             reason: format!(
                 "HTTP {status}, a redirect to {}: redirects are not followed, set the endpoint to where it leads",
                 answer.location.as_deref().unwrap_or("nowhere")
@@ -109,7 +109,7 @@ fn classify_http(answer: &Answer, after: Option<Duration>) -> Verdict {
         },
         404 | 405 | 501 => Verdict::Unsupported { reason },
         413 => Verdict::Permanent { dropped: DropReason::TooLarge, reason },
-        _ => Verdict::Permanent { dropped: DropReason::PermanentError, reason },
+        _ => Verdict::Permanent { dropped: DropReason::NonRetryableError, reason },
     }
 }
 

@@ -29,8 +29,8 @@ async fn every_grpc_code_has_its_fate() {
                 assert!(tries > 1, "code {code} was tried {tries} times");
             }
             8 => assert_eq!((dropped(&lane), tries), (Some(DropReason::TooLarge), 1)),
-            12 => assert_eq!((dropped(&lane), tries), (Some(DropReason::UnsupportedSignal), 1)),
-            _ => assert_eq!((dropped(&lane), tries), (Some(DropReason::PermanentError), 1), "code {code}"),
+            12 => assert_eq!((dropped(&lane), tries), (Some(DropReason::SignalUnsupported), 1)),
+            _ => assert_eq!((dropped(&lane), tries), (Some(DropReason::NonRetryableError), 1), "code {code}"),
         }
     }
 }
@@ -47,9 +47,9 @@ async fn every_http_status_has_its_fate() {
                 assert_eq!(dropped(&lane), Some(DropReason::RetriesExhausted), "status {status}");
                 assert!(tries > 1, "status {status} was tried {tries} times");
             }
-            404 | 405 | 501 => assert_eq!((dropped(&lane), tries), (Some(DropReason::UnsupportedSignal), 1)),
+            404 | 405 | 501 => assert_eq!((dropped(&lane), tries), (Some(DropReason::SignalUnsupported), 1)),
             413 => assert_eq!((dropped(&lane), tries), (Some(DropReason::TooLarge), 1)),
-            _ => assert_eq!((dropped(&lane), tries), (Some(DropReason::PermanentError), 1), "status {status}"),
+            _ => assert_eq!((dropped(&lane), tries), (Some(DropReason::NonRetryableError), 1), "status {status}"),
         }
     }
 }
@@ -85,7 +85,7 @@ async fn what_the_backend_rejects_is_counted_and_not_sent_again() {
     for (protocol, reply) in replies {
         let backend = Backend::answering(vec![reply]).await;
         let lane = fate_of_one(&destination(&backend, protocol)).await;
-        assert_eq!((lane.exported, lane.dropped[DropReason::RejectedByBackend as usize]), (7, 3));
+        assert_eq!((lane.exported, lane.dropped[DropReason::PartialSuccessRejected as usize]), (7, 3));
         assert_eq!(backend.requests().len(), 1);
     }
 }
@@ -178,7 +178,7 @@ async fn a_signal_that_is_not_taken_is_asked_once_and_the_other_goes_on() {
     exporter.shutdown(Instant::now() + Duration::from_secs(5)).await;
     let snapshot = account.snapshot();
     let [logs, traces] = snapshot.lanes.as_slice() else { panic!("{snapshot:?}") };
-    assert_eq!((logs.exported, logs.dropped[DropReason::UnsupportedSignal as usize]), (0, 205));
+    assert_eq!((logs.exported, logs.dropped[DropReason::SignalUnsupported as usize]), (0, 205));
     assert!(logs.health.switched_off && !traces.health.switched_off);
     assert_eq!(traces.exported, 205);
     assert!(snapshot.lanes.iter().all(|lane| snapshot.imbalance(lane) == 0));

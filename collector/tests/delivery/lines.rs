@@ -90,6 +90,6 @@ async fn refusals_are_one_line_a_minute() {
     let headers = vec![("grpc-message", "no%0Asuch%0Atenant".to_owned())];
     let lines = lines(50, move |_| Reply::Grpc { code: 3, headers: headers.clone(), body: Bytes::new() }).await;
     assert_eq!(lines.len(), 1, "{lines:#?}");
-    let words = "1 resets lost as logs (permanent_error): INVALID_ARGUMENT: no such tenant";
+    let words = "1 resets lost as logs (non_retryable_error): INVALID_ARGUMENT: no such tenant";
     assert!(lines[0].contains(words), "{}", lines[0]);
 }
