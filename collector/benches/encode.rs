@@ -7,12 +7,13 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use probes::{COMM_LEN, RECORD_VERSION, ResetRecord};
 use reset_collector::{
     config::settings::{self, Signals},
-    encode::{self, batch::Batcher},
     enrich::{ResourceValue, Workload},
-    reset::{
+    event::Teller,
+    export::console::Console,
+    model::{
         Cause, Clock, Decoder, Direction, Hook, Origin, OwnerSource, Reset, State, read_record, reason::ReasonNames,
     },
-    told::{Teller, console::Console},
+    otlp::{batch::Batcher, encode},
 };
 use zerocopy::IntoBytes;
 

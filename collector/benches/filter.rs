@@ -9,7 +9,7 @@ use reset_collector::{
     config,
     enrich::{ResourceValue, Workload},
     filter::Filters,
-    reset::{Endpoint, Reset, State},
+    model::{Endpoint, Reset, State},
 };
 
 #[path = "../tests/reset_of/blank.rs"]

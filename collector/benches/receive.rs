@@ -15,8 +15,8 @@ use opentelemetry_proto::tonic::{
 use prost::Message;
 use reset_collector::{
     config::settings::Correlation,
-    correlate::{Correlator, seen},
-    receive::{
+    correlate::{Correlator, span_info},
+    otlp::{
         payload::{Coding, Format, Payload},
         splice,
     },
@@ -64,7 +64,8 @@ fn receive(criterion: &mut Criterion) {
     group.bench_function("scan", |bencher| {
         bencher.iter(|| {
             let mut read = 0;
-            splice::visit(black_box(&bytes), |_, span| read += usize::from(seen::read(span).is_ok())).map(|()| read)
+            splice::visit(black_box(&bytes), |_, span| read += usize::from(span_info::read(span).is_ok()))
+                .map(|()| read)
         });
     });
     group.bench_function("splice one", |bencher| {

@@ -9,6 +9,7 @@
 //! Knows nothing of how the figures are shown ([`crate::telemetry::prometheus`], [`crate::telemetry`]).
 
 mod drop_reason;
+pub mod exemplar;
 pub mod snapshot;
 
 use std::{
@@ -23,10 +24,12 @@ pub use crate::account::{
     snapshot::{DURATION_BOUNDS, Dropped, Health, HookCoverage, LaneSnapshot, Snapshot},
 };
 use crate::{
-    account::snapshot::{REASONS, unix_seconds},
-    confine::Confined,
-    export::signal::Signal,
-    telemetry::exemplar::Exemplars,
+    account::{
+        exemplar::Exemplars,
+        snapshot::{REASONS, unix_seconds},
+    },
+    host::hardening::Confined,
+    model::signal::Signal,
 };
 
 /// Names one destination and signal in the account.

@@ -3,28 +3,28 @@
 //! The keys stand in `config/sections.rs`. The YAML becomes a tree that knows its places, and the tree is walked key by
 //! key, so that one mistake does not hide the next. Bounded in time and memory whatever the file holds.
 
-mod codec;
 mod destination;
+mod diagnostic;
+mod dump;
 pub mod environment;
+mod field_types;
 mod matching;
-mod problem;
 mod reader;
 pub mod reload;
 mod rules;
 mod sections;
 pub mod settings;
-mod showing;
 mod substitute;
-mod tree;
 mod values;
+mod yaml;
 
 use std::{fs::File, io::Read, path::Path};
 
 use serde_json::{Value as Json, json};
 
-use codec::Codec;
-pub use problem::{ConfigErrors, Diagnostic, Severity};
-use reader::Reader;
+pub use crate::config::diagnostic::{ConfigErrors, Diagnostic, Severity};
+use crate::config::field_types::Codec;
+use crate::config::reader::Reader;
 
 use crate::config::settings::Settings;
 
@@ -93,17 +93,17 @@ pub fn parse(text: &str, name: &str, env: &dyn Fn(&str) -> Option<String>) -> Re
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut settings = Settings::default();
-    let problems = match tree::parse(text) {
+    let problems = match yaml::parse(text) {
         Ok((tree, Some(root))) => {
             let mut reader = Reader::new(&tree, env);
             sections::File.read(&mut reader, root, &mut settings);
             sections::check(&mut reader, root, &settings);
             reader.into_problems()
         }
-        Ok((_, None)) => problem::Problems::default(),
+        Ok((_, None)) => diagnostic::Problems::default(),
         Err(problem) => problem.into(),
     };
-    let warnings = problem::diagnostics(text, name, problems)?;
+    let warnings = diagnostic::diagnostics(text, name, problems)?;
     Ok(Config { settings, warnings })
 }
 
@@ -123,7 +123,7 @@ pub fn schema() -> Json {
             "type": "string",
             "pattern": "\\$\\{",
         },
-        "match": showing::definition(),
+        "match": dump::definition(),
         "destination": destination::DestinationSection::definition(),
     });
     schema

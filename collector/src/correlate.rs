@@ -1,17 +1,17 @@
 //! From a reset to the request that it broke: resets wait for their span, spans that pass are held against them.
 //!
-//! What makes a span the reset's is written in [`crate::correlate::evidence`]; here is who waits, for how long, and what
+//! What makes a span the reset's is written in [`crate::correlate::matching`]; here is who waits, for how long, and what
 //! is done when one, several or no spans fit. Memory is bounded by the constants of `waiting` and `recent`. No clock, no
 //! I/O: the time is given.
 
 mod candidates;
-pub mod evidence;
 pub mod failure;
-mod group;
-mod recent;
-pub mod seen;
-pub mod tally;
-mod waiting;
+pub mod matching;
+pub mod metrics;
+mod pending_reset;
+mod span_history;
+pub mod span_info;
+mod state;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -21,18 +21,18 @@ use std::{
 use crate::{
     config::settings::Correlation,
     correlate::{
-        tally::Tally,
-        waiting::{State, process},
+        metrics::Tally,
+        state::{State, process},
     },
-    encode,
-    receive::{
+    model::{Owner, Reset, Trace},
+    otlp::{
+        encode,
         payload::Payload,
         splice::{Malformed, Place},
     },
-    reset::{Owner, Reset, Trace},
 };
 
-pub use crate::correlate::waiting::MOST_WAITING;
+pub use crate::correlate::state::MOST_WAITING;
 
 /// How soon to look again at a reset whose span is on its way to the backend.
 const IN_FLIGHT: Duration = Duration::from_millis(100);
@@ -82,7 +82,7 @@ impl Correlator {
     pub fn offer(&self, reset: Reset, now: Instant) {
         let mut state = self.lock();
         let connection = (reset.network_namespace, reset.local, reset.peer);
-        let waits = self.listening && (reset.trace.is_some() || evidence::may_have_span(&reset));
+        let waits = self.listening && (reset.trace.is_some() || matching::may_have_span(&reset));
         let known = state.by_connection.get(&connection).copied();
         let id = match known {
             Some(id) => state.join(id, reset, &self.tally),
@@ -166,7 +166,7 @@ impl Correlator {
         request: &[u8],
         now: Instant,
     ) -> Result<Option<Spliced>, Malformed> {
-        let spans = recent::read_spans(request)?;
+        let spans = span_history::read_spans(request)?;
         let mut state = self.lock();
         let mut touched = Vec::new();
         for id in state.groups_of(sender) {

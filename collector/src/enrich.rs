@@ -3,19 +3,19 @@
 //! A cache keyed by pid and start time, which name one process for ever, stands before every read; see
 //! [`crate::enrich::process`] for what is read and [`crate::enrich::resource`] for what comes of it.
 
-pub mod bounded;
+pub mod cache;
 pub mod cgroup;
 pub mod container;
-pub mod deadline;
 pub mod environ;
 pub mod host;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod otel_context;
 pub mod pods;
-pub mod printable;
 pub mod process;
+pub mod reader_thread;
 pub mod resource;
+pub mod sanitize;
 
 use std::{
     borrow::Cow,
@@ -32,15 +32,15 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::{
     config::settings,
     enrich::{
-        bounded::Bounded,
+        cache::Bounded,
         cgroup::Cgroups,
         container::Placement,
-        deadline::Deadline,
         pods::{Names, OwnPod, Pods},
         process::{Process, ProcessError, Wanted},
+        reader_thread::Deadline,
         resource::{Identity, Resource, UNKNOWN_SERVICE},
     },
-    reset::{Owner, Reset},
+    model::{Owner, Reset},
 };
 
 /// The workload that owns a socket, as an OpenTelemetry resource; shared by all resets of one process.
@@ -84,7 +84,7 @@ impl Workload {
 
     /// The same of a process that knows itself by `inner_pid`.
     pub fn of_process(attributes: Vec<(Cow<'static, str>, ResourceValue)>, inner_pid: Option<u32>) -> Arc<Self> {
-        let encoded = crate::encode::resource(&attributes);
+        let encoded = crate::otlp::encode::resource(&attributes);
         Arc::new(Self { attributes, encoded, inner_pid })
     }
 

@@ -1,20 +1,16 @@
 //! A destination's way out: batches from the pipeline go into a queue per signal, consumers send them and try again.
 //!
 //! What is retried and how long stands in [`crate::export::retry`], what waits in `queue`, the wire in
-//! [`crate::export::client`].
+//! [`crate::otlp::client`].
 
-pub mod answer;
-pub mod client;
-mod connect;
-mod directory;
-pub(crate) mod notice;
-mod position;
+mod checkpoint;
+pub mod console;
+mod lock;
+pub(crate) mod log_throttle;
 mod queue;
 pub mod retry;
 mod segment;
-pub mod signal;
 mod storage;
-pub(crate) mod tls;
 
 use std::{
     collections::BTreeSet,
@@ -31,15 +27,17 @@ use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 use crate::{
     account::{Account, DropReason, LaneId, lane_name},
     config::settings::{self, Fsync, Signals},
-    encode::batch::Batch,
     export::{
-        answer::Answer,
-        client::{Client, ClientError, SendError},
-        notice::Notice,
+        log_throttle::Notice,
         queue::{Fate, Queue, Taken},
         retry::{Backoff, Verdict},
-        signal::Signal,
         storage::StorageError,
+    },
+    model::signal::Signal,
+    otlp::{
+        batch::Batch,
+        client::{Client, ClientError, SendError},
+        response::Answer,
     },
 };
 

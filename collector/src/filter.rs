@@ -3,18 +3,18 @@
 //! Reading rules from a file is [`crate::config`]'s; which of them run in the kernel is [`crate::pushdown`]'s.
 
 mod condition;
-mod cover;
 mod pattern;
 mod range;
+mod subsumption;
 
 use std::{fmt, sync::Arc};
 
-pub use condition::{Condition, End, FactSets, IPV4, IPV6, ResourceTest, Subject};
-use cover::Prover;
-pub use pattern::Pattern;
-pub use range::{Network, Numbers, Ports};
+pub use crate::filter::condition::{Condition, End, FactSets, IPV4, IPV6, ResourceTest, Subject};
+pub use crate::filter::pattern::Pattern;
+pub use crate::filter::range::{Network, Numbers, Ports};
+use crate::filter::subsumption::Prover;
 
-use crate::reset::Reset;
+use crate::model::Reset;
 
 /// Rules in order; the first that matches decides, no match keeps.
 #[derive(Clone, Debug, Default, PartialEq)]

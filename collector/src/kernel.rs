@@ -1,21 +1,16 @@
 //! The eBPF programs in the running kernel: loaded hook by hook, read, counted.
 //!
 //! What cannot run here is left out with the reason, and the others go on; [`Kernel::coverage`] says which. Decides
-//! nothing about a reset: the programs do, and [`crate::reset`] reads what they wrote.
+//! nothing about a reset: the programs do, and [`crate::model`] reads what they wrote.
 
 pub mod btf;
-pub mod capability;
 mod counters;
-pub mod coverage;
-pub mod fences;
+pub mod credentials;
+pub mod http_trace;
 mod load;
-pub(crate) mod namespace;
-pub(crate) mod netlink;
-mod passed_over;
+mod missed_runs;
 pub mod plan;
-pub mod selftest;
 pub mod vintage;
-pub mod wire;
 
 use std::{
     io,
@@ -40,16 +35,16 @@ use zerocopy::IntoBytes;
 use crate::{
     kernel::{
         btf::{BtfError, Types},
+        credentials::{ByCredential, Credentials},
+        http_trace::WirePorts,
         load::{Globals, Stopwatch, Verdicts},
-        passed_over::PassedOver,
+        missed_runs::PassedOver,
         plan::{PLANS, Plan, Step},
-        wire::WirePorts,
     },
-    pipeline::owners::{ByCredential, Credentials},
     pushdown,
 };
 
-pub use counters::{Counters, Counts, Tallies};
+pub use crate::kernel::counters::{Counters, Counts, Tallies};
 
 /// The running kernel's types.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -126,7 +121,7 @@ pub struct ReasonTables {
 impl Kernel {
     /// Loads the programs and attaches every hook that can run here.
     ///
-    /// `ring_buffer_bytes` is a power of two; `wanted` leaves out hooks by name, [`wire::HOOK`] among them.
+    /// `ring_buffer_bytes` is a power of two; `wanted` leaves out hooks by name, [`http_trace::HOOK`] among them.
     pub fn attach(btf: &Path, ring_buffer_bytes: u32, wanted: impl Fn(&str) -> bool) -> Result<Self, KernelError> {
         let mut watch = Stopwatch::start();
         let (types, loader) = thread::scope(|scope| {
@@ -145,8 +140,9 @@ impl Kernel {
             Step::Attach(names) => Some((plan, Ok(names))),
         };
         let steps: Vec<(&Plan, Result<Vec<_>, String>)> = PLANS.iter().filter_map(steps).collect();
-        let reads_wire = wanted(wire::HOOK);
-        let mut programs = load::load(loader, &globals, ring_buffer_bytes, reads_wire && wire::can_run(&types), twice)?;
+        let reads_wire = wanted(http_trace::HOOK);
+        let mut programs =
+            load::load(loader, &globals, ring_buffer_bytes, reads_wire && http_trace::can_run(&types), twice)?;
         watch.lap("the maps are there");
         let names: Vec<_> = steps.iter().filter_map(|(_, names)| names.as_ref().ok()).flatten().copied().collect();
         let mut verdicts = Verdicts::reach(&mut programs, &names, &types)?;
@@ -174,8 +170,8 @@ impl Kernel {
             .collect();
         watch.lap("the hooks are attached");
         if reads_wire {
-            let missing = wire::attach(&mut programs, &types, Path::new("/proc")).err();
-            coverage.push(Coverage { hook: wire::HOOK, sees: wire::SEES, sees_resets: false, missing });
+            let missing = http_trace::attach(&mut programs, &types, Path::new("/proc")).err();
+            coverage.push(Coverage { hook: http_trace::HOOK, sees: http_trace::SEES, sees_resets: false, missing });
         }
         if coverage.iter().all(|hook| !hook.sees_resets || hook.missing.is_some()) {
             return Err(KernelError::NoHook(reasons_why_not(&coverage)));
@@ -298,7 +294,7 @@ impl Kernel {
         self.say(self.said)
     }
 
-    /// Sets the servers' ports on which `traceparent` is read; without [`wire::HOOK`] it is read on none.
+    /// Sets the servers' ports on which `traceparent` is read; without [`http_trace::HOOK`] it is read on none.
     pub fn set_wire_ports(&mut self, ports: &[u16]) -> Result<(), MapError> {
         self.wire_ports.set(ports)
     }

@@ -6,23 +6,20 @@
 #![forbid(unsafe_code)]
 
 pub mod account;
-pub mod check;
+pub mod app;
 pub mod config;
-pub mod confine;
 pub mod correlate;
-pub mod demo;
-pub mod encode;
 pub mod enrich;
-pub mod explain;
+pub mod event;
 pub mod export;
 pub mod filter;
+pub mod host;
 pub mod kernel;
+pub mod model;
+pub mod otlp;
 pub mod pipeline;
 pub mod pushdown;
-pub mod receive;
-pub mod reset;
-pub mod run;
+pub mod receiver;
 pub mod sampler;
-pub mod signals;
 pub mod telemetry;
-pub mod told;
+pub mod text;

@@ -13,13 +13,15 @@ use std::{
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use reset_collector::{
-    check,
+    app::{
+        check, demo,
+        explain::explain,
+        run::{self, Options},
+    },
     config::{self, Config, environment, settings::Settings},
-    demo,
-    explain::explain,
-    kernel::{KERNEL_BTF, coverage},
+    host::report,
+    kernel::KERNEL_BTF,
     pushdown,
-    run::{self, Options},
     telemetry::logging,
 };
 
@@ -151,7 +153,7 @@ fn check_host_and_file(path: Option<&Path>, btf: Option<PathBuf>, format: Format
     let program = |config: &Config| {
         pushdown::compile(&config.settings.capture, &config.settings.filters, &pushdown::Knowledge::default())
     };
-    let host = coverage::examine(btf.as_deref().unwrap_or(Path::new(KERNEL_BTF)));
+    let host = report::examine(btf.as_deref().unwrap_or(Path::new(KERNEL_BTF)));
     let text = match (&checked, format) {
         (Ok(config), Format::Text) => format!("{}\n{}", check::text(config, &program(config)), host.text()),
         (Ok(config), Format::Json) => check::json(Ok((config, &program(config))), &host.json()),

@@ -3,9 +3,8 @@
 //!
 //! Does not read the kernel ([`crate::pipeline::reader`]) nor send anything ([`crate::export`]).
 
-pub mod doubt;
-pub mod owners;
 pub mod reader;
+pub mod retraction;
 
 use std::{
     io::{self, Write},
@@ -17,18 +16,19 @@ use crate::{
     account::{Account, DropReason},
     config::settings::Capture,
     correlate::Correlator,
-    encode::batch::{Batch, Batcher},
     enrich::Enricher,
-    export::Exporter,
-    filter::Filters,
-    pipeline::{doubt::Doubts, owners::Owners},
-    pushdown,
-    reset::{Clock, Decoder, Reset, read_record},
-    sampler::{Sampler, Summary, Verdict},
-    told::{
-        Teller, Told,
+    event::{Teller, Told},
+    export::{
+        Exporter,
         console::{Console, Reader},
     },
+    filter::Filters,
+    kernel::credentials::Owners,
+    model::{Clock, Decoder, Reset, read_record},
+    otlp::batch::{Batch, Batcher},
+    pipeline::retraction::Doubts,
+    pushdown,
+    sampler::{Sampler, Summary, Verdict},
 };
 
 /// How often to look whether a reset that waits for its span has it.

@@ -9,13 +9,13 @@ mod term;
 
 use std::fmt;
 
+use crate::pushdown::term::{Term, terms};
 use probes::rule::{self, FROM_CAPTURE, MAX_RULES};
-use term::{Term, terms};
 
 use crate::{
     config::settings::Capture,
     filter::{FactSets, Filters},
-    reset::{Cause, Direction, Origin, Reset},
+    model::{Cause, Direction, Origin, Reset},
 };
 
 /// What the running kernel and the probes know when they decide.

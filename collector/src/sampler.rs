@@ -14,12 +14,12 @@ use std::{
     sync::Arc,
 };
 
-use buckets::Buckets;
+use crate::sampler::buckets::Buckets;
 
 use crate::{
     enrich::ResourceValue,
     filter::{Condition, Subject},
-    reset::{
+    model::{
         Reset, TraceMethod,
         attribute::{Attribute, Value},
     },

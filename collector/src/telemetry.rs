@@ -5,10 +5,9 @@
 //! counters are cumulative, the next period carries everything.
 
 pub mod admin;
-pub mod exemplar;
 pub mod logging;
-pub mod notify;
 pub mod prometheus;
+pub mod systemd;
 
 use std::{
     io::Read,
@@ -34,11 +33,11 @@ use crate::{
     account::{Account, DURATION_BOUNDS, DropReason, LaneSnapshot, Snapshot},
     config::settings::Destination,
     export::{
-        client::{Client, ClientError},
-        notice::Notice,
+        log_throttle::Notice,
         retry::{self, Verdict},
-        signal::Signal,
     },
+    model::signal::Signal,
+    otlp::client::{Client, ClientError},
     telemetry::admin::resident_bytes,
 };
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use reset_collector::{
-    check,
+    app::check,
     config::{
         self, Config, ConfigErrors,
         settings::{Destination, Protocol, Settings},

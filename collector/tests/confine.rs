@@ -13,7 +13,7 @@ use std::{
 use nix::sched::{CloneFlags, unshare};
 use reset_collector::{
     config::settings::{Confinement, Settings},
-    confine::{Confined, confine},
+    host::hardening::{Confined, confine},
 };
 use rustix::{
     net::{AddressFamily, SocketType, socket},

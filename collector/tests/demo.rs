@@ -7,16 +7,15 @@ use std::{
 };
 
 use reset_collector::{
+    app::demo::{self, Options},
     config::settings::Console,
-    demo::{self, Options},
     enrich::Workload,
-    kernel::{
-        KERNEL_BTF, Kernel,
-        btf::Types,
-        coverage,
+    host::{
+        report,
         selftest::{self, Outcome, SelfTestError},
     },
-    reset::{Decoder, reason::ReasonNames},
+    kernel::{KERNEL_BTF, Kernel, btf::Types},
+    model::{Decoder, reason::ReasonNames},
 };
 
 const RING_BUFFER_BYTES: u32 = 1 << 20;
@@ -137,7 +136,7 @@ fn this_host_is_covered() {
     }
     let btf = Path::new(KERNEL_BTF);
     let kernel = Kernel::attach(btf, RING_BUFFER_BYTES, |_| true).expect("attached");
-    let report = coverage::examine(btf);
+    let report = report::examine(btf);
     let text = report.text();
     assert!(report.is_complete(), "{text}");
     for hook in kernel.coverage() {

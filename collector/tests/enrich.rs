@@ -24,7 +24,7 @@ use reset_collector::{
         Enricher, ResourceValue, Workload,
         pods::{Pod, Pods},
     },
-    reset::{Owner, OwnerSource},
+    model::{Owner, OwnerSource},
 };
 use reset_of::{TICK_NS, owner, reset};
 

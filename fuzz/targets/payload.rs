@@ -3,8 +3,8 @@
 
 use bytes::Bytes;
 use reset_collector::{
-    export::signal::Signal,
-    receive::payload::{Coding, Format, Payload},
+    model::signal::Signal,
+    otlp::payload::{Coding, Format, Payload},
 };
 
 const LIMIT: usize = 1 << 16;

@@ -1,6 +1,6 @@
 //! Any bytes as the kernel's record: read without a panic, or refused with a reason.
 
-use reset_collector::reset::{Clock, Decoder, read_record, reason::ReasonNames};
+use reset_collector::model::{Clock, Decoder, read_record, reason::ReasonNames};
 
 pub(crate) fn run(bytes: &[u8]) {
     let Ok(record) = read_record(bytes) else { return };

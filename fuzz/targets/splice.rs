@@ -3,13 +3,13 @@
 
 use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceRequest, trace::v1::span::Event};
 use prost::Message;
-use reset_collector::{correlate::seen, receive::splice};
+use reset_collector::{correlate::span_info, otlp::splice};
 
 pub(crate) fn run(bytes: &[u8]) {
     let event = Event { name: "tcp.reset".into(), ..Event::default() };
     let mut places = Vec::new();
     let visited = splice::visit(bytes, |place, span| {
-        if let Ok(Some(seen)) = seen::read(span) {
+        if let Ok(Some(seen)) = span_info::read(span) {
             assert!(seen.start_unix_ns <= seen.end_unix_ns, "times that run backwards");
         }
         places.push((place, event.encode_to_vec()));

@@ -2,7 +2,7 @@
 
 use opentelemetry_proto::tonic::trace::v1::span::Event;
 use prost::Message;
-use reset_collector::receive::{splice, splice_json};
+use reset_collector::otlp::{splice, splice_json};
 
 pub(crate) fn run(text: &[u8]) {
     let event = Event { name: "tcp.reset".into(), ..Event::default() }.encode_to_vec();

@@ -11,7 +11,7 @@ use probes::Cause;
 use reset_collector::{
     account::DropReason,
     config,
-    reset::{
+    model::{
         attribute::Attribute,
         cause::EXPLANATIONS,
         reason::{List, REASONS},

@@ -162,7 +162,7 @@ fn the_dashboard_asks_for_attributes_and_metrics_that_there_are() -> Result<()> 
     let text = fs::read_to_string(examples().join("tempo-grafana-loki/dashboard.json"))?;
     let dashboard: Value = serde_json::from_str(&text)?;
     let panels = dashboard["panels"].as_array().context("no panels")?;
-    let known: BTreeSet<String> = reset_collector::reset::attribute::Attribute::ALL
+    let known: BTreeSet<String> = reset_collector::model::attribute::Attribute::ALL
         .iter()
         .map(|attribute| attribute.name().replace('.', "_"))
         .collect();

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use reset_collector::reset::attribute::Attribute;
+use reset_collector::model::attribute::Attribute;
 use reset_collector_tests::{
     collector::Collector,
     network::{Host, Layout, Network},

@@ -7,7 +7,7 @@ use std::{
 
 use probes::{Cause, Direction, Origin};
 
-use crate::{account::drop_reason::DropReason, export::signal::Signal};
+use crate::{account::drop_reason::DropReason, model::signal::Signal};
 
 pub(crate) const REASONS: usize = DropReason::ALL.len();
 

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use super::{
-    codec::{Codec, OrNull, Shown, Switch, Word, count, or_variable, period, read_scalar, show_duration, size},
-    reader::{Elsewhere, Reader, listed, shortened},
-    sections::{MULTIPLIER, file_or_null, key_schema, mapping_schema, section, text_or_null},
-    tree::NodeId,
-};
 use crate::config::settings::{
     Batch, Compression, Destination, Fsync, Protocol, Queue, Retry, Secret, Signals, Tls, WhenFull,
+};
+use crate::config::{
+    field_types::{Codec, OrNull, Shown, Switch, Word, count, or_variable, period, read_scalar, show_duration, size},
+    reader::{Elsewhere, Reader, listed, shortened},
+    sections::{MULTIPLIER, file_or_null, key_schema, mapping_schema, section, text_or_null},
+    yaml::NodeId,
 };
 
 section! {
@@ -364,7 +364,7 @@ impl Codec for FsyncWord {
         read_scalar(reader, node, "always, never, or a time from 1ms to 1h, as 1s", value, |text| match text {
             "always" => Ok(Fsync::Always),
             "never" => Ok(Fsync::Never),
-            other => super::codec::parse_duration(other)
+            other => super::field_types::parse_duration(other)
                 .filter(|often| (Duration::from_millis(1)..=Duration::from_secs(3_600)).contains(often))
                 .map(Fsync::Interval)
                 .ok_or_else(|| format!("`{}` is none of them", shortened(other))),

@@ -6,7 +6,7 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::{
     config::settings::{Compression, Destination, Protocol, Secret, SignalEndpoints, Signals},
-    export::signal::Signal,
+    model::signal::Signal,
 };
 
 /// What the environment says.

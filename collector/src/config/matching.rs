@@ -2,18 +2,18 @@
 //!
 //! How values are written is [`super::values`]'s.
 
-use super::{
-    codec::{parse_duration, parse_size},
+use crate::config::{
+    field_types::{parse_duration, parse_size},
     reader::{Reader, Scalar, listed, nearest, shortened},
-    tree::NodeId,
     values::{
         parse_number, read_address, read_number, read_patterns, read_ports, read_resource_test, read_values,
         text_pattern,
     },
+    yaml::NodeId,
 };
 use crate::{
     filter::{self, Condition, End, FactSets, IPV4, IPV6},
-    reset::{Cause, Direction, Origin, State, TraceMethod, attribute::Attribute},
+    model::{Cause, Direction, Origin, State, TraceMethod, attribute::Attribute},
 };
 
 /// Matches in each other at most.

@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::{
-    problem::{Place, Problem, Problems},
+use crate::config::{
+    diagnostic::{Place, Problem, Problems},
     substitute::{self, Sources},
-    tree::{Content, NodeId, Tree},
+    yaml::{Content, NodeId, Tree},
 };
 use crate::config::{environment, settings::Destination};
 

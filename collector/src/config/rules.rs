@@ -2,16 +2,16 @@
 
 use serde_json::{Value as Json, json};
 
-use super::{
-    codec::{Codec, Number, Shown, or_variable},
+use crate::config::{
+    dump::show_match,
+    field_types::{Codec, Number, Shown, or_variable},
     matching::{self, read_match},
     reader::Reader,
-    showing::show_match,
-    tree::NodeId,
+    yaml::NodeId,
 };
 use crate::{
     filter::{self, Condition, Filters},
-    reset::attribute::Attribute,
+    model::attribute::Attribute,
     sampler::{self, Key, Limit, Rate, Ratio, Sampling},
 };
 

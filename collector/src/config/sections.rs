@@ -5,15 +5,17 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde_json::{Value as Json, json};
 
-use super::{
-    codec::{Codec, FilePath, ListenAddress, Number, OrNull, Shown, Size, Switch, Text, Word, count, period, size},
+use crate::config::settings::{self, Confinement, Console, Settings};
+use crate::config::{
     destination::{Destinations, SignalList},
+    field_types::{
+        Codec, FilePath, ListenAddress, Number, OrNull, Shown, Size, Switch, Text, Word, count, period, size,
+    },
     reader::{Elsewhere, Reader},
     rules::{FilterRules, SamplingRules},
-    tree::NodeId,
+    yaml::NodeId,
 };
-use crate::config::settings::{self, Confinement, Console, Settings};
-use crate::export::signal::Signal;
+use crate::model::signal::Signal;
 
 /// Makes a codec of a mapping with these keys, each read into its part of the value.
 macro_rules! section {

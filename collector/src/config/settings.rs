@@ -5,7 +5,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::{export::signal::Signal, filter::Filters, sampler::Sampling};
+use crate::{filter::Filters, model::signal::Signal, sampler::Sampling};
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, PartialEq)]

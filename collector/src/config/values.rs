@@ -2,13 +2,13 @@
 
 use std::net::IpAddr;
 
-use super::{
+use crate::config::{
     reader::{Reader, Scalar, shortened},
-    tree::NodeId,
+    yaml::NodeId,
 };
 use crate::{
     filter::{Condition, End, Network, Numbers, Pattern, Ports, ResourceTest},
-    reset::attribute::Attribute,
+    model::attribute::Attribute,
 };
 
 /// Reads one value or each of a list; `None`, with errors said, where one of them is wrong or there is none.

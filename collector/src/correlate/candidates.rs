@@ -1,8 +1,8 @@
 //! The spans that fit the resets of one connection, and what follows from there being one, several or none.
 
 use crate::correlate::{
-    evidence::Fit,
-    seen::{Role, Seen},
+    matching::Fit,
+    span_info::{Role, Seen},
 };
 
 /// Spans kept at most; with more, only a span that names the connection is taken.

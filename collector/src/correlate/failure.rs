@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use crate::{
-    receive::splice::{Malformed, Span, Value, event_attributes},
-    reset::Endpoint,
+    model::Endpoint,
+    otlp::splice::{Malformed, Span, Value, event_attributes},
 };
 
 /// How a span failed.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::enrich::bounded::Bounded;
+use crate::enrich::cache::Bounded;
 
 /// Time between walks: a host with a thousand groups takes some 10 ms for one.
 pub const RESCAN: Duration = Duration::from_secs(2);

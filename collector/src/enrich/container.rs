@@ -3,7 +3,7 @@
 //! Knows the layouts of Docker, containerd, CRI-O, Podman, Kubernetes, LXC, systemd-nspawn, ECS, Garden, Mesos and
 //! plain systemd, on cgroup v1 and v2. Names of pods come from elsewhere ([`crate::enrich::pods`]).
 
-use crate::enrich::printable::printable;
+use crate::enrich::sanitize::printable;
 
 /// Longest name taken from a path, bytes; file names end at 255 (`NAME_MAX`).
 const MAX_NAME: usize = 255;

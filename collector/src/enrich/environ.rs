@@ -3,7 +3,7 @@
 
 use std::io::{self, Read};
 
-use crate::enrich::printable::printable;
+use crate::enrich::sanitize::printable;
 
 /// Bytes of an environment that are read at most. The kernel lets exec pass 6 MiB of arguments and environment
 /// (`fs/exec.c`, 3/4 of `_STK_LIM`); a process with CAP_SYS_RESOURCE can point at more.

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fs, io::Read, path::Path};
 
-use crate::enrich::{ResourceValue, printable::printable};
+use crate::enrich::{ResourceValue, sanitize::printable};
 
 /// Longest name or id of a host, bytes; the kernel's limit is 64 (`__NEW_UTS_LEN`).
 const MAX_NAME: usize = 255;

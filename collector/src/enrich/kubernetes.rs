@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use crate::enrich::{
     pods::{Pod, Pods},
-    printable::printable,
+    sanitize::printable,
 };
 
 /// How long one watch lasts before the next: a server that has gone silent is noticed a few seconds later.

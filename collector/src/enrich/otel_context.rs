@@ -2,7 +2,7 @@
 //!
 //! A mapping named `OTEL_CTX` starts with a header that points at a protobuf message somewhere in the process's memory.
 //! All of it is the process's own word and may change or lie at any time: it is copied, bounded and checked. Reading it can
-//! hang ([`crate::enrich::deadline`]).
+//! hang ([`crate::enrich::reader_thread`]).
 
 use std::{
     fs::File,
@@ -19,7 +19,7 @@ use prost::Message;
 use crate::enrich::{
     ResourceValue,
     environ::{MAX_KEY, MAX_VALUE},
-    printable::printable,
+    sanitize::printable,
 };
 
 /// Length of the header: signature, version, size, time of publication, pointer.

@@ -14,7 +14,7 @@ use std::{
     },
 };
 
-use crate::enrich::{ResourceValue, bounded::Bounded, printable::printable, process::FIRST_PID_NAMESPACE};
+use crate::enrich::{ResourceValue, cache::Bounded, process::FIRST_PID_NAMESPACE, sanitize::printable};
 
 /// Pods remembered, those deleted included: uids are never used again, so that an old one names no other pod.
 const MAX_PODS: usize = 8_192;

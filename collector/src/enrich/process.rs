@@ -3,7 +3,7 @@
 //!
 //! Every read goes through a handle on the process's own directory. The kernel binds that handle to the process and not to
 //! the number (`fs/proc/base.c`, `proc_pid_make_inode`): once the process is gone each read fails, also when its pid is in
-//! use again. So the start time is compared once. The reads may hang ([`crate::enrich::deadline`]).
+//! use again. So the start time is compared once. The reads may hang ([`crate::enrich::reader_thread`]).
 
 use std::{
     ffi::OsStr,
@@ -26,7 +26,7 @@ use crate::enrich::{
     container::Placement,
     environ::Environment,
     otel_context::{self, ContextError},
-    printable::printable,
+    sanitize::printable,
 };
 
 /// Longest name of an executable, bytes; file names end at 255 (`NAME_MAX`).

@@ -9,8 +9,8 @@ use crate::enrich::{
     ResourceValue,
     container::Placement,
     pods::Names,
-    printable::printable,
     process::{MAX_NAME, Process},
+    sanitize::printable,
 };
 
 /// Attributes of a resource at most, ours included.

@@ -21,7 +21,7 @@ use crate::{
     account::{Account, DropReason, LaneId},
     config::settings::{self, WhenFull},
     export::{
-        notice::Notice,
+        log_throttle::Notice,
         segment::Mark,
         storage::{Opened, Slot, Storage, StorageError},
     },

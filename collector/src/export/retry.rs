@@ -4,7 +4,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::{account::DropReason, config::settings, export::answer::Answer};
+use crate::{account::DropReason, config::settings, otlp::response::Answer};
 
 /// What becomes of a request after a try.
 #[derive(Clone, Debug, PartialEq)]

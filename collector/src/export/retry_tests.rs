@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::*;
-use crate::export::answer::GrpcStatus;
+use crate::otlp::response::GrpcStatus;
 
 const NOW: SystemTime = UNIX_EPOCH;
 

@@ -30,9 +30,9 @@ use bytes::Bytes;
 use crate::{
     config::settings::Fsync,
     export::{
-        directory::{self, Lock},
-        notice::Notice,
-        position::Position,
+        checkpoint::Position,
+        lock::{self, Lock},
+        log_throttle::Notice,
         segment::{self, Body, HEADER_LEN, Header, Mark},
     },
 };
@@ -160,7 +160,7 @@ impl Storage {
     /// Opens or makes a directory, and takes it for this process alone.
     pub(crate) fn open(directory: &Path, limit: u64, fsync: Fsync) -> Result<Opened, StorageError> {
         let at = |what| StorageError::at(directory, what);
-        let lock = directory::take(directory)?;
+        let lock = lock::take(directory)?;
         let position_file = options()
             .create(true)
             .open(directory.join("position"))

@@ -4,13 +4,13 @@
 
 use std::{cell::Cell, io::Write, sync::Arc};
 
-use super::{
+use crate::filter::{
     pattern::Pattern,
     range::{Network, Numbers, Ports},
 };
 use crate::{
     enrich::ResourceValue,
-    reset::{
+    model::{
         Cause, Direction, Origin, Reset, State,
         attribute::{Attribute, Value},
     },

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     enrich::{ResourceValue, Workload},
-    reset::{Cause, Connection, Direction, Endpoint, Hook, Origin, State, attribute::Attribute},
+    model::{Cause, Connection, Direction, Endpoint, Hook, Origin, State, attribute::Attribute},
 };
 
 /// A reset with the least in it.

@@ -3,7 +3,7 @@
 use aya::maps::{MapData, PerCpuArray};
 use probes::{COUNTERS, Cause, Direction, Origin, counter_index};
 
-use crate::kernel::passed_over::PassedOver;
+use crate::kernel::missed_runs::PassedOver;
 
 /// Counts of resets in the kernel, before any rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

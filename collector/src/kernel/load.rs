@@ -24,7 +24,7 @@ use crate::kernel::{
     KernelError, ReasonTables,
     btf::Types,
     chain, explain,
-    passed_over::PassedOver,
+    missed_runs::PassedOver,
     plan::{self, Plan},
 };
 

@@ -1,6 +1,6 @@
 //! Which Linux a file of kernel types is of, as far as its features tell: the types name no version.
 //!
-//! Only for messages: whether types fit is shown by [`crate::kernel::selftest`], never by a version.
+//! Only for messages: whether types fit is shown by [`crate::host::selftest`], never by a version.
 
 use std::{fs, path::Path};
 

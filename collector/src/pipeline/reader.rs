@@ -20,9 +20,9 @@ use crate::{
     config::settings::Capture,
     filter::Filters,
     kernel::Kernel,
+    model::Clock,
     pipeline::{Now, Pipeline},
     pushdown::Program,
-    reset::Clock,
     sampler::Sampler,
 };
 

@@ -3,10 +3,10 @@
 
 use probes::rule::{self, MAX_NETWORKS, MAX_PORT_RANGES, MAX_REASONS};
 
-use super::Knowledge;
+use crate::pushdown::Knowledge;
 use crate::{
     filter::{Condition, End, FactSets, Network, Pattern, Ports},
-    reset::{Direction, attribute::Attribute},
+    model::{Direction, attribute::Attribute},
 };
 
 /// Terms of a condition at most; of one that needs more the kernel knows nothing.

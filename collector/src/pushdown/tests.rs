@@ -101,7 +101,7 @@ fn a_rule_that_the_kernel_cannot_decide_holds_back_only_what_it_may_match() {
     let program = compile(&Capture::default(), &filters, &Knowledge::default());
     assert_eq!(program.places(), [Place::User, Place::Kernel]);
     let verdict = |port| {
-        let reset = Reset { local: crate::reset::Endpoint { port, ..plain_reset().local }, ..plain_reset() };
+        let reset = Reset { local: crate::model::Endpoint { port, ..plain_reset().local }, ..plain_reset() };
         evaluate(&program.rules(), &facts(&reset)).map(|outcome| outcome.verdict)
     };
     assert_eq!(verdict(80), Some(Verdict::Stop));

@@ -5,8 +5,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{Limit, Summary};
-use crate::reset::Reset;
+use crate::model::Reset;
+use crate::sampler::{Limit, Summary};
 
 /// Buckets that are looked at for one to forget, when a new key finds the table full.
 const LOOKED_AT: usize = 16;

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     filter::{FactSets, tests::plain_reset},
-    reset::{Cause, Endpoint, Trace},
+    model::{Cause, Endpoint, Trace},
 };
 
 fn all() -> Condition {

@@ -4,11 +4,11 @@
 use std::fmt::{Display, Write};
 
 use crate::{
-    account::{DURATION_BOUNDS, DropReason, Dropped, Health, LaneSnapshot, Snapshot},
-    telemetry::{
-        PASSED_OVER,
+    account::{
+        DURATION_BOUNDS, DropReason, Dropped, Health, LaneSnapshot, Snapshot,
         exemplar::{Exemplar, Exemplars},
     },
+    telemetry::PASSED_OVER,
 };
 
 /// The text's format.
@@ -251,9 +251,8 @@ mod tests {
     use super::*;
     use crate::{
         account::Account,
-        export::signal::Signal,
-        reset::{Reset, Trace, TraceMethod, sample},
-        told::Teller,
+        event::Teller,
+        model::{Reset, Trace, TraceMethod, sample, signal::Signal},
     };
 
     #[test]

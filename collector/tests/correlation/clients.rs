@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 
 use opentelemetry_proto::tonic::trace::v1::Span;
-use reset_collector::reset::{Connection, Endpoint, Reset};
+use reset_collector::model::{Connection, Endpoint, Reset};
 
 use crate::{
     Said, check, on,

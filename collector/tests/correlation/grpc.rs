@@ -2,7 +2,7 @@
 
 use opentelemetry_proto::tonic::trace::v1::Span;
 
-use reset_collector::reset::{Connection, Reset};
+use reset_collector::model::{Connection, Reset};
 
 use crate::{
     Said, check, on, resets_first,

@@ -22,11 +22,11 @@ use prost::Message;
 use reset_collector::{
     config::settings::Correlation,
     correlate::{Correlator, Spliced},
-    receive::{
+    model::{Owner, Reset, Trace, TraceMethod},
+    otlp::{
         payload::{Coding, Format, Payload},
         splice,
     },
-    reset::{Owner, Reset, Trace, TraceMethod},
 };
 use sdk::{owner, request};
 

@@ -5,7 +5,7 @@ use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, KeyValue, any_value::Value},
     trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span::Event},
 };
-use reset_collector::reset::{Cause, Connection, Direction, Hook, Origin, Owner, OwnerSource, Reset, State};
+use reset_collector::model::{Cause, Connection, Direction, Hook, Origin, Owner, OwnerSource, Reset, State};
 
 use crate::blank::{self, loopback};
 

@@ -1,7 +1,7 @@
 //! Server spans, which name the connection by the client's port.
 
 use opentelemetry_proto::tonic::trace::v1::Span;
-use reset_collector::reset::{Cause, Connection, Reset, State};
+use reset_collector::model::{Cause, Connection, Reset, State};
 
 use crate::{
     Said, check, on,

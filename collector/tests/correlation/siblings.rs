@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use opentelemetry_proto::tonic::trace::v1::Span;
-use reset_collector::reset::{Connection, Reset};
+use reset_collector::model::{Connection, Reset};
 
 use crate::{
     Said, correlator, finish, on, pass,

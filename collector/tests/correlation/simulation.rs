@@ -7,7 +7,7 @@ use std::{
 
 use opentelemetry_proto::tonic::trace::v1::Span;
 use proptest::prelude::*;
-use reset_collector::reset::{Connection, Reset, TraceMethod};
+use reset_collector::model::{Connection, Reset, TraceMethod};
 
 use super::{correlator, pass};
 use crate::sdk::{Build, MS, ZERO, at_client, go_client, go_reset_text, node_client, owner, python_client, refused};

@@ -7,8 +7,8 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use reset_collector::{
     correlate::MOST_WAITING,
-    receive::payload::{Coding, Format, Payload},
-    reset::{Cause, Connection, Endpoint, Owner, Reset, State, Trace, TraceMethod},
+    model::{Cause, Connection, Endpoint, Owner, Reset, State, Trace, TraceMethod},
+    otlp::payload::{Coding, Format, Payload},
 };
 
 use crate::{

@@ -8,7 +8,8 @@ use prost::Message;
 use reset_collector::{
     account::DropReason,
     config::settings::{Compression, Destination, Protocol, Secret, SignalEndpoints},
-    export::{client::Client, signal::Signal},
+    model::signal::Signal,
+    otlp::client::Client,
 };
 
 use crate::{
@@ -160,7 +161,7 @@ async fn the_raw_answer_is_the_backends_own() {
 async fn a_signal_that_is_not_taken_is_asked_once_and_the_other_goes_on() {
     use std::sync::Arc;
 
-    use reset_collector::{account::Account, config::settings::Signals, encode::batch::Batch, export::Exporter};
+    use reset_collector::{account::Account, config::settings::Signals, export::Exporter, otlp::batch::Batch};
     let backend =
         Backend::with(|_, request| Reply::grpc(if request.path.contains("LogsService") { 12 } else { 0 })).await;
     let account = Arc::new(Account::new());

@@ -13,8 +13,8 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use reset_collector::{
     account::{Account, DropReason},
     config::settings::{Destination, Fsync, Queue, WhenFull},
-    encode::batch::Batch,
     export::{Exporter, forgotten_storage},
+    otlp::batch::Batch,
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use tokio::runtime::Handle;

@@ -13,8 +13,8 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use reset_collector::{
     account::{Account, DropReason},
     config::settings::{Destination, Fsync, Protocol, Queue, Retry, Signals, WhenFull},
-    encode::batch::Batch,
     export::Exporter,
+    otlp::batch::Batch,
 };
 use tokio::runtime::Handle;
 

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use reset_collector::{
     account::Account,
     config::settings::{Protocol, Secret},
-    encode::batch::Batch,
     export::Exporter,
+    otlp::batch::Batch,
 };
 use tokio::runtime::Handle;
 

@@ -12,8 +12,8 @@ use prost::Message;
 use reset_collector::{
     account::{Account, HookCoverage},
     config::settings::Protocol,
-    encode::batch::Batch,
     export::Exporter,
+    otlp::batch::Batch,
     telemetry::{Telemetry, admin::Admin},
 };
 use tokio::{

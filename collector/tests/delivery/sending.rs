@@ -8,13 +8,12 @@ use std::{
 use reset_collector::{
     account::{Account, DropReason, LaneSnapshot},
     config::settings::{Destination, Protocol, Retry, Signals},
-    encode::batch::Batch,
     export::{
         Exporter,
-        client::Client,
         retry::{Verdict, classify},
-        signal::Signal,
     },
+    model::signal::Signal,
+    otlp::{batch::Batch, client::Client},
 };
 use tokio::runtime::Handle;
 

@@ -8,10 +8,10 @@ use std::{
 use bytes::Bytes;
 use reset_collector::{
     config::settings::{Compression, Destination, Protocol, Secret},
-    export::{
-        answer::BODY_LIMIT,
+    model::signal::Signal,
+    otlp::{
         client::{Client, SendError},
-        signal::Signal,
+        response::BODY_LIMIT,
     },
 };
 use tokio::{

@@ -26,8 +26,8 @@ use prost::Message;
 use reset_collector::{
     account::Account,
     config::settings::{Compression, Destination, Protocol, Queue},
-    encode::batch::Batch,
     export::Exporter,
+    otlp::batch::Batch,
 };
 use tokio::runtime::Handle;
 

@@ -5,7 +5,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use reset_collector::{
     config::settings::{Destination, Protocol, Tls},
-    export::{client::Client, signal::Signal},
+    model::signal::Signal,
+    otlp::client::Client,
 };
 use rustls::{
     RootCertStore, ServerConfig,

@@ -23,12 +23,12 @@ use hyper_util::{
 use reset_collector::{
     config::settings::{Correlation, Destination, Protocol, Secret},
     correlate::Correlator,
-    receive::{
+    model::Owner,
+    receiver::{
         FindOwner, Receivers,
         forward::{Backend, Backends},
-        traffic::Traffic,
+        metrics::Traffic,
     },
-    reset::Owner,
 };
 use tokio::net::TcpListener;
 

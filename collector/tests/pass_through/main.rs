@@ -24,9 +24,8 @@ use opentelemetry_proto::tonic::{
 use prost::Message;
 use reset_collector::{
     config::settings::{Protocol, Secret},
-    export::signal::Signal,
-    receive::traffic::Refused,
-    reset::{Owner, OwnerSource, Reset, State, TraceMethod},
+    model::{Owner, OwnerSource, Reset, State, TraceMethod, signal::Signal},
+    receiver::metrics::Refused,
 };
 use tonic_types::{StatusExt, pb};
 

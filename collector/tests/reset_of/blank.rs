@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use reset_collector::reset::{Cause, Connection, Direction, Endpoint, Hook, Origin, Reset};
+use reset_collector::model::{Cause, Connection, Direction, Endpoint, Hook, Origin, Reset};
 
 /// An end on loopback.
 pub(crate) fn loopback(port: u16) -> Endpoint {

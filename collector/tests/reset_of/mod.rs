@@ -4,7 +4,7 @@ mod blank;
 
 use std::{fs, path::Path};
 
-use reset_collector::reset::{Owner, OwnerSource, Reset};
+use reset_collector::model::{Owner, OwnerSource, Reset};
 
 /// A clock tick of procfs.
 pub(crate) const TICK_NS: u64 = 10_000_000;

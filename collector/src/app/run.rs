@@ -1,0 +1,410 @@
+//! The main job, wired together: kernel, pipeline, exporters, receivers, and the end. Signals are obeyed in
+//! [`crate::app::shutdown`].
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow};
+use probes::{COUNTERS, rule::reason_key};
+use tokio::{
+    runtime::{Builder, Handle},
+    sync::watch,
+};
+
+#[cfg(feature = "kubernetes")]
+use crate::enrich::kubernetes;
+use crate::{
+    account::{Account, DropReason, HookCoverage},
+    app::shutdown,
+    config::settings::{Destination, Protocol, Settings},
+    correlate::Correlator,
+    enrich::{Enricher, pods::Pods},
+    event::Teller,
+    export::{Exporter, console::Console},
+    host::{hardening::confine, report, selftest},
+    kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, credentials::Owners, http_trace, plan, vintage},
+    model::{Decoder, reason::ReasonNames, signal::Signal},
+    otlp::{batch::Batcher, tls::TlsConfig},
+    pipeline::{
+        Output, Pipeline, Stages,
+        reader::{self, Order, Orders},
+    },
+    pushdown::{self, Knowledge, Program},
+    receiver::{
+        Receivers,
+        forward::{Backend, Backends},
+        peer_process::find_owner,
+    },
+    sampler::Sampler,
+    telemetry::{self, Telemetry, admin::Admin, systemd::Manager},
+};
+
+/// How long the queues may take to empty at the end.
+const FLUSH_TIME: Duration = Duration::from_secs(5);
+/// The status for the service manager where nothing is missing.
+const SEES_ALL: &str = "sees every reset of this host";
+/// Where the host's processes are seen.
+const PROC: &str = "/proc";
+
+/// How the main job is run, beside the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The file that the settings came from: read again on SIGHUP.
+    pub config: Option<PathBuf>,
+    /// The kernel's type information, where it is not the running kernel's own.
+    pub btf: Option<PathBuf>,
+    /// Show what each reset would meet, and export nothing.
+    pub dry_run: bool,
+}
+
+/// Runs until a signal ends it.
+///
+/// # Errors
+/// What keeps it from starting: no hook can run, a destination is wrong, an address is taken.
+pub fn run(settings: &Settings, options: &Options) -> Result<()> {
+    let account = Arc::new(Account::new());
+    // First, while this thread is the only one: those that it starts have what it has left then.
+    let mut kernel = attach(settings, options)?;
+    if let Some(btf) = &options.btf {
+        try_hooks(&mut kernel, btf, &account)?;
+    }
+    // As it was started, before it gives up what it needs no more.
+    let less_known = report::less_known(&report::Host::read(&btf_of(options)));
+    let manager = Arc::new(Manager::from_environment());
+    let confined = confine(settings, || kernel.still_works())?;
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start")?;
+    let destinations = if options.dry_run { &[][..] } else { &settings.export.otlp[..] };
+    let outputs = outputs(destinations, settings, &account, runtime.handle())?;
+    let correlator = Correlator::new(&settings.correlation, traces_go_out(&outputs));
+    let mut services = runtime.block_on(Services::start(settings, destinations, &account, &correlator))?;
+    let pods = runtime.block_on(services.watch_pods(settings))?;
+    account.set_hooks(hooks(&kernel));
+    account.set_confined(&confined);
+    let listeners = runtime.block_on(async { shutdown::Listeners::new() })?;
+    less_known.iter().for_each(|line| tracing::warn!("{line}"));
+    confined.announce();
+    let status = announce(&kernel);
+    let (counters, reasons) = (kernel.counters(), kernel.reasons().clone());
+    let stages = stages(settings, options, &mut kernel, pods, outputs, &account, correlator)?;
+    let (orders, thread) = start_reader(kernel, stages)?;
+    look_after(&account, &counters, &orders);
+    manager.ready(&status);
+    services.watched_by(&manager, &account, runtime.handle());
+    runtime.block_on(shutdown::obey(listeners, options, settings, &reasons, &counters, &orders, &manager))?;
+    manager.stopping();
+    orders.give(Order::Stop);
+    let exporters = thread.join().map_err(|_| anyhow!("the reader failed; its message stands above"))?;
+    runtime.block_on(async {
+        let flushed = flush(exporters).await;
+        services.stop().await;
+        flushed
+    })?;
+    shutdown::print_counts(&counters);
+    Ok(())
+}
+
+fn attach(settings: &Settings, options: &Options) -> Result<Kernel> {
+    let btf = btf_of(options);
+    let capture = &settings.capture;
+    let ports = &settings.correlation.http_header_ports;
+    // The switches are the kernel's first rules; the hooks that see every packet are left out where they may be.
+    let wanted = |hook: &str| match hook {
+        "net_dev_queue" => capture.firewall,
+        http_trace::HOOK => !ports.is_empty(),
+        other => plan::has_use(other),
+    };
+    let mut kernel = Kernel::attach(&btf, capture.ring_buffer_bytes, wanted)
+        .map_err(|error| anyhow!("{}", report::refusal(&report::Host::read(&btf), &error)))?;
+    kernel.set_ceiling(capture.max_records_per_second).context("cannot set the ceiling")?;
+    kernel.set_wire_ports(ports).context("cannot tell the kernel the ports of correlation.http_headers")?;
+    // A dry run shows the fate of every reset, so the kernel drops none.
+    if !options.dry_run {
+        kernel.set_rules(&program(settings, kernel.reasons())).context("cannot give the kernel its rules")?;
+    }
+    Ok(kernel)
+}
+
+fn btf_of(options: &Options) -> PathBuf {
+    options.btf.clone().unwrap_or_else(|| KERNEL_BTF.into())
+}
+
+/// What of the filters the kernel applies.
+pub fn program(settings: &Settings, reasons: &ReasonTables) -> Program {
+    let keys = |table: &'_ [(u32, String)], is_drop| {
+        let key = move |number: u32| Some(reason_key(u16::try_from(number).ok()?, is_drop));
+        table.iter().filter_map(|(number, name)| Some((key(*number)?, name.clone()))).collect::<Vec<_>>()
+    };
+    let named: Vec<(u32, String)> = keys(&reasons.reset, false).into_iter().chain(keys(&reasons.drop, true)).collect();
+    let reasons: Vec<(u32, &str)> = named.iter().map(|(key, name)| (*key, name.as_str())).collect();
+    pushdown::compile(&settings.capture, &settings.filters, &Knowledge { undecided_causes: 0, reasons: &reasons })
+}
+
+/// With types that are not the running kernel's own: resets made for it must come out right, else the hooks misread.
+fn try_hooks(kernel: &mut Kernel, btf: &Path, account: &Account) -> Result<()> {
+    let difference = vintage::difference(btf);
+    let lacks_hooks = kernel.coverage().iter().any(|hook| hook.sees_resets && hook.missing.is_some());
+    if let Some(difference) = difference.as_ref().filter(|_| lacks_hooks) {
+        return Err(anyhow!("--btf: {difference}, and the kernel refuses hooks that were made for it"));
+    }
+    let strangers = |_: &[u8]| account.read_and_dropped(DropReason::SelfTest, 1);
+    let tables = kernel.reasons().clone();
+    let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), Arc::default());
+    match selftest::run(kernel, &decoder, btf, Path::new(PROC), strangers)? {
+        selftest::Outcome::Passed { resets } => {
+            account.read_and_dropped(DropReason::SelfTest, resets);
+            tracing::info!("--btf: {resets} resets made to try the hooks came out right");
+        }
+        skipped => tracing::warn!("--btf: the hooks could not be tried: {skipped:?}"),
+    }
+    Ok(())
+}
+
+fn hooks(kernel: &Kernel) -> Vec<HookCoverage> {
+    kernel
+        .coverage()
+        .iter()
+        .map(|hook| HookCoverage {
+            hook: hook.hook,
+            active: hook.missing.is_none(),
+            essential: hook.sees_resets,
+            why: hook.missing.clone().unwrap_or_default(),
+            passed_over: 0,
+        })
+        .collect()
+}
+
+fn outputs(
+    destinations: &[Destination],
+    settings: &Settings,
+    account: &Arc<Account>,
+    runtime: &Handle,
+) -> Result<Vec<Output>> {
+    let start = |destination: &Destination| -> Result<Output> {
+        let signals = settings.export.signals_of(destination);
+        let exporter = Exporter::start(destination, signals, Arc::clone(account), runtime)?;
+        Ok(Output::new(Batcher::new(destination.batch.clone(), signals), exporter))
+    };
+    destinations.iter().map(start).collect()
+}
+
+/// Whether anybody gets spans: else a log record must name none of ours, and no application's span an event.
+fn traces_go_out(outputs: &[Output]) -> bool {
+    outputs.iter().any(Output::takes_traces)
+}
+
+fn stages(
+    settings: &Settings,
+    options: &Options,
+    kernel: &mut Kernel,
+    pods: Option<Arc<Pods>>,
+    outputs: Vec<Output>,
+    account: &Arc<Account>,
+    correlator: Arc<Correlator>,
+) -> Result<Stages> {
+    let credentials = kernel.take_credentials().context("what the kernel knows of processes is taken")?;
+    let enricher = Enricher::new(&settings.enrichment, PROC.into(), pods, Instant::now());
+    let tables = kernel.reasons().clone();
+    let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), enricher.host());
+    let spans = traces_go_out(&outputs);
+    Ok(Stages {
+        decoder,
+        owners: Owners::new(credentials),
+        enricher,
+        correlator,
+        capture: settings.capture.clone(),
+        filters: settings.filters.clone(),
+        sampler: Sampler::new(settings.sampling.clone()),
+        teller: Teller::from_os(spans),
+        console: Console::for_stdout(settings.export.console),
+        outputs,
+        account: Arc::clone(account),
+        dry_run: options.dry_run,
+    })
+}
+
+fn start_reader(mut kernel: Kernel, stages: Stages) -> Result<(Orders, JoinHandle<Vec<Exporter>>)> {
+    let (orders, inbox) = reader::orders().context("cannot start the reader")?;
+    let read = move || reader::run(&mut kernel, Pipeline::new(stages), &inbox).finish(reader::now());
+    let thread = thread::Builder::new().name("reader".into()).spawn(read).context("cannot start the reader")?;
+    Ok((orders, thread))
+}
+
+/// Whoever looks at the account sees the kernel's counters of that moment, and whether the reader lives.
+fn look_after(account: &Account, counters: &Arc<Counters>, orders: &Orders) {
+    let (counters, orders) = (Arc::clone(counters), orders.clone());
+    account.before_look(move |account| {
+        account.ask_for_beat();
+        orders.wake();
+        let tallies = counters.read();
+        if let Ok(captured) = <&[u64; COUNTERS as usize]>::try_from(tallies.captured.as_slice()) {
+            let lost = [(DropReason::RingBufferFull, tallies.lost), (DropReason::RateLimited, tallies.over_ceiling)];
+            account.kernel_counted(captured, tallies.filtered, &lost);
+        }
+        account.kernel_passed_over(&tallies.passed_over);
+    });
+}
+
+/// The start-up lines: what is not covered, and ready. Returns them in one, for the service manager.
+fn announce(kernel: &Kernel) -> String {
+    let mut unseen = Vec::new();
+    let missing = kernel.coverage().iter().filter(|hook| hook.missing.is_some());
+    for hook in missing {
+        let why = hook.missing.as_deref().unwrap_or_default();
+        if hook.sees_resets {
+            tracing::warn!("not covered: {} ({}): {why}", hook.sees, hook.hook);
+            unseen.push(hook.sees);
+        } else {
+            tracing::warn!("less is known of each reset ({}; {}): {why}", hook.sees, hook.hook);
+        }
+    }
+    let seen = kernel.coverage().iter().filter(|hook| hook.sees_resets && hook.missing.is_none());
+    let hooks: Vec<&str> = seen.map(|hook| hook.hook).collect();
+    let walked = kernel.walk_took().as_millis();
+    tracing::info!(
+        "ready: every reset on this host, through {}; owners of open sockets in {walked} ms",
+        hooks.join(", ")
+    );
+    if unseen.is_empty() { SEES_ALL.to_owned() } else { format!("sees resets, but not {}", unseen.join(", ")) }
+}
+
+/// What runs beside the pipeline on the runtime.
+struct Services {
+    stop: watch::Sender<bool>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    telemetry: Vec<Telemetry>,
+}
+
+impl Services {
+    async fn start(
+        settings: &Settings,
+        destinations: &[Destination],
+        account: &Arc<Account>,
+        correlator: &Arc<Correlator>,
+    ) -> Result<Self> {
+        let (stop, stopped) = watch::channel(false);
+        let mut services = Self { stop, tasks: Vec::new(), telemetry: Vec::new() };
+        let wait = move || {
+            let mut stopped = stopped.clone();
+            async move {
+                // The sender's end is a stop as well.
+                drop(stopped.wait_for(|stop| *stop).await);
+            }
+        };
+        if let Some(address) = settings.admin {
+            let admin = Admin::bind(address, Arc::clone(account)).await?;
+            services.tasks.push(tokio::spawn(admin.run(wait())));
+        }
+        if settings.correlation.grpc.is_some() || settings.correlation.http.is_some() {
+            let receivers = receivers(settings, destinations, correlator).await?;
+            services.tasks.push(tokio::spawn(receivers.run(wait())));
+        }
+        for destination in destinations.iter().filter(|it| settings.export.signals_of(it).metrics) {
+            let account = Arc::clone(account);
+            let telemetry = Telemetry::start(destination, account, telemetry::INTERVAL, &Handle::current())?;
+            services.telemetry.push(telemetry);
+        }
+        Ok(services)
+    }
+
+    /// Lets the service manager know that the program lives, where it wants to.
+    fn watched_by(&mut self, manager: &Arc<Manager>, account: &Arc<Account>, runtime: &Handle) {
+        let signs = Arc::clone(manager).give_signs_of_life(Arc::clone(account));
+        let mut stopped = self.stop.subscribe();
+        self.tasks.push(runtime.spawn(async move {
+            tokio::select! {
+                () = signs => {}
+                _ = stopped.wait_for(|stop| *stop) => {}
+            }
+        }));
+    }
+
+    /// Watches the names of this node's pods, where that is configured.
+    #[cfg(feature = "kubernetes")]
+    async fn watch_pods(&mut self, settings: &Settings) -> Result<Option<Arc<Pods>>> {
+        let Some(kubernetes) = &settings.enrichment.kubernetes else { return Ok(None) };
+        let config = kubernetes::cluster().await?;
+        let pods = Arc::new(Pods::default());
+        let (watched, node) = (Arc::clone(&pods), kubernetes.node_name.clone());
+        let mut stopped = self.stop.subscribe();
+        self.tasks.push(tokio::spawn(async move {
+            tokio::select! {
+                ended = kubernetes::watch(config, &node, &watched) => {
+                    if let Err(error) = ended {
+                        tracing::error!("pods are not named any more: {error}");
+                    }
+                }
+                _ = stopped.wait_for(|stop| *stop) => {}
+            }
+        }));
+        Ok(Some(pods))
+    }
+
+    /// This program was built without the Kubernetes API.
+    #[cfg(not(feature = "kubernetes"))]
+    async fn watch_pods(&mut self, settings: &Settings) -> Result<Option<Arc<Pods>>> {
+        match settings.enrichment.kubernetes {
+            None => Ok(None),
+            Some(_) => Err(anyhow!(
+                "enrichment.kubernetes needs a program built with `--features kubernetes`; without it leave the key out"
+            )),
+        }
+    }
+
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        for telemetry in self.telemetry {
+            telemetry.shutdown(FLUSH_TIME).await;
+        }
+        for task in self.tasks {
+            if task.await.is_err() {
+                tracing::error!("a service failed; its message stands above");
+            }
+        }
+    }
+}
+
+async fn receivers(
+    settings: &Settings,
+    destinations: &[Destination],
+    correlator: &Arc<Correlator>,
+) -> Result<Receivers> {
+    let mut backends = Vec::new();
+    for destination in destinations {
+        let protocols: &[&str] = if destination.protocol == Protocol::Grpc { &["h2"] } else { &["http/1.1"] };
+        let tls = match destination.endpoint.starts_with("https://") {
+            true => Some((*TlsConfig::new(&destination.tls, protocols)?.current()).clone()),
+            false => None,
+        };
+        backends.push((destination, Arc::new(Backend::new(destination, tls)?)));
+    }
+    let first = backends.first().context(
+        "correlation.otlp_receiver passes on to export.otlp, and that has no destination: give it an endpoint",
+    )?;
+    // What nobody wants of ours may be an application's: then the first says what it thinks of it.
+    let takes = |signal| {
+        let takes = backends.iter().find(|(destination, _)| settings.export.signals_of(destination).has(signal));
+        takes.unwrap_or(first)
+    };
+    let onward = takes(Signal::Traces).0;
+    let onward = onward.signal_endpoints.traces.as_ref().unwrap_or(&onward.endpoint);
+    let of_signal = Backends::new(|signal| Arc::clone(&takes(signal).1));
+    let receivers =
+        Receivers::listen(&settings.correlation, of_signal, Arc::clone(correlator), Arc::new(find_owner)).await?;
+    for address in receivers.addresses() {
+        tracing::info!("applications may send their OTLP to {address}; their traces go on to {onward}");
+    }
+    Ok(receivers)
+}
+
+async fn flush(exporters: Vec<Exporter>) -> Result<()> {
+    let deadline = Instant::now() + FLUSH_TIME;
+    let ends: Vec<_> = exporters.into_iter().map(|exporter| tokio::spawn(exporter.shutdown(deadline))).collect();
+    for end in ends {
+        end.await.context("an exporter failed")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! The attributes of a reset: their names on the wire, in one place, and how each is read.
+//!
+//! The encoder, the filters, the terminal and the reference page all read this list; resource attributes are the
+//! workload's ([`crate::enrich`]).
+
+use std::net::IpAddr;
+
+use crate::model::{Cause, Reset};
+
+/// A value of an attribute, borrowed where it can be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Value<'a> {
+    /// A word or text.
+    Text(&'a str),
+    /// An address; text on the wire, compared as an address.
+    Address(IpAddr),
+    /// A whole number.
+    Integer(i64),
+    /// A number, seconds where it is a time.
+    Float(f64),
+}
+
+/// Defines the attributes once: variant, name, what it means.
+macro_rules! attributes {
+    ($($item:ident $name:literal $meaning:literal,)+) => {
+        /// An attribute of the record (not of the resource).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Attribute { $(#[doc = $meaning] $item,)+ }
+        impl Attribute {
+            /// Every attribute, in the order in which they go out.
+            pub const ALL: &'static [Self] = &[$(Self::$item,)+];
+            /// The name on the wire and in filters.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$item => $name,)+ }
+            }
+            /// What it means, for the reference page.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$item => $meaning,)+ }
+            }
+            /// The attribute with this name.
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name { $($name => Some(Self::$item),)+ _ => None }
+            }
+        }
+    };
+}
+
+attributes! {
+    Cause "tcp.reset.cause" "Why, the same word on every kernel; `explain` lists them",
+    Origin "tcp.reset.origin" "Who wanted it: active, passive, firewall or peer",
+    Reason "tcp.reset.reason" "The kernel's own name for the reason",
+    Direction "network.io.direction" "transmit or receive, seen from this host",
+    Transport "network.transport" "Always tcp",
+    NetworkType "network.type" "ipv4 or ipv6; IPv4-mapped addresses are ipv4",
+    LocalAddress "network.local.address" "Address of this host's end",
+    LocalPort "network.local.port" "Port of this host's end",
+    PeerAddress "network.peer.address" "Address of the other end",
+    PeerPort "network.peer.port" "Port of the other end",
+    SourceAddress "source.address" "Address that the reset segment came from",
+    SourcePort "source.port" "Port that the reset segment came from",
+    DestinationAddress "destination.address" "Address that the reset segment went to",
+    DestinationPort "destination.port" "Port that the reset segment went to",
+    ConnectionState "network.connection.state" "State of the connection before the reset",
+    ErrorType "error.type" "How the local application is failed: connection_refused, connection_reset or timed_out",
+    BytesSent "tcp.connection.bytes_sent" "Bytes that this end sent on the connection",
+    BytesReceived "tcp.connection.bytes_received" "Bytes that this end received on the connection",
+    UnreadBytes "tcp.connection.unread_bytes" "Bytes received that the application had not read",
+    UnsentBytes "tcp.connection.unsent_bytes" "Bytes written that had not been sent",
+    UnackedBytes "tcp.connection.unacked_bytes" "Bytes sent that the peer had not acknowledged",
+    Retransmits "tcp.connection.retransmits" "Segments sent again over the connection's life",
+    SmoothedRtt "tcp.connection.smoothed_rtt" "Smoothed round trip, seconds",
+    Duration "tcp.connection.duration" "From establishment to the reset, seconds",
+    NetworkNamespace "tcp.network_namespace" "Inode of the network namespace",
+    TraceMethod "tcp.reset.trace.method" "How the trace was found: wire, span, thread or ambiguous",
+    SampleWeight "tcp.reset.sample_weight" "How many resets the record stands for; left out when one",
+}
+
+const NS_PER_S: f64 = 1e9;
+const US_PER_S: f64 = 1e6;
+
+impl Attribute {
+    /// The value for one reset, or `None` where it is not known: then the attribute is left out.
+    pub fn value(self, reset: &Reset) -> Option<Value<'_>> {
+        let connection = &reset.connection;
+        Some(match self {
+            Self::Cause => Value::Text(reset.cause.word()),
+            Self::Origin => Value::Text(reset.origin.word()),
+            Self::Reason => Value::Text(reset.reason?),
+            Self::Direction => Value::Text(reset.direction.word()),
+            Self::Transport => Value::Text("tcp"),
+            Self::NetworkType => Value::Text(if reset.local.address.is_ipv4() { "ipv4" } else { "ipv6" }),
+            Self::LocalAddress => Value::Address(reset.local.address),
+            Self::LocalPort => port(reset.local.port),
+            Self::PeerAddress => Value::Address(reset.peer.address),
+            Self::PeerPort => port(reset.peer.port),
+            Self::SourceAddress => Value::Address(reset.source().address),
+            Self::SourcePort => port(reset.source().port),
+            Self::DestinationAddress => Value::Address(reset.destination().address),
+            Self::DestinationPort => port(reset.destination().port),
+            Self::ConnectionState => Value::Text(reset.state?.word()),
+            Self::ErrorType => Value::Text(error_type(reset)?),
+            Self::BytesSent => count(connection.bytes_sent?),
+            Self::BytesReceived => count(connection.bytes_received?),
+            Self::UnreadBytes => count(connection.unread_bytes?),
+            Self::UnsentBytes => count(connection.unsent_bytes?),
+            Self::UnackedBytes => count(connection.unacked_bytes?),
+            Self::Retransmits => count(connection.retransmits?),
+            Self::SmoothedRtt => Value::Float(f64::from(connection.smoothed_rtt_us?) / US_PER_S),
+            Self::Duration => Value::Float(connection.duration_ns? as f64 / NS_PER_S),
+            Self::NetworkNamespace => Value::Integer(i64::from(reset.network_namespace?)),
+            Self::TraceMethod => Value::Text(reset.trace.as_ref()?.method.word()),
+            Self::SampleWeight if reset.sample_weight != 1.0 => Value::Float(reset.sample_weight),
+            Self::SampleWeight => return None,
+        })
+    }
+}
+
+fn port(port: u16) -> Value<'static> {
+    Value::Integer(i64::from(port))
+}
+
+fn count(count: impl Into<u64>) -> Value<'static> {
+    Value::Integer(i64::try_from(count.into()).unwrap_or(i64::MAX))
+}
+
+/// How the local application is failed by the reset: `None` where it is not, as when it chose the reset itself.
+pub fn error_type(reset: &Reset) -> Option<&'static str> {
+    match reset.cause {
+        Cause::RefusedByPeer => Some("connection_refused"),
+        Cause::ResetByPeer if reset.owner.is_some() => Some("connection_reset"),
+        Cause::AdminKill | Cause::OutOfMemory => Some("connection_reset"),
+        Cause::KeepaliveTimeout | Cause::UserTimeout | Cause::RetransmitTimeout => Some("timed_out"),
+        _ => None,
+    }
+}

@@ -1,0 +1,500 @@
+//! Spans in the bytes of an `ExportTraceServiceRequest`: found without allocating, and given events without touching any
+//! other byte.
+//!
+//! Knows protobuf's wire format and where OTLP puts things; not what a span means ([`crate::correlate::matching`]). Fields that it
+//! does not know are stepped over and stay as they are, in their place.
+
+/// Why bytes are no request: they go to the backend as they came, whose answer the application gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// A length or number runs past the end.
+    #[error("a field runs past the end of its message")]
+    Truncated,
+    /// A number has more than ten bytes, or a field's number is zero.
+    #[error("a field's key or number is not valid")]
+    Number,
+    /// Groups, or a wire type that does not exist.
+    #[error("wire type {0} is not used by OTLP")]
+    WireType(u8),
+}
+
+/// A length-delimited field in the request's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Where its length stands.
+    pub length_at: usize,
+    /// Where its content starts.
+    pub start: usize,
+    /// Where its content ends.
+    pub end: usize,
+}
+
+/// Where a span stands: its `ResourceSpans`, its `ScopeSpans`, itself.
+pub type Place = [Extent; 3];
+
+/// One span as it stands in the bytes; what is absent is zero or empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span<'a> {
+    /// The content of the `Span` message.
+    pub content: &'a [u8],
+    /// 16 bytes where valid.
+    pub trace_id: &'a [u8],
+    /// 8 bytes where valid.
+    pub span_id: &'a [u8],
+    /// 8 bytes, or empty for a root.
+    pub parent_span_id: &'a [u8],
+    /// `SpanKind` by number.
+    pub kind: u64,
+    /// Start, ns since 1970.
+    pub start_unix_ns: u64,
+    /// End, ns since 1970.
+    pub end_unix_ns: u64,
+    /// The content of the `Status` message.
+    pub status: &'a [u8],
+}
+
+/// One attribute, of those values that matter here.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Value<'a> {
+    /// Text, perhaps not UTF-8.
+    Text(&'a [u8]),
+    /// A whole number.
+    Integer(i64),
+}
+
+/// Numbers of the fields in opentelemetry-proto 1.11 (`trace.proto`, `trace_service.proto`, `common.proto`).
+mod number {
+    pub(super) const RESOURCE_SPANS: u32 = 1;
+    pub(super) const SCOPE_SPANS: u32 = 2;
+    pub(super) const SPANS: u32 = 2;
+    pub(super) const TRACE_ID: u32 = 1;
+    pub(super) const SPAN_ID: u32 = 2;
+    pub(super) const PARENT_SPAN_ID: u32 = 4;
+    pub(super) const KIND: u32 = 6;
+    pub(super) const START: u32 = 7;
+    pub(super) const END: u32 = 8;
+    pub(super) const ATTRIBUTES: u32 = 9;
+    pub(super) const EVENTS: u32 = 11;
+    pub(super) const STATUS: u32 = 15;
+    pub(super) const KEY: u32 = 1;
+    pub(super) const VALUE: u32 = 2;
+    pub(super) const STRING_VALUE: u32 = 1;
+    pub(super) const INT_VALUE: u32 = 3;
+    pub(super) const EVENT_NAME: u32 = 2;
+    pub(super) const EVENT_ATTRIBUTES: u32 = 3;
+    pub(super) const STATUS_MESSAGE: u32 = 2;
+    pub(super) const STATUS_CODE: u32 = 3;
+}
+
+/// Visits every span of an `ExportTraceServiceRequest`, in order, until the end or the first malformed field. What a
+/// visitor has seen before an error must not count: the caller forgets it.
+pub fn visit<'a>(request: &'a [u8], mut visitor: impl FnMut(Place, &Span<'a>)) -> Result<(), Malformed> {
+    messages(request, 0, request.len(), number::RESOURCE_SPANS, &mut |resource| {
+        messages(request, resource.start, resource.end, number::SCOPE_SPANS, &mut |scope| {
+            messages(request, scope.start, scope.end, number::SPANS, &mut |extent| {
+                visitor([resource, scope, extent], &span(&request[extent.start..extent.end])?);
+                Ok(())
+            })
+        })
+    })
+}
+
+/// Calls with each length-delimited field of this number within `start..end`.
+fn messages(
+    bytes: &[u8],
+    start: usize,
+    end: usize,
+    wanted: u32,
+    found: &mut impl FnMut(Extent) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
+    let mut fields = Fields { bytes: &bytes[..end], at: start };
+    while let Some(field) = fields.next()? {
+        if let (true, Content::Bytes(extent)) = (field.number == wanted, field.content) {
+            found(extent)?;
+        }
+    }
+    Ok(())
+}
+
+fn span(content: &[u8]) -> Result<Span<'_>, Malformed> {
+    let mut span = Span { content, ..Span::default() };
+    let mut fields = Fields { bytes: content, at: 0 };
+    while let Some(field) = fields.next()? {
+        match (field.number, field.content) {
+            (number::TRACE_ID, Content::Bytes(extent)) => span.trace_id = extent.of(content),
+            (number::SPAN_ID, Content::Bytes(extent)) => span.span_id = extent.of(content),
+            (number::PARENT_SPAN_ID, Content::Bytes(extent)) => span.parent_span_id = extent.of(content),
+            (number::KIND, Content::Number(kind)) => span.kind = kind,
+            (number::START, Content::Number(time)) => span.start_unix_ns = time,
+            (number::END, Content::Number(time)) => span.end_unix_ns = time,
+            (number::STATUS, Content::Bytes(extent)) => span.status = extent.of(content),
+            _ => {}
+        }
+    }
+    Ok(span)
+}
+
+impl<'a> Span<'a> {
+    /// Visits the attributes that are text or whole numbers.
+    pub fn attributes(&self, visitor: impl FnMut(&'a [u8], Value<'a>)) -> Result<(), Malformed> {
+        attributes(self.content, number::ATTRIBUTES, visitor)
+    }
+
+    /// The content of the last event with this name. A span may hold any number of events; none is copied.
+    pub fn last_event(&self, name: &[u8]) -> Result<Option<&'a [u8]>, Malformed> {
+        let mut last = None;
+        messages(self.content, 0, self.content.len(), number::EVENTS, &mut |extent| {
+            let event = extent.of(self.content);
+            if self::bytes(event, number::EVENT_NAME)? == Some(name) {
+                last = Some(event);
+            }
+            Ok(())
+        })?;
+        Ok(last)
+    }
+
+    /// Code and message of the status: 0 unset, 1 ok, 2 error.
+    pub fn status(&self) -> Result<(u64, &'a [u8]), Malformed> {
+        let mut code = 0;
+        let mut fields = Fields { bytes: self.status, at: 0 };
+        while let Some(field) = fields.next()? {
+            if let (number::STATUS_CODE, Content::Number(value)) = (field.number, field.content) {
+                code = value;
+            }
+        }
+        Ok((code, bytes(self.status, number::STATUS_MESSAGE)?.unwrap_or_default()))
+    }
+}
+
+/// Visits the attributes of an event's content that are text or whole numbers.
+pub fn event_attributes<'a>(event: &'a [u8], visitor: impl FnMut(&'a [u8], Value<'a>)) -> Result<(), Malformed> {
+    attributes(event, number::EVENT_ATTRIBUTES, visitor)
+}
+
+fn attributes<'a>(
+    message: &'a [u8],
+    wanted: u32,
+    mut visitor: impl FnMut(&'a [u8], Value<'a>),
+) -> Result<(), Malformed> {
+    messages(message, 0, message.len(), wanted, &mut |extent| {
+        let attribute = extent.of(message);
+        let (mut key, mut value): (&[u8], &[u8]) = (b"", b"");
+        let mut fields = Fields { bytes: attribute, at: 0 };
+        while let Some(field) = fields.next()? {
+            match (field.number, field.content) {
+                (number::KEY, Content::Bytes(extent)) => key = extent.of(attribute),
+                (number::VALUE, Content::Bytes(extent)) => value = extent.of(attribute),
+                _ => {}
+            }
+        }
+        let mut fields = Fields { bytes: value, at: 0 };
+        while let Some(field) = fields.next()? {
+            match (field.number, field.content) {
+                (number::STRING_VALUE, Content::Bytes(extent)) => visitor(key, Value::Text(extent.of(fields.bytes))),
+                (number::INT_VALUE, Content::Number(value)) => visitor(key, Value::Integer(value.cast_signed())),
+                _ => {}
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The last length-delimited field of this number, as protobuf has it for a field that stands twice.
+fn bytes(message: &[u8], wanted: u32) -> Result<Option<&[u8]>, Malformed> {
+    let mut last = None;
+    messages(message, 0, message.len(), wanted, &mut |extent| {
+        last = Some(extent.of(message));
+        Ok(())
+    })?;
+    Ok(last)
+}
+
+/// The request with an event (an encoded `Span.Event`) more at the end of each of these spans; the lengths around them
+/// grow, every other byte is as it was. The places are those of [`visit`] on the same bytes, in its order; one that
+/// stands twice gets both events.
+pub fn splice(request: &[u8], events: &[(Place, Vec<u8>)]) -> Vec<u8> {
+    let added: usize = events.iter().map(|(_, event)| event.len() + 16).sum();
+    let mut out = Vec::with_capacity(request.len() + added);
+    rewrite(request, 0, request.len(), events, 0, &mut out);
+    out
+}
+
+fn rewrite(bytes: &[u8], start: usize, end: usize, events: &[(Place, Vec<u8>)], level: usize, out: &mut Vec<u8>) {
+    let mut copied = start;
+    for group in events.chunk_by(|(one, _), (other, _)| one[level] == other[level]) {
+        let extent = group[0].0[level];
+        out.extend_from_slice(&bytes[copied..extent.length_at]);
+        let mut content = Vec::with_capacity(extent.end - extent.start);
+        if level + 1 < group[0].0.len() {
+            rewrite(bytes, extent.start, extent.end, group, level + 1, &mut content);
+        } else {
+            content.extend_from_slice(&bytes[extent.start..extent.end]);
+            for (_, event) in group {
+                write_varint(u64::from(number::EVENTS << 3 | WIRE_BYTES), &mut content);
+                write_varint(event.len() as u64, &mut content);
+                content.extend_from_slice(event);
+            }
+        }
+        write_varint(content.len() as u64, out);
+        out.extend_from_slice(&content);
+        copied = extent.end;
+    }
+    out.extend_from_slice(&bytes[copied..end]);
+}
+
+fn write_varint(mut value: u64, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+impl Extent {
+    fn of(self, bytes: &[u8]) -> &[u8] {
+        &bytes[self.start..self.end]
+    }
+}
+
+const WIRE_BYTES: u32 = 2;
+
+/// One field of a message.
+struct Field {
+    number: u32,
+    content: Content,
+}
+
+#[derive(Clone, Copy)]
+enum Content {
+    /// A varint, or the bits of a fixed-width number.
+    Number(u64),
+    Bytes(Extent),
+}
+
+/// The fields of a message, one after the other.
+struct Fields<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Fields<'_> {
+    #[inline]
+    fn next(&mut self) -> Result<Option<Field>, Malformed> {
+        const WIRE_VARINT: u32 = 0;
+        const WIRE_64: u32 = 1;
+        const WIRE_32: u32 = 5;
+        if self.at >= self.bytes.len() {
+            return Ok(None);
+        }
+        let key = u32::try_from(self.varint()?).map_err(|_| Malformed::Number)?;
+        let number = key >> 3;
+        if number == 0 {
+            return Err(Malformed::Number);
+        }
+        let content = match key & 7 {
+            WIRE_VARINT => Content::Number(self.varint()?),
+            WIRE_64 => Content::Number(u64::from_le_bytes(self.fixed()?)),
+            WIRE_32 => Content::Number(u64::from(u32::from_le_bytes(self.fixed()?))),
+            WIRE_BYTES => {
+                let length_at = self.at;
+                let length = usize::try_from(self.varint()?).map_err(|_| Malformed::Truncated)?;
+                let start = self.at;
+                let end = start.checked_add(length).filter(|end| *end <= self.bytes.len());
+                self.at = end.ok_or(Malformed::Truncated)?;
+                Content::Bytes(Extent { length_at, start, end: self.at })
+            }
+            other => return Err(Malformed::WireType(other as u8)),
+        };
+        Ok(Some(Field { number, content }))
+    }
+
+    #[inline]
+    fn varint(&mut self) -> Result<u64, Malformed> {
+        let mut value = 0;
+        for shift in (0..70).step_by(7) {
+            let byte = *self.bytes.get(self.at).ok_or(Malformed::Truncated)?;
+            self.at += 1;
+            // The tenth byte holds one bit.
+            if shift == 63 && byte > 1 {
+                return Err(Malformed::Number);
+            }
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(Malformed::Number)
+    }
+
+    #[inline]
+    fn fixed<const WIDTH: usize>(&mut self) -> Result<[u8; WIDTH], Malformed> {
+        let fixed = self.bytes[self.at..].first_chunk().copied().ok_or(Malformed::Truncated)?;
+        self.at += WIDTH;
+        Ok(fixed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_proto::tonic::{
+        collector::trace::v1::ExportTraceServiceRequest,
+        trace::v1::{ResourceSpans, ScopeSpans, Span as OtlpSpan, Status, span::Event},
+    };
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+
+    fn event() -> impl Strategy<Value = Event> {
+        let event = |(time_unix_nano, name)| Event { time_unix_nano, name, ..Event::default() };
+        (any::<u64>(), ".{0,200}").prop_map(event)
+    }
+
+    prop_compose! {
+        fn otlp_span()(
+            trace_id in prop::collection::vec(any::<u8>(), 0..20),
+            span_id in prop::collection::vec(any::<u8>(), 0..10),
+            parent_span_id in prop::collection::vec(any::<u8>(), 0..10),
+            name in ".{0,300}",
+            kind in 0..6_i32,
+            start_time_unix_nano in any::<u64>(),
+            end_time_unix_nano in any::<u64>(),
+            events in prop::collection::vec(event(), 0..3),
+            code in 0..3_i32,
+        ) -> OtlpSpan {
+            let status = (code != 0).then(|| Status { code, message: "why".into() });
+            OtlpSpan {
+                trace_id, span_id, parent_span_id, name, kind, start_time_unix_nano, end_time_unix_nano, events, status,
+                ..OtlpSpan::default()
+            }
+        }
+    }
+
+    fn request() -> impl Strategy<Value = ExportTraceServiceRequest> {
+        let spans = prop::collection::vec(otlp_span(), 0..4);
+        let scope = (spans, ".{0,200}").prop_map(|(spans, schema_url)| ScopeSpans { scope: None, spans, schema_url });
+        let scopes = prop::collection::vec(scope, 0..3);
+        let resource = |scope_spans| ResourceSpans { scope_spans, ..ResourceSpans::default() };
+        prop::collection::vec(scopes.prop_map(resource), 0..3)
+            .prop_map(|resource_spans| ExportTraceServiceRequest { resource_spans })
+    }
+
+    fn spans(request: &mut ExportTraceServiceRequest) -> impl Iterator<Item = &mut OtlpSpan> {
+        let scopes = request.resource_spans.iter_mut().flat_map(|resource| &mut resource.scope_spans);
+        scopes.flat_map(|scope| &mut scope.spans)
+    }
+
+    proptest! {
+        #[test]
+        fn sees_what_prost_sees(mut request in request()) {
+            let bytes = request.encode_to_vec();
+            let mut seen = Vec::new();
+            visit(&bytes, |_, span| seen.push(*span)).expect("valid");
+            let expected: Vec<&mut OtlpSpan> = spans(&mut request).collect();
+            prop_assert_eq!(seen.len(), expected.len());
+            for (seen, expected) in seen.iter().zip(expected) {
+                let ids = [&expected.trace_id, &expected.span_id, &expected.parent_span_id];
+                prop_assert_eq!([seen.trace_id, seen.span_id, seen.parent_span_id], ids.map(Vec::as_slice));
+                let numbers = [expected.kind as u64, expected.start_time_unix_nano, expected.end_time_unix_nano];
+                prop_assert_eq!([seen.kind, seen.start_unix_ns, seen.end_unix_ns], numbers);
+                let status = expected.status.clone().unwrap_or_default();
+                prop_assert_eq!(seen.status(), Ok((status.code as u64, status.message.as_bytes())));
+            }
+        }
+
+        #[test]
+        fn adds_events_and_nothing_else(mut request in request(), choice in any::<u64>(), added in event()) {
+            let bytes = request.encode_to_vec();
+            let mut events = Vec::new();
+            let mut number = 0;
+            let chosen = |number: u32| choice >> (number % 64) & 1 == 1;
+            visit(&bytes, |place, _| {
+                if chosen(number) {
+                    events.push((place, added.encode_to_vec()));
+                    events.push((place, added.encode_to_vec()));
+                }
+                number += 1;
+            })
+            .expect("valid");
+            for (number, span) in spans(&mut request).enumerate() {
+                if chosen(number as u32) {
+                    span.events.extend([added.clone(), added.clone()]);
+                }
+            }
+            let spliced = splice(&bytes, &events);
+            prop_assert_eq!(ExportTraceServiceRequest::decode(&spliced[..]), Ok(request));
+        }
+
+        #[test]
+        fn leaves_unknown_fields_where_they_are(span in otlp_span(), unknown in prop::collection::vec(any::<u8>(), 0..300)) {
+            // Field 4000 before and after, and a length with more bytes than it needs.
+            let wrap = |key: u8, content: &[u8], padded: bool| {
+                let mut out = vec![0x82, 0xfa, 0x01];
+                write_varint(unknown.len() as u64, &mut out);
+                out.extend_from_slice(&unknown);
+                let head = out.clone();
+                out.push(key);
+                let mut length = Vec::new();
+                write_varint(content.len() as u64, &mut length);
+                if padded {
+                    *length.last_mut().expect("one byte at least") |= 0x80;
+                    length.push(0);
+                }
+                out.extend_from_slice(&length);
+                out.extend_from_slice(content);
+                out.extend_from_slice(&head);
+                out
+            };
+            let built = |content: &[u8], padded| wrap(0x0a, &wrap(0x12, &wrap(0x12, content, padded), padded), padded);
+            let content = span.encode_to_vec();
+            let request = built(&content, true);
+            let mut places = Vec::new();
+            visit(&request, |place, _| places.push((place, vec![1, 2, 3]))).expect("valid");
+            let mut marked = content;
+            marked.extend_from_slice(&[0x5a, 3, 1, 2, 3]);
+            prop_assert_eq!(splice(&request, &places), built(&marked, false));
+            prop_assert_eq!(splice(&request, &[]), request);
+        }
+
+        #[test]
+        fn never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut places = Vec::new();
+            let visited = visit(&bytes, |place, span| {
+                let attributes = span.attributes(|_, _| {});
+                // Any of these may be malformed within; only that none panics is asked.
+                std::hint::black_box((attributes.is_ok(), span.last_event(b"exception").is_ok(), span.status().is_ok()));
+                places.push((place, vec![0; 3]));
+            });
+            if visited.is_ok() {
+                let spliced = splice(&bytes, &places);
+                let mut count = 0;
+                visit(&spliced, |_, _| count += 1).expect("as valid as before");
+                prop_assert_eq!(count, places.len());
+            }
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_noticed() {
+        let span = OtlpSpan { name: "GET /".into(), span_id: vec![1; 8], ..OtlpSpan::default() };
+        let scope_spans = vec![ScopeSpans { spans: vec![span], ..ScopeSpans::default() }];
+        let resource_spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
+        let whole = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
+        for end in 1..whole.len() {
+            assert_eq!(visit(&whole[..end], |_, _| {}), Err(Malformed::Truncated), "{end} bytes");
+        }
+    }
+
+    #[test]
+    fn malformed_fields_say_why() {
+        let cases: [(&[u8], Malformed); 4] = [
+            (&[0x0a, 5, 1], Malformed::Truncated),
+            (&[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1], Malformed::Truncated),
+            (&[0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2], Malformed::Number),
+            (&[0x0b], Malformed::WireType(3)),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(visit(bytes, |_, _| {}), Err(expected), "{bytes:02x?}");
+        }
+    }
+}
