@@ -119,16 +119,16 @@ pub fn captured(capture: &Capture, reset: &Reset) -> bool {
 
 /// The resets that the switches leave out.
 fn left_out(capture: &Capture) -> impl Iterator<Item = FactSets> + use<> {
-    let unowned = 1_u32 << Cause::Unowned as u32;
+    let unmatched = 1_u32 << Cause::UnmatchedReset as u32;
     let firewall = 1_u8 << Origin::Firewall as u8;
     let transmit = 1_u8 << Direction::Transmit as u8;
     let receive = 1_u8 << Direction::Receive as u8;
     let all = FactSets::ALL;
     [
         (capture.sent, FactSets { directions: transmit, origins: all.origins & !firewall, ..all }),
-        (capture.received, FactSets { directions: receive, causes: all.causes & !unowned, ..all }),
+        (capture.received, FactSets { directions: receive, causes: all.causes & !unmatched, ..all }),
         (capture.firewall, FactSets { directions: transmit, origins: firewall, ..all }),
-        (capture.unowned, FactSets { directions: receive, causes: unowned, ..all }),
+        (capture.unmatched, FactSets { directions: receive, causes: unmatched, ..all }),
     ]
     .into_iter()
     .filter_map(|(on, facts)| (!on).then_some(facts))
@@ -164,7 +164,7 @@ impl Program {
             let what = match (rule.directions, rule.origins) {
                 (_, origins) if origins == 1 << Origin::Firewall as u8 => "firewall",
                 (directions, _) if directions == 1 << Direction::Transmit as u8 => "sent",
-                _ if rule.causes == 1 << Cause::Unowned as u32 => "unowned",
+                _ if rule.causes == 1 << Cause::UnmatchedReset as u32 => "unmatched",
                 _ => "received",
             };
             report.push_str(&format!("capture.{what}: false in the kernel\n"));

@@ -66,7 +66,7 @@ capture:
   sent: true
   received: true
   firewall: true
-  unowned: true
+  unmatched: true
 filters:
   - drop: { tcp.reset.cause: port_closed, network.local.port: [22, "8000-8999"] }
   - keep: { service.name: "checkout*", network.peer.address: [10.0.0.0/8, "fd00::/8"] }
@@ -130,7 +130,7 @@ fn the_effective_configuration_means_the_same() {
 /// Every way to write a value.
 const MATCHES: &str = r#"
 filters:
-  - drop: { tcp.reset.cause: ["*_timeout", unowned], tcp.reset.origin: active, network.type: ipv6 }
+  - drop: { tcp.reset.cause: ["*_timeout", unmatched_reset], tcp.reset.origin: active, network.type: ipv6 }
   - drop: { network.peer.port: { gt: 1, lte: 10 }, network.local.port: [22, 80-90] }
   - keep: { tcp.connection.bytes_sent: { gte: 4KiB }, tcp.connection.duration: { lt: 1m30s } }
   - keep: { tcp.connection.retransmits: [0, "3-5"], tcp.connection.smoothed_rtt: 0.25 }

@@ -160,7 +160,7 @@ pub fn of_passive(reason: ReasonClass, holder: Holder, flags: u8, queue_full: bo
     }
     match holder {
         Holder::None if syn && flags & segment::ACK == 0 => Cause::PortClosed,
-        Holder::None => Cause::StraySegment,
+        Holder::None => Cause::UnknownConnection,
         // tcp_timewait_state_process answers a bad SYN, or data after a half-duplex close.
         Holder::TimeWait => {
             if syn {
@@ -172,7 +172,7 @@ pub fn of_passive(reason: ReasonClass, holder: Holder, flags: u8, queue_full: bo
         Holder::Listener if queue_full && !syn && reason as u8 <= ReasonClass::NotSpecified as u8 => {
             Cause::AcceptQueueOverflow
         }
-        Holder::Listener => Cause::StraySegment,
+        Holder::Listener => Cause::UnknownConnection,
         Holder::Request => {
             if syn || !queue_full {
                 Cause::BadSegment
@@ -184,7 +184,7 @@ pub fn of_passive(reason: ReasonClass, holder: Holder, flags: u8, queue_full: bo
             (ReasonClass::Flags, _) => Cause::BadSegment,
             (_, Some(State::FinWait1 | State::FinWait2 | State::TimeWait)) => Cause::DataAfterClose,
             (_, Some(State::SynSent | State::SynReceived)) => Cause::BadSegment,
-            (_, Some(State::Closed)) => Cause::StraySegment,
+            (_, Some(State::Closed)) => Cause::UnknownConnection,
             _ => Cause::Unknown,
         },
     }
@@ -234,10 +234,10 @@ pub fn of_active(reason: ReasonClass, socket: &Aborting) -> Cause {
         ReasonClass::AbortOnClose => Cause::ClosedWithUnreadData,
         ReasonClass::AbortOnLinger => Cause::LingerZero,
         ReasonClass::AbortOnMemory => Cause::OutOfMemory,
-        ReasonClass::DisconnectWithData => Cause::Disconnected,
+        ReasonClass::DisconnectWithData => Cause::DisconnectSyscall,
         ReasonClass::KeepaliveTimeout => timeout(socket),
         _ if socket.closed => of_closed(socket),
-        _ if socket.owned => Cause::AdminKill,
+        _ if socket.owned => Cause::SocketDestroyed,
         // tcp_keepalive_timer resets an orphan whose FIN_WAIT2 ran out: no cause of ours says that.
         _ if socket.fin_wait_2 && socket.dead => Cause::Unknown,
         _ if socket.dead => Cause::OutOfMemory,
@@ -268,7 +268,7 @@ fn of_closed(socket: &Aborting) -> Cause {
     if socket.shutdown && socket.linger_zero {
         return Cause::LingerZero;
     }
-    Cause::Disconnected
+    Cause::DisconnectSyscall
 }
 
 /// The cause of a reset that a socket accepted (`tcp_reset`).
@@ -284,14 +284,14 @@ pub fn of_received(state: Option<State>) -> Cause {
 #[inline(always)]
 pub fn of_dropped(reason: ReasonClass, holder: Holder) -> (Cause, bool) {
     match (reason, holder) {
-        (ReasonClass::NoSocket | ReasonClass::NetfilterDrop, _) => (Cause::Unowned, false),
+        (ReasonClass::NoSocket | ReasonClass::NetfilterDrop, _) => (Cause::UnmatchedReset, false),
         // tcp_check_req ends the handshake without a word; on_reset of a request socket is NOT_SPECIFIED on its listener.
         (ReasonClass::NotSpecified, Holder::Listener | Holder::Request) => (Cause::ResetByPeer, false),
         (ReasonClass::BadSegment, Holder::Request) => (Cause::BadSegment, true),
-        (_, Holder::Listener | Holder::TimeWait) => (Cause::Unowned, false),
-        (_, Holder::Connection(Some(State::Closed))) => (Cause::Unowned, false),
+        (_, Holder::Listener | Holder::TimeWait) => (Cause::UnmatchedReset, false),
+        (_, Holder::Connection(Some(State::Closed))) => (Cause::UnmatchedReset, false),
         (_, Holder::Connection(_) | Holder::Request) => (Cause::BadSegment, true),
-        (ReasonClass::NotSpecified, Holder::None) => (Cause::Unowned, false),
+        (ReasonClass::NotSpecified, Holder::None) => (Cause::UnmatchedReset, false),
         (ReasonClass::BadSegment, Holder::None) => (Cause::BadSegment, true),
         (_, Holder::None) => (Cause::Unknown, false),
     }

@@ -88,7 +88,7 @@ impl Draft {
         if acts != 0
             && let Some(task) = Task::current()
         {
-            owner::write_acting(record, full, task, record.cause != Cause::AdminKill as u8);
+            owner::write_acting(record, full, task, record.cause != Cause::SocketDestroyed as u8);
         } else {
             owner::write_holder(record, full);
         }

@@ -86,7 +86,7 @@ closed_list! {
         /// A SYN met no listener.
         PortClosed = 1 "port_closed",
         /// Another segment met no socket, a listener or a closed connection.
-        StraySegment = 2 "stray_segment",
+        UnknownConnection = 2 "unknown_connection",
         /// close() while received data lay unread (RFC 2525 2.17, RFC 9293 3.6.1).
         ClosedWithUnreadData = 3 "closed_with_unread_data",
         /// close() under SO_LINGER with time 0.
@@ -94,21 +94,21 @@ closed_list! {
         /// The peer sent data to a connection that this side had fully closed.
         DataAfterClose = 5 "data_after_close",
         /// connect(AF_UNSPEC), or unsent data in CLOSING or LAST_ACK.
-        Disconnected = 6 "disconnected",
+        DisconnectSyscall = 6 "disconnect_syscall",
         /// A listener closed with connections waiting to be accepted.
         ListenerClosed = 7 "listener_closed",
-        /// The accept queue was full under tcp_abort_on_overflow.
+        /// The accept queue was full.
         AcceptQueueOverflow = 8 "accept_queue_overflow",
-        /// The owner died with the connection open.
+        /// A signal ended the owner with the connection open.
         ProcessKilled = 9 "process_killed",
-        /// sock_diag destroy (`ss -K`), tcp_abort.
-        AdminKill = 10 "admin_kill",
+        /// sock_diag destroy (`ss -K`), tcp_abort, an eBPF program.
+        SocketDestroyed = 10 "socket_destroyed",
         /// Keepalive probes went unanswered.
         KeepaliveTimeout = 11 "keepalive_timeout",
         /// TCP_USER_TIMEOUT ran out.
         UserTimeout = 12 "user_timeout",
-        /// Retransmissions went unanswered.
-        RetransmitTimeout = 13 "retransmit_timeout",
+        /// The owner ended by itself with the connection open.
+        ProcessExited = 13 "process_exited",
         /// Too many orphans, or no memory.
         OutOfMemory = 14 "out_of_memory",
         /// Unacceptable ACK, bad SYN, PAWS, flags.
@@ -121,8 +121,10 @@ closed_list! {
         RefusedByPeer = 18 "refused_by_peer",
         /// Received in any later state.
         ResetByPeer = 19 "reset_by_peer",
-        /// Received, and no socket here owns the connection.
-        Unowned = 20 "unowned",
+        /// Received, and it fits no connection here.
+        UnmatchedReset = 20 "unmatched_reset",
+        /// The kernel's OOM killer ended the owner with the connection open.
+        ProcessOomKilled = 21 "process_oom_killed",
     }
 }
 

@@ -52,7 +52,7 @@ def close_with_unread_in_close_wait(net):
     wait_state(client, CLOSE)
 
 
-@scenario(sent("server", "closed_with_unread_data", "active", "close_wait", unread_bytes=5), received("client", "unowned"))
+@scenario(sent("server", "closed_with_unread_data", "active", "close_wait", unread_bytes=5), received("client", "unmatched_reset"))
 def close_with_unread_after_client_left(net):
     """the same, but the client has closed: what remains of its socket is a TIME_WAIT entry"""
     client, server = net.pair()
@@ -148,7 +148,7 @@ def linger_zero_in_fin_wait_2(net):
     wait_state(client, CLOSE)
 
 
-@scenario(sent("client", "linger_zero", "active", "close_wait"), received("server", "unowned"))
+@scenario(sent("client", "linger_zero", "active", "close_wait"), received("server", "unmatched_reset"))
 def linger_zero_after_server_left(net):
     """the server closed in full, the client aborts: the reset meets a TIME_WAIT entry"""
     client, server = net.pair()
@@ -179,15 +179,15 @@ def linger2_in_fin_wait_1(net):
     wait_state(client, CLOSE)
 
 
-@scenario(sent("client", "disconnected", "active", "established"), received("server", "reset_by_peer", "established"), on=EVERYWHERE)
-def disconnected(net):
+@scenario(sent("client", "disconnect_syscall", "active", "established"), received("server", "reset_by_peer", "established"), on=EVERYWHERE)
+def disconnect_syscall(net):
     """connect(AF_UNSPEC) on an established connection"""
     client, server = net.pair()
     disconnect(client)
     wait_state(server, CLOSE)
 
 
-@scenario(sent("server", "disconnected", "active", "last_ack"), received("client", "reset_by_peer", "fin_wait_2"))
+@scenario(sent("server", "disconnect_syscall", "active", "last_ack"), received("client", "reset_by_peer", "fin_wait_2"))
 def disconnected_with_unsent_data(net):
     """connect(AF_UNSPEC) in LAST_ACK while the peer's closed window holds back data"""
     with net.listen() as listener:

@@ -109,13 +109,13 @@ def reset_in_closing(net):
     wait_state(server, CLOSE)
 
 
-@scenario(received("server", "unowned"), on=THREE)
+@scenario(received("server", "unmatched_reset"), on=THREE)
 def reset_to_closed_port(net):
     """a reset to a port that nobody listens on"""
     Ghost(net, net.closed_port()).send("R")
 
 
-@scenario(received("server", "unowned"), on=THREE)
+@scenario(received("server", "unmatched_reset"), on=THREE)
 def reset_to_listener(net):
     """a reset to a listener that knows no such connection"""
     with net.listen() as listener:
@@ -123,7 +123,7 @@ def reset_to_listener(net):
         time.sleep(0.05)
 
 
-@scenario(received("server", "unowned"), on=THREE)
+@scenario(received("server", "unmatched_reset"), on=THREE)
 def reset_to_time_wait(net):
     """a reset to a connection in TIME_WAIT"""
     ghost, server = ghost_pair(net)
@@ -154,7 +154,7 @@ def bad_reset_in_handshake(net):
         time.sleep(0.05)
 
 
-@scenario(received("server", "unowned"))
+@scenario(received("server", "unmatched_reset"))
 def reset_dropped_by_netfilter(net):
     """a reset that netfilter drops before the socket sees it"""
     net.server.nft("tcp flags & rst == rst drop")

@@ -89,7 +89,7 @@ def _ss_kill(host, state, to_port):
     host.run("ss", "-K", "state", state, "sport", "=", f":{to_port}")
 
 
-ADMIN = sent("server", "admin_kill", "active", "established")
+ADMIN = sent("server", "socket_destroyed", "active", "established")
 
 
 @scenario(ADMIN, LOST, on=EVERYWHERE)
@@ -110,7 +110,7 @@ def connection_with_unread_data_killed(net):
     wait_state(client, CLOSE)
 
 
-@scenario(sent("server", "admin_kill", "active", "close_wait"), received("client", "reset_by_peer", "fin_wait_2"))
+@scenario(sent("server", "socket_destroyed", "active", "close_wait"), received("client", "reset_by_peer", "fin_wait_2"))
 def connection_in_close_wait_killed(net):
     """`ss -K` of a connection whose peer has ended its half"""
     client, server = net.pair()
@@ -121,7 +121,7 @@ def connection_in_close_wait_killed(net):
     wait_state(client, CLOSE)
 
 
-@scenario(sent("server", "listener_closed|admin_kill", "active", "established"), LOST)
+@scenario(sent("server", "listener_closed|socket_destroyed", "active", "established"), LOST)
 def listener_killed_by_ss(net):
     """`ss -K` of a listener with a connection that waits to be accepted"""
     listener = net.listen()

@@ -488,7 +488,7 @@ def listener_closed_by_its_end(act):
 
 @case
 def a_segment_to_a_listener(act):
-    """a stray ACK to a listener is answered by a reset: the listener's process"""
+    """an ACK of no connection to a listener is answered by a reset: the listener's process"""
     number = act.serve(act.go)
     listens = Owner(act.programs[-1].pid)
     for turn in range(TIMES):

@@ -94,7 +94,7 @@ def listener_killed(net):
     _all_closed([waiting])
 
 
-@scenario(sent("server", "stray_segment", "passive"), LOST)
+@scenario(sent("server", "unknown_connection", "passive"), LOST)
 def listener_closed_in_handshake(net):
     """the listener closes between the SYN-ACK and the last ACK; the client, which thinks it is connected, sends data"""
     net.server.nft("tcp flags & (syn|ack) == ack drop")
@@ -121,7 +121,7 @@ def accept_queue_overflow(net):
 
 
 @scenario(
-    sent("client", "stray_segment", "passive"),
+    sent("client", "unknown_connection", "passive"),
     received("server", "reset_by_peer", "syn_received"),
     on=THREE,
 )

@@ -14,7 +14,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from hosts import Host, Net, Skip
 from scenario import SCENARIOS
-import closing, clean, firewall, forged, killed, refused, servers, stray, timeouts  # noqa: F401: they enter their scenarios
+import closing, clean, firewall, forged, killed, refused, servers, timeouts, unknown  # noqa: F401: they enter their scenarios
 
 SKIPPED = 77  # exit code: this machine cannot act the scenario
 

@@ -32,7 +32,7 @@ def user_timeout(net):
     wait_state(client, CLOSE)
 
 
-@scenario(sent("server", "keepalive_timeout", "active", "established"), received("client", "unowned"))
+@scenario(sent("server", "keepalive_timeout", "active", "established"), received("client", "unmatched_reset"))
 def keepalive_timeout_unheard(net):
     """the same, and the reset is dropped by netfilter where it arrives"""
     client, server = net.pair()

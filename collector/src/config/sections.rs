@@ -103,7 +103,7 @@ section! {
         "sent" => capture.sent, Switch, "Resets that this host's TCP sends.";
         "received" => capture.received, Switch, "Resets that a socket here receives.";
         "firewall" => capture.firewall, Switch, "Resets that netfilter sends.";
-        "unowned" => capture.unowned, Switch, "Resets received that no socket here owns.";
+        "unmatched" => capture.unmatched, Switch, "Resets received that fit no connection here.";
         "max_records_per_second" => capture.max_records_per_second, OrNull(count(1, 10_000_000), || 0), "Records a second from the kernel at most, shared fairly between keys; null is no ceiling. Resets are counted exactly all the same.";
         "ring_buffer_size" => capture.ring_buffer_bytes, Size { power_of_two: true, ..size(64 << 10, 1 << 30) }, "Bytes between the kernel and the collector, a power of two.";
     }

@@ -50,7 +50,7 @@ pub struct Capture {
     /// Resets that netfilter sends.
     pub firewall: bool,
     /// Received, owned by no socket.
-    pub unowned: bool,
+    pub unmatched: bool,
     /// Records a second from the kernel at most, shared fairly between keys; `None` is no ceiling.
     pub max_records_per_second: Option<u32>,
     /// Size of the ring buffer, bytes, a power of two.
@@ -63,7 +63,7 @@ impl Default for Capture {
             sent: true,
             received: true,
             firewall: true,
-            unowned: true,
+            unmatched: true,
             max_records_per_second: Some(10_000),
             ring_buffer_bytes: 16 << 20,
         }

@@ -63,7 +63,7 @@ pub enum Fit {
 pub fn may_have_span(reset: &Reset) -> bool {
     let accepted = reset.owner.is_some_and(|owner| !matches!(owner.source, OwnerSource::None | OwnerSource::Listener));
     let connection =
-        !matches!(reset.cause, Cause::PortClosed | Cause::ListenerClosed | Cause::AcceptQueueOverflow | Cause::Unowned);
+        !matches!(reset.cause, Cause::PortClosed | Cause::ListenerClosed | Cause::AcceptQueueOverflow | Cause::UnmatchedReset);
     accepted && connection && !reset.not_accepted && reset.state != Some(State::Listen)
 }
 
@@ -277,7 +277,7 @@ fn is_server(seen: &Seen, reset: &Reset) -> bool {
 
 fn failure_fits(seen: &Seen, reset: &Reset) -> bool {
     let refused = reset.cause == Cause::RefusedByPeer;
-    let timed_out = matches!(reset.cause, Cause::KeepaliveTimeout | Cause::UserTimeout | Cause::RetransmitTimeout);
+    let timed_out = matches!(reset.cause, Cause::KeepaliveTimeout | Cause::UserTimeout);
     match seen.failure {
         Failure::None | Failure::Answered => false,
         Failure::Refused => refused,

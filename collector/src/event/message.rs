@@ -11,7 +11,7 @@ use crate::{
 pub fn sentence(reset: &Reset, out: &mut String) {
     let mut line = Line { reset, out };
     match reset.direction {
-        Direction::Receive if reset.cause == Cause::Unowned => line.unowned(),
+        Direction::Receive if reset.cause == Cause::UnmatchedReset => line.unmatched(),
         _ if reset.not_accepted => line.not_accepted(),
         Direction::Receive => line.received(),
         Direction::Transmit => line.sent(),
@@ -175,11 +175,11 @@ impl Line<'_, '_> {
     fn sent(&mut self) {
         match self.reset.cause {
             Cause::PortClosed => self.say(&[Peer, Text(" was refused: nothing listens on "), Local]),
-            Cause::StraySegment if self.reset.state == Some(State::Listen) => {
+            Cause::UnknownConnection if self.reset.state == Some(State::Listen) => {
                 self.say(&[Text("a segment from "), Peer, Text(" fits no connection of the listener"), OfOwner]);
                 self.say(&[Text(" on "), Local, Text(": this host answered with a reset")]);
             }
-            Cause::StraySegment => {
+            Cause::UnknownConnection => {
                 self.say(&[Text("a segment from "), Peer, Text(" to "), Local, Text(" belongs to no connection here")]);
                 self.say(&[Text(": one side, or a device between, has forgotten the connection")]);
             }
@@ -189,7 +189,7 @@ impl Line<'_, '_> {
                 self.say(&[Peer, Text(" sent data on a connection that "), Subject]);
                 self.say(&[Text(" had already closed: the data are lost")]);
             }
-            Cause::Disconnected => {
+            Cause::DisconnectSyscall => {
                 self.say(&[Subject, Text(" disconnected its connection to "), Peer, InState]);
                 self.lost();
             }
@@ -201,8 +201,8 @@ impl Line<'_, '_> {
                 self.say(&[Text("the accept queue"), OfOwner, Text(" on "), Local, Text(" was full: the connection")]);
                 self.say(&[Text(" from "), Peer, Text(" was reset")]);
             }
-            Cause::ProcessKilled => self.process_killed(),
-            Cause::AdminKill => self.admin_kill(),
+            Cause::ProcessExited | Cause::ProcessKilled | Cause::ProcessOomKilled => self.process_killed(),
+            Cause::SocketDestroyed => self.socket_destroyed(),
             Cause::KeepaliveTimeout => {
                 self.say(&[Peer, Text(" answered no keepalive probe: "), Subject, Text(" lost its connection to it")]);
                 self.unacknowledged();
@@ -212,7 +212,6 @@ impl Line<'_, '_> {
                 self.say(&[Text(" lost its connection to it")]);
                 self.unacknowledged();
             }
-            Cause::RetransmitTimeout => self.retransmit_timeout(),
             Cause::OutOfMemory => {
                 self.say(&[Text("the kernel had too little memory or too many orphans: it reset the connection")]);
                 self.say(&[OfOwner, Text(" to "), Peer]);
@@ -229,7 +228,7 @@ impl Line<'_, '_> {
             Cause::FirewallReject => {
                 self.say(&[Text("the firewall of this host rejected a segment from "), Peer, Text(" to "), Local]);
             }
-            Cause::Unknown | Cause::RefusedByPeer | Cause::ResetByPeer | Cause::Unowned => {
+            Cause::Unknown | Cause::RefusedByPeer | Cause::ResetByPeer | Cause::UnmatchedReset => {
                 self.say(&[Text("this host reset the connection"), OfOwner, Text(" to "), Peer, InState]);
                 self.say(&[Text("; why is not known"), Reason]);
                 self.lost();
@@ -270,7 +269,7 @@ impl Line<'_, '_> {
         self.lost();
     }
 
-    fn admin_kill(&mut self) {
+    fn socket_destroyed(&mut self) {
         self.say(&[Text("the connection"), OfOwner, Text(" to "), Peer, Text(" was destroyed from outside")]);
         let owner = self.reset.owner.map(|owner| owner.pid);
         match self.reset.actor {
@@ -280,16 +279,6 @@ impl Line<'_, '_> {
             _ => self.say(&[Text(" (as `ss -K` does)")]),
         }
         self.lost();
-    }
-
-    fn retransmit_timeout(&mut self) {
-        self.say(&[Peer, Text(" stopped acknowledging")]);
-        if let Some(count @ 1..) = self.reset.connection.retransmits {
-            self.say(&[Text(" ("), Number(count.into())]);
-            self.say(&[Text(if count == 1 { " segment sent again)" } else { " segments sent again)" })]);
-        }
-        self.say(&[Text(": "), Subject, Text(" lost its connection to it")]);
-        self.unacknowledged();
     }
 
     fn received(&mut self) {
@@ -321,7 +310,7 @@ impl Line<'_, '_> {
         }
     }
 
-    fn unowned(&mut self) {
+    fn unmatched(&mut self) {
         self.say(&[Text("a reset came from "), Peer, Text(" to "), Local]);
         match self.reset.reason {
             Some("NO_SOCKET") | None => self.say(&[Text(", where no connection is known: it was ignored")]),

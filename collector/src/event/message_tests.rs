@@ -33,7 +33,7 @@ fn sent_with_and_without_an_owner() {
             "10.0.0.7:51514 was refused: nothing listens on 10.0.0.5:80",
         ),
         (
-            Cause::StraySegment,
+            Cause::UnknownConnection,
             "a segment from 10.0.0.7:51514 to 10.0.0.5:80 belongs to no connection here: one side, or a device between, \
              has forgotten the connection",
             "a segment from 10.0.0.7:51514 to 10.0.0.5:80 belongs to no connection here: one side, or a device between, \
@@ -56,7 +56,7 @@ fn sent_with_and_without_an_owner() {
             "10.0.0.7:51514 sent data on a connection that this host had already closed: the data are lost",
         ),
         (
-            Cause::Disconnected,
+            Cause::DisconnectSyscall,
             "nginx (pid 812) disconnected its connection to 10.0.0.7:51514 in state established",
             "this host disconnected its connection to 10.0.0.7:51514 in state established",
         ),
@@ -76,7 +76,7 @@ fn sent_with_and_without_an_owner() {
             "the owning process died with its connection to 10.0.0.7:51514 open",
         ),
         (
-            Cause::AdminKill,
+            Cause::SocketDestroyed,
             "the connection of nginx (pid 812) to 10.0.0.7:51514 was destroyed from outside (as `ss -K` does)",
             "the connection to 10.0.0.7:51514 was destroyed from outside (as `ss -K` does)",
         ),
@@ -89,11 +89,6 @@ fn sent_with_and_without_an_owner() {
             Cause::UserTimeout,
             "10.0.0.7:51514 did not answer within TCP_USER_TIMEOUT: nginx (pid 812) lost its connection to it",
             "10.0.0.7:51514 did not answer within TCP_USER_TIMEOUT: this host lost its connection to it",
-        ),
-        (
-            Cause::RetransmitTimeout,
-            "10.0.0.7:51514 stopped acknowledging: nginx (pid 812) lost its connection to it",
-            "10.0.0.7:51514 stopped acknowledging: this host lost its connection to it",
         ),
         (
             Cause::OutOfMemory,
@@ -170,13 +165,13 @@ fn ignored_resets_say_so() {
         "a reset from 10.0.0.7:51514 to 10.0.0.5:80 was ignored (kernel reason TCP_RESET): the listener of nginx (pid \
          812) goes on"
     );
-    let unowned = Reset { owner: None, state: None, not_accepted: true, ..received(Cause::Unowned, State::Closed) };
+    let unmatched = Reset { owner: None, state: None, not_accepted: true, ..received(Cause::UnmatchedReset, State::Closed) };
     assert_eq!(
-        told(&unowned),
+        told(&unmatched),
         "a reset came from 10.0.0.7:51514 to 10.0.0.5:80, where no connection is known: it was ignored"
     );
     assert_eq!(
-        told(&Reset { reason: Some("NETFILTER_DROP"), ..unowned }),
+        told(&Reset { reason: Some("NETFILTER_DROP"), ..unmatched }),
         "a reset came from 10.0.0.7:51514 to 10.0.0.5:80 and was ignored (kernel reason NETFILTER_DROP)"
     );
 }
@@ -201,14 +196,14 @@ fn what_is_known_to_be_lost_is_said() {
         (Cause::LingerZero, bytes(Some(1_000_000), Some(1), None), ": 1,000,001 bytes not yet delivered are lost"),
         (Cause::LingerZero, bytes(None, None, Some(5)), ": 5 bytes not yet read are lost"),
         (
-            Cause::AdminKill,
+            Cause::SocketDestroyed,
             bytes(Some(5), None, Some(6)),
             ": 5 bytes not yet delivered and 6 bytes not yet read are lost",
         ),
         (
-            Cause::RetransmitTimeout,
-            Connection { retransmits: Some(15), ..bytes(Some(2), Some(1), Some(9)) },
-            "(15 segments sent again): nginx (pid 812) lost its connection to it; 3 bytes to it were not acknowledged",
+            Cause::KeepaliveTimeout,
+            bytes(Some(2), Some(1), Some(9)),
+            ": nginx (pid 812) lost its connection to it; 3 bytes to it were not acknowledged",
         ),
     ];
     for (cause, connection, end) in table {
@@ -229,8 +224,8 @@ fn who_acted() {
     );
     assert!(with(killed, actor(812, true, Some(64))).starts_with("nginx (pid 812) was killed by signal 64 with"));
     assert!(with(killed, actor(812, true, None)).starts_with("nginx (pid 812) exited with its connection"));
-    assert!(with(Cause::AdminKill, actor(99, false, None)).ends_with("from outside by pid 99 (as `ss -K` does)"));
-    assert!(with(Cause::AdminKill, actor(812, false, None)).ends_with("from outside (as `ss -K` does)"));
+    assert!(with(Cause::SocketDestroyed, actor(99, false, None)).ends_with("from outside by pid 99 (as `ss -K` does)"));
+    assert!(with(Cause::SocketDestroyed, actor(812, false, None)).ends_with("from outside (as `ss -K` does)"));
 }
 
 #[test]

@@ -129,8 +129,8 @@ pub fn error_type(reset: &Reset) -> Option<&'static str> {
     match reset.cause {
         Cause::RefusedByPeer => Some("connection_refused"),
         Cause::ResetByPeer if reset.owner.is_some() => Some("connection_reset"),
-        Cause::AdminKill | Cause::OutOfMemory => Some("connection_reset"),
-        Cause::KeepaliveTimeout | Cause::UserTimeout | Cause::RetransmitTimeout => Some("timed_out"),
+        Cause::SocketDestroyed | Cause::OutOfMemory => Some("connection_reset"),
+        Cause::KeepaliveTimeout | Cause::UserTimeout => Some("timed_out"),
         _ => None,
     }
 }

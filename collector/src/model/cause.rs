@@ -86,7 +86,7 @@ pub const EXPLANATIONS: &[Explanation; Cause::ALL.len()] = &[
               health checks that send traffic before the service is ready. From many peers or ports it is a port scan.",
     },
     Explanation {
-        cause: Cause::StraySegment,
+        cause: Cause::UnknownConnection,
         severity: Severity::Info,
         meaning: "A segment that is no SYN met no socket, a listener, or a closed connection: one side, or a device \
                   between, has forgotten a connection that the other still uses.",
@@ -128,7 +128,7 @@ pub const EXPLANATIONS: &[Explanation; Cause::ALL.len()] = &[
               server's idle timeout longer than the client's pool's), or a response cut short.",
     },
     Explanation {
-        cause: Cause::Disconnected,
+        cause: Cause::DisconnectSyscall,
         severity: Severity::Info,
         meaning: "The process dissolved the connection by connect(AF_UNSPEC), or it ended in CLOSING or LAST_ACK with \
                   data not yet sent, which are lost.",
@@ -148,8 +148,8 @@ pub const EXPLANATIONS: &[Explanation; Cause::ALL.len()] = &[
     Explanation {
         cause: Cause::AcceptQueueOverflow,
         severity: Severity::Warn,
-        meaning: "The listener's queue of connections to be accepted was full, and net.ipv4.tcp_abort_on_overflow is 1: \
-                  the new connection was reset.",
+        meaning: "The listener's queue of connections to be accepted was full: under net.ipv4.tcp_abort_on_overflow the \
+                  new connection was reset.",
         kernel: "tcp_check_req() -> tcp_v4_syn_recv_sock() fails, sk_acceptq_is_full() -> embryonic_reset \
                  (INVALID_SYN)",
         standard: "none; tcp(7), tcp_abort_on_overflow; listen(2)",
@@ -159,14 +159,14 @@ pub const EXPLANATIONS: &[Explanation; Cause::ALL.len()] = &[
     Explanation {
         cause: Cause::ProcessKilled,
         severity: Severity::Error,
-        meaning: "The process that held the connection died, by exit or by a signal, with the connection open.",
+        meaning: "A signal ended the process that held the connection, with the connection open.",
         kernel: "do_exit() -> exit_files() -> task_work_run() -> __fput() -> tcp_close() -> tcp_send_active_reset()",
         standard: "RFC 9293 3.6.1",
-        fix: "See why it died: out of memory (dmesg, exit 137), a crash, or a stop that did not wait for it: handle \
-              SIGTERM, drain, and give it time (terminationGracePeriodSeconds, TimeoutStopSec).",
+        fix: "Find out who sent the signal: a crash (SIGSEGV, SIGABRT), or a stop that did not wait (SIGKILL after \
+              terminationGracePeriodSeconds or TimeoutStopSec). Handle SIGTERM, drain, and give the process time.",
     },
     Explanation {
-        cause: Cause::AdminKill,
+        cause: Cause::SocketDestroyed,
         severity: Severity::Warn,
         meaning: "Somebody destroyed the socket from outside: `ss -K`, sock_diag, or an eBPF program.",
         kernel: "tcp_diag_destroy() or bpf_sock_destroy() -> tcp_abort() -> tcp_send_active_reset()",
@@ -196,13 +196,13 @@ pub const EXPLANATIONS: &[Explanation; Cause::ALL.len()] = &[
               failover takes?",
     },
     Explanation {
-        cause: Cause::RetransmitTimeout,
-        severity: Severity::Error,
-        meaning: "The peer acknowledged none of the retransmissions: the connection was given up.",
-        kernel: "tcp_retransmit_timer() -> tcp_write_timeout() -> tcp_write_err(), tcp_out_of_resources()",
-        standard: "RFC 9293 3.8.3; RFC 1122 4.2.3.5; RFC 6298",
-        fix: "Check loss on the path, the peer's host, and a firewall between; net.ipv4.tcp_retries2 says how long the \
-              kernel goes on (about 15 minutes at the default).",
+        cause: Cause::ProcessExited,
+        severity: Severity::Warn,
+        meaning: "The process that held the connection ended by itself, with the connection open.",
+        kernel: "do_exit() -> exit_files() -> task_work_run() -> __fput() -> tcp_close() -> tcp_send_active_reset()",
+        standard: "RFC 9293 3.6.1",
+        fix: "An exit code other than 0 is a failure: see the program's log. Otherwise close connections in order \
+              before the program ends, and read what the peer sent.",
     },
     Explanation {
         cause: Cause::OutOfMemory,
@@ -267,13 +267,23 @@ pub const EXPLANATIONS: &[Explanation; Cause::ALL.len()] = &[
               peer that was stopped.",
     },
     Explanation {
-        cause: Cause::Unowned,
+        cause: Cause::UnmatchedReset,
         severity: Severity::Info,
-        meaning: "A reset came that no socket here owns: its connection is closed already, was never here, or is a \
+        meaning: "A reset came that fits no connection here: its connection is closed already, was never here, or is a \
                   container's that is gone. Also the backscatter of an attack under forged addresses.",
         kernel: "tcp_v4_rcv() -> no_tcp_socket -> kfree_skb_reason(NO_SOCKET)",
         standard: "RFC 9293 3.10.7.1 (CLOSED state: a reset is discarded)",
         fix: "Nothing, mostly. Many from one peer: it still resets connections that this host has forgotten.",
+    },
+    Explanation {
+        cause: Cause::ProcessOomKilled,
+        severity: Severity::Error,
+        meaning: "The kernel's OOM killer ended the process that held the connection, with the connection open.",
+        kernel: "oom_kill_process() -> SIGKILL; do_exit() -> exit_files() -> __fput() -> tcp_close() -> \
+                 tcp_send_active_reset()",
+        standard: "RFC 9293 3.6.1",
+        fix: "Raise the memory limit (resources.limits.memory, MemoryMax), or find what the process holds; dmesg and \
+              memory.events of its cgroup (oom_kill) show the limit that was hit.",
     },
 ];
 
@@ -295,14 +305,15 @@ mod tests {
             (Cause::LingerZero, Severity::Info),
             (Cause::ListenerClosed, Severity::Info),
             (Cause::PortClosed, Severity::Info),
-            (Cause::StraySegment, Severity::Info),
-            (Cause::Unowned, Severity::Info),
+            (Cause::UnknownConnection, Severity::Info),
+            (Cause::UnmatchedReset, Severity::Info),
             (Cause::ClosedWithUnreadData, Severity::Warn),
             (Cause::RefusedByPeer, Severity::Warn),
             (Cause::DataAfterClose, Severity::Warn),
             (Cause::KeepaliveTimeout, Severity::Error),
             (Cause::UserTimeout, Severity::Error),
-            (Cause::RetransmitTimeout, Severity::Error),
+            (Cause::ProcessKilled, Severity::Error),
+            (Cause::ProcessOomKilled, Severity::Error),
             (Cause::OutOfMemory, Severity::Error),
             (Cause::ResetByPeer, Severity::Error),
         ];

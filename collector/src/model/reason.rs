@@ -107,7 +107,7 @@ pub const REASONS: &[Reason] = &[
         "NO_SOCKET",
         "No socket of any kind has the segment's addresses and ports.",
         "tcp_v4_rcv(), tcp_v6_rcv() -> no_tcp_socket -> tcp_v4_send_reset(), tcp_v6_send_reset()",
-        "port_closed for a SYN, stray_segment otherwise",
+        "port_closed for a SYN, unknown_connection otherwise",
     ),
     reset(
         "TCP_INVALID_ACK_SEQUENCE",
@@ -139,7 +139,7 @@ pub const REASONS: &[Reason] = &[
         "The segment's flags fit nothing: mostly an ACK to a listener that knows of no handshake (a forgotten \
          connection, a bad SYN cookie).",
         "tcp_rcv_state_process() in LISTEN",
-        "stray_segment at a listener, bad_segment otherwise",
+        "unknown_connection at a listener, bad_segment otherwise",
     ),
     reset(
         "TCP_OLD_ACK",
@@ -189,7 +189,7 @@ pub const REASONS: &[Reason] = &[
         "The connection was torn down in a state that needs a reset. The kernel gives this one name to SO_LINGER 0, \
          connect(AF_UNSPEC), a listener's close, a killed socket and an orphan's timeout.",
         "tcp_disconnect(), tcp_abort(), inet_csk_listen_stop(), tcp_keepalive_timer() of an orphan in FIN_WAIT2",
-        "linger_zero, disconnected, listener_closed, admin_kill, process_killed",
+        "linger_zero, disconnect_syscall, listener_closed, socket_destroyed, process_killed",
     ),
     reset(
         "TCP_KEEPALIVE_TIMEOUT",
@@ -201,7 +201,7 @@ pub const REASONS: &[Reason] = &[
         "TCP_DISCONNECT_WITH_DATA",
         "Disconnected in CLOSING or LAST_ACK with data not yet sent.",
         "tcp_disconnect()",
-        "disconnected",
+        "disconnect_syscall",
     ),
     reset(
         "MPTCP_RST_EUNSPEC",
@@ -235,7 +235,7 @@ pub const REASONS: &[Reason] = &[
         "NO_SOCKET",
         "No socket has the addresses and ports of the received reset.",
         "tcp_v4_rcv(), tcp_v6_rcv() -> no_tcp_socket",
-        "unowned",
+        "unmatched_reset",
     ),
     dropped(
         "TCP_RESET",
@@ -248,7 +248,7 @@ pub const REASONS: &[Reason] = &[
         "NOT_SPECIFIED",
         "The kernel did not say; for a received reset mostly one for a request socket or TIME_WAIT.",
         "tcp_check_req(), tcp_timewait_state_process() -> kfree_skb()",
-        "reset_by_peer, unowned",
+        "reset_by_peer, unmatched_reset",
     ),
     dropped(
         "TCP_OLD_SEQUENCE",
@@ -284,9 +284,9 @@ pub const REASONS: &[Reason] = &[
         "NETFILTER_DROP",
         "A rule of this host's firewall dropped the received reset before a socket saw it.",
         "nf_hook_slow() -> kfree_skb_reason()",
-        "unowned or reset_by_peer, not accepted",
+        "unmatched_reset or reset_by_peer, not accepted",
     ),
-    dropped("TCP_CSUM", "The reset's checksum is wrong.", "tcp_v4_rcv(), tcp_v6_rcv() -> csum_error", "unowned"),
+    dropped("TCP_CSUM", "The reset's checksum is wrong.", "tcp_v4_rcv(), tcp_v6_rcv() -> csum_error", "unmatched_reset"),
     dropped(
         "SOCKET_FILTER",
         "A filter on the socket (SO_ATTACH_FILTER, eBPF) dropped the received reset.",

@@ -42,11 +42,11 @@ fn facts(reset: &Reset) -> Facts {
 }
 
 fn any_capture() -> impl Strategy<Value = Capture> {
-    any::<[bool; 4]>().prop_map(|[sent, received, firewall, unowned]| Capture {
+    any::<[bool; 4]>().prop_map(|[sent, received, firewall, unmatched]| Capture {
         sent,
         received,
         firewall,
-        unowned,
+        unmatched,
         ..Capture::default()
     })
 }

@@ -31,12 +31,12 @@ pub(crate) fn port_closed(family: Family, _: &Options) -> io::Result<()> {
     }
 }
 
-pub(crate) fn stray_to_closed_port(family: Family, _: &Options) -> io::Result<()> {
+pub(crate) fn unknown_to_closed_port(family: Family, _: &Options) -> io::Result<()> {
     let (source, destination) = (closed_port(family)?, closed_port(family)?);
     segment::send(source, destination, segment::flag::ACK, FALSE_NUMBER, FALSE_NUMBER)
 }
 
-pub(crate) fn stray_to_listener(family: Family, _: &Options) -> io::Result<()> {
+pub(crate) fn unknown_to_listener(family: Family, _: &Options) -> io::Result<()> {
     let listener = listen(family)?;
     segment::send(closed_port(family)?, listener.local_addr()?, segment::flag::ACK, FALSE_NUMBER, FALSE_NUMBER)
 }

@@ -76,19 +76,19 @@ const REFUSED: &[Expected] = &[sent(Cause::PortClosed), received(Cause::RefusedB
 const UNREAD: &[Expected] = &[sent(Cause::ClosedWithUnreadData), received(Cause::ResetByPeer)];
 const LINGER: &[Expected] = &[sent(Cause::LingerZero), received(Cause::ResetByPeer)];
 const AFTER_CLOSE: &[Expected] = &[sent(Cause::DataAfterClose), received(Cause::ResetByPeer)];
-const DISCONNECTED: &[Expected] = &[sent(Cause::Disconnected), received(Cause::ResetByPeer)];
+const DISCONNECT: &[Expected] = &[sent(Cause::DisconnectSyscall), received(Cause::ResetByPeer)];
 const LISTENER: &[Expected] = &[sent(Cause::ListenerClosed), received(Cause::ResetByPeer)];
 const OVERFLOW: &[Expected] = &[sent(Cause::AcceptQueueOverflow), received(Cause::ResetByPeer)];
 const KILLED: &[Expected] = &[sent(Cause::ProcessKilled), received(Cause::ResetByPeer)];
-const ADMIN: &[Expected] = &[sent(Cause::AdminKill), received(Cause::ResetByPeer)];
+const ADMIN: &[Expected] = &[sent(Cause::SocketDestroyed), received(Cause::ResetByPeer)];
 const KEEPALIVE: &[Expected] = &[sent(Cause::KeepaliveTimeout), received(Cause::ResetByPeer)];
 const USER_TIMEOUT: &[Expected] = &[sent(Cause::UserTimeout), received(Cause::ResetByPeer)];
 // The answer to a forged segment reaches a port that owns no connection.
-const STRAY: &[Expected] = &[sent(Cause::StraySegment), received(Cause::Unowned)];
-const BAD: &[Expected] = &[sent(Cause::BadSegment), received(Cause::Unowned)];
+const UNKNOWN: &[Expected] = &[sent(Cause::UnknownConnection), received(Cause::UnmatchedReset)];
+const BAD: &[Expected] = &[sent(Cause::BadSegment), received(Cause::UnmatchedReset)];
 const REJECTED: &[Expected] = &[sent(Cause::FirewallReject), received(Cause::RefusedByPeer)];
 const MPTCP: &[Expected] = &[sent(Cause::Mptcp), received(Cause::ResetByPeer)];
-const UNOWNED: &[Expected] = &[received(Cause::Unowned)];
+const UNMATCHED: &[Expected] = &[received(Cause::UnmatchedReset)];
 const REFUSED_RESET: &[Expected] = &[received(Cause::BadSegment)];
 
 /// Every scenario, in the order of the causes in the design.
@@ -96,16 +96,16 @@ pub(crate) static SCENARIOS: &[Scenario] = &[
     quick("connect to a closed port", Family::V4, REFUSED, actions::port_closed),
     quick("connect to a closed port", Family::V6, REFUSED, actions::port_closed),
     quick("connect to a closed port", Family::Mapped, REFUSED, actions::port_closed),
-    quick("ACK to a closed port", Family::V4, STRAY, actions::stray_to_closed_port),
-    quick("ACK to a closed port", Family::V6, STRAY, actions::stray_to_closed_port),
-    quick("ACK to a listener", Family::V4, STRAY, actions::stray_to_listener),
+    quick("ACK to a closed port", Family::V4, UNKNOWN, actions::unknown_to_closed_port),
+    quick("ACK to a closed port", Family::V6, UNKNOWN, actions::unknown_to_closed_port),
+    quick("ACK to a listener", Family::V4, UNKNOWN, actions::unknown_to_listener),
     quick("close with data unread", Family::V4, UNREAD, actions::close_with_unread_data),
     quick("close with data unread", Family::V6, UNREAD, actions::close_with_unread_data),
     quick("close under SO_LINGER 0", Family::V4, LINGER, actions::linger_zero),
     quick("close under SO_LINGER 0", Family::V6, LINGER, actions::linger_zero),
     quick("send to a peer that has closed", Family::V4, AFTER_CLOSE, actions::data_after_close),
     quick("send to a peer that has closed", Family::V6, AFTER_CLOSE, actions::data_after_close),
-    quick("connect(AF_UNSPEC)", Family::V4, DISCONNECTED, actions::disconnect),
+    quick("connect(AF_UNSPEC)", Family::V4, DISCONNECT, actions::disconnect),
     quick("close a listener with a connection waiting", Family::V4, LISTENER, actions::close_listener),
     slow("overflow an accept queue", Family::V4, OVERFLOW, actions::overflow_accept_queue),
     quick("kill -9 the owner", Family::V4, KILLED, actions::kill_owner),
@@ -113,12 +113,6 @@ pub(crate) static SCENARIOS: &[Scenario] = &[
     quick("sock_diag destroy (ss -K)", Family::V6, ADMIN, actions::destroy_socket),
     slow("keepalive to a peer gone silent", Family::V4, KEEPALIVE, actions::keepalive_timeout),
     slow("TCP_USER_TIMEOUT, peer gone silent", Family::V4, USER_TIMEOUT, actions::user_timeout),
-    Scenario {
-        made: "data to a peer gone silent",
-        family: Family::V4,
-        expected: &[sent(Cause::RetransmitTimeout)],
-        act: Act::CannotMake("this kernel gives such a connection up without a reset"),
-    },
     Scenario {
         made: "too many orphans",
         family: Family::V4,
@@ -131,8 +125,8 @@ pub(crate) static SCENARIOS: &[Scenario] = &[
     quick("close MPTCP with data unread", Family::V4, MPTCP, actions::mptcp_fast_close),
     quick("REJECT with tcp reset", Family::V4, REJECTED, actions::firewall_reject),
     quick("REJECT with tcp reset", Family::V6, REJECTED, actions::firewall_reject),
-    quick("RST to a closed port", Family::V4, UNOWNED, actions::reset_to_closed_port),
-    quick("RST to a closed port", Family::V6, UNOWNED, actions::reset_to_closed_port),
+    quick("RST to a closed port", Family::V4, UNMATCHED, actions::reset_to_closed_port),
+    quick("RST to a closed port", Family::V6, UNMATCHED, actions::reset_to_closed_port),
 ];
 
 const fn quick(
@@ -159,7 +153,9 @@ mod tests {
 
     #[test]
     fn every_cause_has_a_scenario() {
-        for cause in Cause::ALL.iter().filter(|cause| **cause != Cause::Unknown) {
+        // The kernel part does not yet distinguish how an owner ended.
+        let without = [Cause::Unknown, Cause::ProcessExited, Cause::ProcessOomKilled];
+        for cause in Cause::ALL.iter().filter(|cause| !without.contains(cause)) {
             assert!(
                 SCENARIOS.iter().any(|scenario| scenario.expected.iter().any(|(_, expected)| expected == cause)),
                 "{} is not shown",

@@ -203,10 +203,10 @@ mod tests {
             // It says that it failed, but the kernel did send.
             (vec![], Some(1), Some("no answer"), vec![(Transmit, Verdict::Missed), (Receive, Verdict::Missed)]),
             (
-                vec![(Transmit, Cause::StraySegment), received],
+                vec![(Transmit, Cause::UnknownConnection), received],
                 Some(1),
                 None,
-                vec![(Transmit, Verdict::Wrong(Cause::StraySegment)), (Receive, Verdict::Right)],
+                vec![(Transmit, Verdict::Wrong(Cause::UnknownConnection)), (Receive, Verdict::Right)],
             ),
             (
                 vec![sent, sent, received],
@@ -239,12 +239,12 @@ mod tests {
 
     #[test]
     fn the_table_says_it_all() {
-        let observed = Observed { given: vec![(Transmit, Cause::StraySegment)], counted: Some(1), failure: None };
+        let observed = Observed { given: vec![(Transmit, Cause::UnknownConnection)], counted: Some(1), failure: None };
         let rows = judge(&REFUSED, &observed);
         assert_eq!(
             table(&rows),
             "MADE           DIRECTION  SEEN  CAUSE EXPECTED           CAUSE GIVEN\n\
-             connect, IPv4  transmit   yes   port_closed              stray_segment            WRONG\n\
+             connect, IPv4  transmit   yes   port_closed              unknown_connection       WRONG\n\
              connect, IPv4  receive    no    refused_by_peer          -                        MISSED\n\
              \n0 seen with the right cause, 1 wrong, 1 missed, 0 not made\n"
         );

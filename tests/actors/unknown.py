@@ -4,8 +4,8 @@ from hosts import CLOSE, Process, port, until, wait_state
 from scenario import EVERYWHERE, THREE, received, scenario, sent
 from segments import OPTION_MSS, Ghost, Sniffer, forge
 
-STRAY = sent("server", "stray_segment", "passive")
-UNOWNED = received("client", "unowned")
+UNKNOWN = sent("server", "unknown_connection", "passive")
+UNMATCHED = received("client", "unmatched_reset")
 PORT = 4001  # of the client, which has no connection there
 
 
@@ -16,37 +16,37 @@ def _to_closed_port(net, flags, data=b""):
     until(lambda: net.server.resets_sent(), "the server has answered")
 
 
-@scenario(STRAY, UNOWNED, on=EVERYWHERE)
+@scenario(UNKNOWN, UNMATCHED, on=EVERYWHERE)
 def ack_to_closed_port(net):
     """an ACK to a port that nobody listens on"""
     _to_closed_port(net, "A")
 
 
-@scenario(STRAY, UNOWNED)
+@scenario(UNKNOWN, UNMATCHED)
 def data_to_closed_port(net):
     """data to a port that nobody listens on"""
     _to_closed_port(net, "PA", data=b"hello")
 
 
-@scenario(STRAY, UNOWNED)
+@scenario(UNKNOWN, UNMATCHED)
 def fin_to_closed_port(net):
     """a FIN to a port that nobody listens on"""
     _to_closed_port(net, "FA")
 
 
-@scenario(STRAY, UNOWNED)
+@scenario(UNKNOWN, UNMATCHED)
 def syn_ack_to_closed_port(net):
     """a SYN-ACK that nobody asked for"""
     _to_closed_port(net, "SA")
 
 
-@scenario(STRAY, UNOWNED)
+@scenario(UNKNOWN, UNMATCHED)
 def no_flags_to_closed_port(net):
     """a segment without any flag, as a scanner sends it"""
     _to_closed_port(net, "")
 
 
-@scenario(STRAY)
+@scenario(UNKNOWN)
 def ack_from_ghost_to_closed_port(net):
     """an ACK made by hand, from an address behind the client"""
     ghost = Ghost(net, net.closed_port())
@@ -54,7 +54,7 @@ def ack_from_ghost_to_closed_port(net):
     ghost.expect("R")
 
 
-@scenario(sent("server", "stray_segment", "passive", "listen"), UNOWNED, on=EVERYWHERE)
+@scenario(sent("server", "unknown_connection", "passive", "listen"), UNMATCHED, on=EVERYWHERE)
 def ack_to_listener(net):
     """an ACK to a listener that knows no such connection"""
     with net.listen() as listener:
@@ -63,7 +63,7 @@ def ack_to_listener(net):
         until(lambda: net.server.resets_sent(), "the listener has answered")
 
 
-@scenario(sent("server", "stray_segment", "passive", "listen"))
+@scenario(sent("server", "unknown_connection", "passive", "listen"))
 def syn_ack_to_listener(net):
     """a SYN-ACK to a listener"""
     with net.listen() as listener:
@@ -72,7 +72,7 @@ def syn_ack_to_listener(net):
         ghost.expect("R")
 
 
-@scenario(sent("server", "stray_segment|bad_segment", "passive", "listen|syn_received"))
+@scenario(sent("server", "unknown_connection|bad_segment", "passive", "listen|syn_received"))
 def bad_ack_in_handshake(net):
     """the last ACK of a handshake acknowledges what was never sent"""
     with net.listen() as listener:
@@ -82,7 +82,7 @@ def bad_ack_in_handshake(net):
         ghost.expect("R")
 
 
-@scenario(STRAY, received("client", "reset_by_peer", "established"), on=THREE)
+@scenario(UNKNOWN, received("client", "reset_by_peer", "established"), on=THREE)
 def half_open(net):
     """the server's process died unheard, and nobody listens any more; the client sends data"""
     client = _half_open(net)
@@ -90,7 +90,7 @@ def half_open(net):
     wait_state(client, CLOSE)
 
 
-@scenario(sent("server", "stray_segment", "passive", "listen"), received("client", "reset_by_peer", "established"), on=THREE)
+@scenario(sent("server", "unknown_connection", "passive", "listen"), received("client", "reset_by_peer", "established"), on=THREE)
 def half_open_restarted(net):
     """the server's process died unheard and was started again; the client sends data"""
     client = _half_open(net)
@@ -134,7 +134,7 @@ def _from_server(net, syn, flags, **fields):
     forge(net.server, (net.target, syn.port), own, flags, **fields)
 
 
-BAD_ANSWER = (sent("client", "bad_segment", "passive", "syn_sent"), received("server", "unowned"))
+BAD_ANSWER = (sent("client", "bad_segment", "passive", "syn_sent"), received("server", "unmatched_reset"))
 
 
 @scenario(*BAD_ANSWER, on=THREE)
@@ -156,7 +156,7 @@ def syn_ack_with_bad_timestamp(net):
     one.close()
 
 
-@scenario(sent("client", "bad_segment", "passive", "syn_received"), received("server", "unowned"))
+@scenario(sent("client", "bad_segment", "passive", "syn_received"), received("server", "unmatched_reset"))
 def bad_ack_in_simultaneous_open(net):
     """both ends open at once, and then an ACK of what was never sent"""
     one, syn, sniffer = _unanswered(net)
