@@ -62,8 +62,10 @@ pub enum Fit {
 /// Whether a span could ever fit: not where nobody holds the connection, or where it lives on.
 pub fn may_have_span(reset: &Reset) -> bool {
     let accepted = reset.owner.is_some_and(|owner| !matches!(owner.source, OwnerSource::None | OwnerSource::Listener));
-    let connection =
-        !matches!(reset.cause, Cause::PortClosed | Cause::ListenerClosed | Cause::AcceptQueueOverflow | Cause::UnmatchedReset);
+    let connection = !matches!(
+        reset.cause,
+        Cause::PortClosed | Cause::ListenerClosed | Cause::AcceptQueueOverflow | Cause::UnmatchedReset
+    );
     accepted && connection && !reset.not_accepted && reset.state != Some(State::Listen)
 }
 

@@ -165,7 +165,8 @@ fn ignored_resets_say_so() {
         "a reset from 10.0.0.7:51514 to 10.0.0.5:80 was ignored (kernel reason TCP_RESET): the listener of nginx (pid \
          812) goes on"
     );
-    let unmatched = Reset { owner: None, state: None, not_accepted: true, ..received(Cause::UnmatchedReset, State::Closed) };
+    let unmatched =
+        Reset { owner: None, state: None, not_accepted: true, ..received(Cause::UnmatchedReset, State::Closed) };
     assert_eq!(
         told(&unmatched),
         "a reset came from 10.0.0.7:51514 to 10.0.0.5:80, where no connection is known: it was ignored"

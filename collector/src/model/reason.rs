@@ -286,7 +286,12 @@ pub const REASONS: &[Reason] = &[
         "nf_hook_slow() -> kfree_skb_reason()",
         "unmatched_reset or reset_by_peer, not accepted",
     ),
-    dropped("TCP_CSUM", "The reset's checksum is wrong.", "tcp_v4_rcv(), tcp_v6_rcv() -> csum_error", "unmatched_reset"),
+    dropped(
+        "TCP_CSUM",
+        "The reset's checksum is wrong.",
+        "tcp_v4_rcv(), tcp_v6_rcv() -> csum_error",
+        "unmatched_reset",
+    ),
     dropped(
         "SOCKET_FILTER",
         "A filter on the socket (SO_ATTACH_FILTER, eBPF) dropped the received reset.",

@@ -94,8 +94,12 @@ fn forwarded_for_is_not_the_socket() {
 #[test]
 fn later_segments_of_a_connection_share_its_fate() {
     let span = SERVERS[0].1(1, 40_001, 0, 20);
-    let stray =
-        Reset { cause: Cause::UnknownConnection, owner: None, state: None, ..by_server(40_001, 22_000, Cause::Unknown) };
+    let stray = Reset {
+        cause: Cause::UnknownConnection,
+        owner: None,
+        state: None,
+        ..by_server(40_001, 22_000, Cause::Unknown)
+    };
     let resets = [by_server(40_001, 21_000, Cause::ClosedWithUnreadData), stray];
     check("two resets of one connection", &[span], &resets, &[Said::Own(1), Said::Own(1)]);
 }
