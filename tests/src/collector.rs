@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{network::Host, patience::look_until, record::Record};
+use crate::{network::Host, poll::look_until, record::Record};
 
 const START_PATIENCE: Duration = Duration::from_secs(180);
 const END_PATIENCE: Duration = Duration::from_secs(20);

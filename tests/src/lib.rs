@@ -8,22 +8,22 @@
 pub mod backend;
 pub mod capture;
 pub mod collector;
+pub mod compare;
 pub mod container;
 pub mod flood;
+pub mod instrumented;
 pub mod jaeger;
-pub mod judge;
 pub mod metrics;
 pub mod network;
 pub mod owner;
-pub mod patience;
+pub mod poll;
 pub mod process;
-pub mod programs;
+pub mod processes;
 pub mod record;
 pub mod reference;
 pub mod scenario;
 pub mod storm;
 pub mod suite;
-pub mod traced;
 
 use std::path::PathBuf;
 

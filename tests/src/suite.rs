@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     capture::Capture,
     collector::Collector,
-    judge::{self, TIME_TOLERANCE},
+    compare::{self, TIME_TOLERANCE},
     network::Network,
     record::Record,
     scenario::{self, Scenario, Variant},
@@ -141,15 +141,15 @@ fn judged(
     let captured_until = now_ns()?;
     let mut wired = Vec::new();
     for (host, capture) in network.hosts().into_iter().zip(captures) {
-        wired.extend(judge::wired(host, &capture.finish()?));
+        wired.extend(compare::wired(host, &capture.finish()?));
     }
     let sent = wired.iter().filter(|one| one.direction == "transmit").count();
     outcome.wire = (sent, wired.len() - sent);
-    outcome.faults = judge::check_wire(&scenario.due, &network, &wired);
+    outcome.faults = compare::check_wire(&scenario.due, &network, &wired);
     if let Some(collector) = collector {
         let records = awaited_records(collector, &network, wired.len(), captured_from..captured_until)?;
         outcome.records = records.len();
-        let verdict = judge::judge(&scenario.due, &network, &wired, &records);
+        let verdict = compare::judge(&scenario.due, &network, &wired, &records);
         outcome.faults.extend(verdict.faults);
         outcome.time_differences = verdict.time_differences;
     }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
     backend::{Backend, Log},
     collector::Collector,
-    patience::look_until,
+    poll::look_until,
     record::Record,
     skip_reason, suite,
 };

@@ -18,7 +18,7 @@ use reset_collector_tests::{
     container::{self, Container},
     network::{Layout, Network},
     owner::build_peer,
-    patience::look_until,
+    poll::look_until,
     record::Record,
 };
 use serde_json::json;

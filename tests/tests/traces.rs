@@ -10,10 +10,10 @@ use anyhow::{Result, ensure};
 use reset_collector_tests::{
     backend::Backend,
     collector::Collector,
+    instrumented::{self, Judge, Program, Side, Truth, Verdict},
     jaeger::{Jaeger, Span},
     network::{Host, Layout, Network},
     skip_reason,
-    traced::{self, Judge, Program, Side, Truth, Verdict},
 };
 
 /// A span waits five seconds in its SDK, and a busy machine may take as long again to send it.
@@ -237,7 +237,7 @@ fn each_on_its_span(by: By) -> Result<()> {
         }
         Ok(verdicts)
     })?;
-    println!("{}", traced::table(&verdicts)?);
+    println!("{}", instrumented::table(&verdicts)?);
     if std::env::var_os("RESET_TESTS_VERBOSE").is_some() {
         tell_all(&truths, &backend, &jaeger, &network)?;
     }

@@ -3,10 +3,10 @@
 #[path = "../reset_of/blank.rs"]
 mod blank;
 mod clients;
+mod concurrent_spans;
 mod grpc;
 mod sdk;
 mod servers;
-mod siblings;
 mod simulation;
 mod waiting;
 

@@ -14,7 +14,7 @@ use reset_collector::{
 
 use crate::{
     backend::{Backend, Reply, logs, numbers},
-    sending::{destination, dropped, fate_of_one, to},
+    client::{destination, dropped, fate_of_one, to},
 };
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     backend::{Backend, Reply, logs, numbers},
-    sending::{LOGS, to},
+    client::{LOGS, to},
 };
 
 const KILLS: u64 = 60;

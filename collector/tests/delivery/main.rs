@@ -2,14 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod accounting;
 mod answers;
 mod backend;
+mod client;
+mod comparison;
 mod disk;
-mod law;
-mod lines;
-mod own_health;
-mod peers;
-mod sending;
-mod strangers;
+mod health;
+mod log_lines;
 mod throughput;
 mod tls;
+mod wrong_endpoints;

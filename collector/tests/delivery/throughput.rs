@@ -32,8 +32,8 @@ use reset_collector::{
 use tokio::runtime::Handle;
 
 use crate::{
-    peers,
-    sending::{LOGS, to},
+    client::{LOGS, to},
+    comparison,
 };
 
 pub(crate) const RECORDS: u32 = 4096;
@@ -133,19 +133,19 @@ async fn throughput() {
                     continue;
                 }
                 let (from, to) = (&message, endpoint.as_str());
-                if let Some(cost) = peers::collector(from, to, protocol, compression).await {
+                if let Some(cost) = comparison::collector(from, to, protocol, compression).await {
                     say(&format!("OpenTelemetry Collector, receives and exports, {protocol:?} {compression:?}"), cost);
                 }
                 if protocol == Protocol::Grpc && compression != Compression::Zstd {
                     say(&format!("opentelemetry_sdk, makes records and exports, {protocol:?} {compression:?}"), {
-                        peers::sdk(to, compression == Compression::Gzip).await
+                        comparison::sdk(to, compression == Compression::Gzip).await
                     });
                 }
                 assert!(cost.records_per_second > 0.0);
             }
         }
     }
-    if let Some(cost) = peers::collector_that_only_receives(&message).await {
+    if let Some(cost) = comparison::collector_that_only_receives(&message).await {
         say("OpenTelemetry Collector, receives only, Grpc None", cost);
     }
     sink.kill().unwrap();

@@ -16,7 +16,7 @@ use rustls::{
 
 use crate::{
     backend::{Backend, Reply, logs},
-    sending::{to, words_of_one_try},
+    client::{to, words_of_one_try},
 };
 
 struct Authority {

@@ -17,7 +17,7 @@ use reset_collector_tests::{
     crate_directory,
     jaeger::{Jaeger, Span},
     network::{Layout, Network},
-    programs::Programs,
+    processes::Programs,
     skip_reason,
 };
 

@@ -14,7 +14,7 @@ use opentelemetry_sdk::logs::{BatchConfigBuilder, BatchLogProcessor, SdkLoggerPr
 use reset_collector::config::settings::{Compression, Destination, Protocol, Queue};
 
 use crate::{
-    sending::to,
+    client::to,
     throughput::{BATCHES, Cost, RECORDS, attribute_name, attribute_value, cpu_seconds, send},
 };
 

@@ -17,7 +17,7 @@ use reset_collector_tests::{
     collector::Collector,
     flood,
     network::{Layout, Network},
-    patience::look_until,
+    poll::look_until,
     record::Record,
     skip_reason,
 };

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     backend::{Backend, Reply, logs},
-    sending::{LOGS, destination},
+    client::{LOGS, destination},
 };
 
 #[derive(Clone, Default)]

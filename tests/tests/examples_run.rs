@@ -1,5 +1,5 @@
 //! Examples started as their pages say, with the real programs: Jaeger, the OpenTelemetry Collector, Prometheus. The shops are
-//! in `shop.rs`, the systemd unit in `package.rs`.
+//! in `example_apps.rs`, the systemd unit in `package.rs`.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a skip says why")]
@@ -20,7 +20,7 @@ use reset_collector_tests::{
     crate_directory,
     jaeger::Jaeger,
     network::{Host, Layout, Network},
-    programs::Programs,
+    processes::Programs,
     skip_reason,
 };
 use serde_json::Value;

@@ -24,7 +24,7 @@ use tokio::{
 
 use crate::{
     backend::{Backend, Reply, logs},
-    sending::{LOGS, destination},
+    client::{LOGS, destination},
 };
 
 async fn admin(account: &Arc<Account>) -> std::net::SocketAddr {

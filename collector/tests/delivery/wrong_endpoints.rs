@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     backend::{Backend, Reply, logs},
-    sending::{destination, to, words_of_one_try},
+    client::{destination, to, words_of_one_try},
 };
 
 /// Says these bytes to every connection once something came, then closes or goes on as told.

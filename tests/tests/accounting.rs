@@ -20,7 +20,7 @@ use reset_collector_tests::{
     flood,
     metrics::Metrics,
     network::{Layout, Network},
-    patience::look_until,
+    poll::look_until,
     record::Record,
     skip_reason,
 };
