@@ -14,23 +14,23 @@ use core::{
     ptr::{read_volatile, write_volatile},
 };
 
-use crate::{map::MARKS, read::argument};
+use crate::{ends::SPREAD, map::MARKS, read::argument};
 
 /// 1 where programs are attached twice. Its first value stands nowhere else: see `read`.
 #[unsafe(no_mangle)]
-static RUNS_TWICE: u32 = 0xfc1a_0005;
+static RUNS_TWICE: u32 = 0xfc1a_0006;
 
 /// Events that may be between their first and second run at once, on all processors: two with one mark would give one
 /// of them a second record.
 pub(crate) const MOST_MARKS: usize = 4096;
 
-/// Which of an object's pairs a mark is of.
+/// Which of the pairs a mark is of: bits that are 0 in an address.
 #[derive(Clone, Copy)]
-#[repr(u32)]
+#[repr(u64)]
 pub(crate) enum Pair {
-    Answers = 0x5851_f42d,
-    Aborts = 0x1405_7b7f,
-    Receives = 0x9e37_79b9,
+    Answers = 1,
+    Aborts = 2,
+    Receives = 3,
 }
 
 /// Whether this run is the one that tells of the event, by the socket and segment that are the tracepoint's first arguments.
@@ -42,8 +42,8 @@ pub(crate) fn tells<const AGAIN: bool>(context: *const c_void, pair: Pair) -> bo
     }
     let socket = low_half(argument(context, 0));
     let segment = if matches!(pair, Pair::Answers) { low_half(argument(context, 1)) } else { 0 };
-    let mark = socket << 32 | segment ^ u64::from(pair as u32);
-    let slot = (mark.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as u32;
+    let mark = socket << 32 | segment | pair as u64;
+    let slot = (mark.wrapping_mul(SPREAD) >> (64 - MOST_MARKS.ilog2())) as u32;
     let Some(slot) = MARKS.get(&slot) else { return true };
     // SAFETY: the verifier knows the value's size; the map keeps the memory, and a word is written at once.
     unsafe {

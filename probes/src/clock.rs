@@ -1,9 +1,19 @@
 //! The time of a reset, and numbers that the verifier is not to know.
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_ktime_get_tai_ns};
-use reset_collector_probes::flag;
+use reset_collector_probes::{UNKNOWN_U64, flag};
 
 use crate::read::has_tai_clock;
+
+/// From then, by CLOCK_MONOTONIC, to now; [`UNKNOWN_U64`] where it is 0, which is not known.
+#[inline(always)]
+pub(crate) fn since(then_ns: u64) -> u64 {
+    match then_ns {
+        0 => UNKNOWN_U64,
+        // SAFETY: a plain helper.
+        then_ns => unsafe { bpf_ktime_get_ns() }.wrapping_sub(then_ns),
+    }
+}
 
 /// When a reset was seen, by the clock that records tell the time of.
 #[derive(Clone, Copy)]

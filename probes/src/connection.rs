@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skc_to_tcp_sock, bpf_so
 use reset_collector_probes::{ResetRecord, State, UNKNOWN_U32, UNKNOWN_U64, cause::Aborting, field::Field, flag};
 
 use crate::{
-    clock::Moment,
+    clock::{Moment, since},
     ends::{Ends, version_of},
     map::{forget, kept, kept_or_new},
     owner::{Process, Task},
@@ -310,11 +310,7 @@ impl Full {
         record.unsent_bytes = unsent;
         record.unacked_bytes = unacked;
         record.closed_ns = UNKNOWN_U64;
-        record.duration_ns = match self.kept.established_ns {
-            0 => UNKNOWN_U64,
-            // SAFETY: a plain helper.
-            established_ns => unsafe { bpf_ktime_get_ns() }.wrapping_sub(established_ns),
-        };
+        record.duration_ns = since(self.kept.established_ns);
     }
 }
 

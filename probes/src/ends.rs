@@ -6,6 +6,9 @@ use reset_collector_probes::ResetRecord;
 
 use crate::segment::Segment;
 
+/// An odd number that spreads a word over all bits (a multiply-shift hash).
+pub(crate) const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// Addresses in network order, IPv4 as `::ffff:a.b.c.d`; ports in the host's.
 #[derive(Clone, Copy)]
 pub(crate) struct Ends {
@@ -52,8 +55,6 @@ impl Ends {
     /// The connection in its namespace, as one number.
     #[inline(always)]
     pub(crate) fn key(&self, network_namespace: u32) -> u64 {
-        /// Odd constants spread each word over all bits (a multiply-shift hash).
-        const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
         let mut key = u64::from(network_namespace) << 32 | u64::from(self.local_port) << 16 | u64::from(self.peer_port);
         let mut index = 0;
         while index < 4 {

@@ -1,10 +1,10 @@
 //! What is left of a connection in TIME_WAIT, of which the kernel keeps nothing but the ends (`tcp_time_wait`): who held
 //! it, and what a reset that answers for it can still say.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use reset_collector_probes::{OwnerSource, ResetRecord, UNKNOWN_U64, field::Field};
+use reset_collector_probes::{OwnerSource, ResetRecord, field::Field};
 
 use crate::{
+    clock::since,
     connection::{ends, last_data, namespace_of},
     ends::Ends,
     map::{CLOSED, Kept},
@@ -55,9 +55,6 @@ pub(crate) fn write(record: &mut ResetRecord, ends: &Ends) {
     record.bytes_sent = closed.bytes_sent;
     record.bytes_received = closed.bytes_received;
     record.flags |= closed.flags as u16;
-    // SAFETY: a plain helper.
-    let now = unsafe { bpf_ktime_get_ns() };
-    let since = |then_ns: u64| if then_ns == 0 { UNKNOWN_U64 } else { now.wrapping_sub(then_ns) };
     record.closed_ns = since(closed.closed_ns);
     record.duration_ns = since(closed.established_ns);
 }
