@@ -51,6 +51,7 @@ fn records(ip_version: u8) -> Vec<Vec<u8>> {
             span_id: [0; 8],
             owner_pid: 81_234,
             actor_pid: 0,
+            actor_comm: [0; 16],
             thread_id: 0,
             exit_code: 0,
             network_namespace: 4_026_531_840,

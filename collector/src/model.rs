@@ -56,6 +56,8 @@ pub struct Reset {
     pub cgroup_id: Option<u64>,
     /// The task that did it, where the kernel says truly who acted.
     pub actor: Option<Actor>,
+    /// How the owner's process ended, where its end closed the connection.
+    pub exit: Option<ProcessExit>,
     /// TCP flags of the segment that was answered or received.
     pub segment_flags: u8,
     /// Whether the received reset was ignored by the socket, whose connection lives on.
@@ -125,10 +127,21 @@ pub struct Actor {
     pub pid: u32,
     /// Thread id.
     pub thread_id: u32,
+    /// Name of its main thread at the time of the reset, closed by a zero.
+    pub comm: [u8; probes::COMM_LEN],
     /// It was exiting.
     pub exiting: bool,
     /// The signal that killed it.
     pub signal: Option<u8>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProcessExit {
+    /// By itself, with this exit code.
+    Code(u8),
+    /// By this signal.
+    Signal(u8),
 }
 
 /// The request that a reset belongs to.
@@ -283,6 +296,7 @@ impl Decoder {
             credential: record.credential,
             cgroup_id: (record.cgroup_id != 0).then_some(record.cgroup_id),
             actor: actor(record),
+            exit: exit(record),
             segment_flags: record.segment_flags,
             not_accepted: record.flags & flag::NOT_ACCEPTED != 0,
             hook: Hook::from_number(record.hook).ok_or(RecordError::Hook(record.hook))?,
@@ -341,15 +355,28 @@ fn owner(record: &ResetRecord) -> Option<Owner> {
     })
 }
 
+/// The owner's exit status (`kernel/exit.c`: the signal in the low seven bits, the exit code in the second byte).
+fn exit(record: &ResetRecord) -> Option<ProcessExit> {
+    let exited = record.flags & flag::EXITING != 0;
+    exited.then_some(match (record.exit_code & 0x7f) as u8 {
+        0 => ProcessExit::Code((record.exit_code >> 8) as u8),
+        signal => ProcessExit::Signal(signal),
+    })
+}
+
 /// The acting task: known only where the kernel was in its context (`thread_id`).
 fn actor(record: &ResetRecord) -> Option<Actor> {
     /// The signal in a task's exit code (`kernel/exit.c`: the low seven bits, the eighth is the core dump).
     const SIGNAL: u32 = 0x7f;
-    let pid = if record.actor_pid != 0 { record.actor_pid } else { record.owner_pid };
+    let (pid, comm) = match record.actor_pid {
+        0 => (record.owner_pid, record.owner_comm),
+        pid => (pid, record.actor_comm),
+    };
     let signaled = record.flags & flag::SIGNALED != 0;
     (record.thread_id != 0 && pid != 0).then(|| Actor {
         pid,
         thread_id: record.thread_id,
+        comm,
         exiting: record.flags & flag::EXITING != 0,
         signal: signaled.then_some((record.exit_code & SIGNAL) as u8).filter(|&signal| signal != 0),
     })

@@ -16,7 +16,7 @@ pub mod http;
 pub mod rule;
 
 /// Stands in [`ResetRecord::version`]; a record that says otherwise is foreign and is counted, not read.
-pub const RECORD_VERSION: u32 = 0x5253_0002;
+pub const RECORD_VERSION: u32 = 0x5253_0003;
 
 /// Bytes of a task's name in the kernel, with the closing zero (`TASK_COMM_LEN`).
 pub const COMM_LEN: usize = 16;
@@ -198,7 +198,7 @@ pub mod flag {
     pub const RECEIVE_IN_DOUBT: u16 = 1 << 1;
     /// The receive record in doubt of the same socket was no reset.
     pub const RETRACTS_RECEIVE: u16 = 1 << 2;
-    /// The acting task was exiting (PF_EXITING).
+    /// The end of the owner's process closed the connection; `exit_code` is its exit status.
     pub const EXITING: u16 = 1 << 3;
     /// The acting task was killed by a signal (PF_SIGNALED).
     pub const SIGNALED: u16 = 1 << 4;
@@ -216,7 +216,7 @@ pub mod flag {
     pub const RECEIVED_LAST: u16 = 1 << 15;
 }
 
-/// One reset as the kernel saw it. 200 bytes, no padding; every number in the host's byte order except the
+/// One reset as the kernel saw it. 224 bytes, no padding; every number in the host's byte order except the
 /// addresses, which are in network order (IPv4 in the last four bytes after `::ffff:`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,6 +252,8 @@ pub struct ResetRecord {
     pub peer_address: [u8; 16],
     /// Name of the owner's main thread, closed by a zero.
     pub owner_comm: [u8; COMM_LEN],
+    /// Name of the actor's main thread where `actor_pid` is set, closed by a zero.
+    pub actor_comm: [u8; COMM_LEN],
     /// W3C trace id, zeros when not known.
     pub trace_id: [u8; 16],
     /// W3C parent or span id, zeros when not known.
@@ -262,7 +264,8 @@ pub struct ResetRecord {
     pub actor_pid: u32,
     /// Thread of `actor_pid` or `owner_pid` that was in the kernel for this reset, 0 outside process context.
     pub thread_id: u32,
-    /// `task_struct.exit_code` of the acting task where the flags say that it was exiting, else 0.
+    /// Exit status of the owner's process where the flags have [`flag::EXITING`], as `waitpid` returns it: the signal in the
+    /// low seven bits, the exit code in the next byte. Else 0.
     pub exit_code: u32,
     /// Inode of the network namespace, 0 when not known.
     pub network_namespace: u32,
@@ -302,7 +305,7 @@ pub struct ResetRecord {
 
 /// Length of a record in the ring buffer, bytes.
 pub const RECORD_LEN: usize = core::mem::size_of::<ResetRecord>();
-const _: () = assert!(RECORD_LEN == 208);
+const _: () = assert!(RECORD_LEN == 224);
 
 /// Counters of resets, per CPU, before any filter: one for each cause, origin and direction.
 pub const COUNTERS: u32 = (Cause::ALL.len() * Origin::ALL.len() * Direction::ALL.len()) as u32;

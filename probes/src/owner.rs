@@ -223,6 +223,7 @@ pub(crate) fn write_none(record: &mut ResetRecord) {
     record.credential = 0;
     record.owner_start_ns = 0;
     record.owner_comm = [0; COMM_LEN];
+    record.actor_comm = [0; COMM_LEN];
     record.owner_pid = 0;
     record.actor_pid = 0;
     record.thread_id = 0;
@@ -236,11 +237,16 @@ pub(crate) fn write(record: &mut ResetRecord, process: &Process, source: OwnerSo
     record.owner_start_ns = process.start_ns;
     record.owner_pid = process.pid;
     record.owner_source = source as u8;
-    let comm = record.owner_comm.as_mut_ptr().cast::<u64>();
-    // SAFETY: 16 bytes are two words of 8, and the record's name lies on a multiple of 8.
+    write_comm(&mut record.owner_comm, &process.comm);
+}
+
+#[inline(always)]
+fn write_comm(into: &mut [u8; COMM_LEN], comm: &[u64; COMM_LEN / 8]) {
+    let into = into.as_mut_ptr().cast::<u64>();
+    // SAFETY: 16 bytes are two words of 8, and a record's names lie on multiples of 8.
     unsafe {
-        *comm = process.comm[0];
-        *comm.add(1) = process.comm[1];
+        *into = comm[0];
+        *into.add(1) = comm[1];
     }
 }
 
@@ -252,7 +258,9 @@ pub(crate) fn write_acting(record: &mut ResetRecord, full: Full, task: Task, is_
         write(record, &task.process(), OwnerSource::Current);
     } else {
         write_holder(record, full);
-        record.actor_pid = task.pid();
+        let actor = task.process();
+        record.actor_pid = actor.pid;
+        write_comm(&mut record.actor_comm, &actor.comm);
     }
     record.thread_id = task.load(Field::TaskPid);
     if task.exiting() {

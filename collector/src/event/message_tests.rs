@@ -217,7 +217,7 @@ fn what_is_known_to_be_lost_is_said() {
 
 #[test]
 fn who_acted() {
-    let actor = |pid, exiting, signal| Some(Actor { pid, thread_id: pid, exiting, signal });
+    let actor = |pid, exiting, signal| Some(Actor { pid, thread_id: pid, comm: [0; 16], exiting, signal });
     let with = |cause, actor| told(&Reset { actor, ..sent(cause) });
     let killed = Cause::ProcessKilled;
     assert!(

@@ -29,6 +29,7 @@ pub(crate) fn plain_reset() -> Reset {
         credential: 0,
         cgroup_id: None,
         actor: None,
+        exit: None,
         segment_flags: 0,
         not_accepted: false,
         hook: Hook::SendReset,

@@ -41,6 +41,7 @@ pub(crate) fn reset() -> Reset {
         credential: 0,
         cgroup_id: Some(42),
         actor: None,
+        exit: None,
         segment_flags: 0,
         not_accepted: false,
         hook: Hook::SendReset,

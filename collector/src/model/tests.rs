@@ -29,6 +29,7 @@ fn record() -> ResetRecord {
         span_id: [0; 8],
         owner_pid: 812,
         actor_pid: 0,
+        actor_comm: [0; probes::COMM_LEN],
         thread_id: 0,
         exit_code: 0,
         network_namespace: 99,
@@ -144,9 +145,17 @@ fn who_acted() {
         ..record()
     };
     let actor = |record: &ResetRecord| decode(record).unwrap().actor;
-    assert_eq!(actor(&killed), Some(Actor { pid: 812, thread_id: 813, exiting: true, signal: Some(11) }));
-    let other = ResetRecord { flags: 0, actor_pid: 99, thread_id: 100, exit_code: 9, ..record() };
-    assert_eq!(actor(&other), Some(Actor { pid: 99, thread_id: 100, exiting: false, signal: None }));
+    assert_eq!(
+        actor(&killed),
+        Some(Actor { pid: 812, thread_id: 813, comm: killed.owner_comm, exiting: true, signal: Some(11) })
+    );
+    assert_eq!(decode(&killed).unwrap().exit, Some(ProcessExit::Signal(11)));
+    let exited = ResetRecord { flags: flag::EXITING, exit_code: 3 << 8, ..killed };
+    assert_eq!(decode(&exited).unwrap().exit, Some(ProcessExit::Code(3)));
+    let actor_comm = *b"ss\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let other = ResetRecord { flags: 0, actor_pid: 99, actor_comm, thread_id: 100, exit_code: 9, ..record() };
+    assert_eq!(decode(&other).unwrap().exit, None);
+    assert_eq!(actor(&other), Some(Actor { pid: 99, thread_id: 100, comm: actor_comm, exiting: false, signal: None }));
     assert_eq!(actor(&ResetRecord { owner_pid: 0, ..killed }), None);
 }
 

@@ -28,6 +28,7 @@ pub(crate) fn reset() -> Reset {
         credential: 0,
         cgroup_id: None,
         actor: None,
+        exit: None,
         segment_flags: 0,
         not_accepted: false,
         hook: Hook::ReceiveReset,
