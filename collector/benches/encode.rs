@@ -7,9 +7,9 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use probes::{COMM_LEN, RECORD_VERSION, ResetRecord};
 use reset_collector::{
     config::settings::{self, Signals},
-    enrich::{ResourceValue, Workload},
     event::Teller,
     export::console::Console,
+    model::resource::{Resource, ResourceValue},
     model::{
         Cause, Clock, Decoder, Direction, Hook, Origin, OwnerSource, Reset, State, read_record, reason::ReasonNames,
     },
@@ -79,7 +79,7 @@ fn records(ip_version: u8) -> Vec<Vec<u8>> {
 fn decoder() -> Decoder {
     let reasons = ReasonNames::new([(11, "SK_RST_REASON_TCP_ABORT_ON_CLOSE".to_owned())], []);
     let text = |value: &str| ResourceValue::Text(value.to_owned());
-    let workload = Workload::new(vec![
+    let resource = Resource::new(vec![
         ("host.name".into(), text("web-1.example.net")),
         ("service.name".into(), text("checkout")),
         ("process.pid".into(), ResourceValue::Integer(81_234)),
@@ -87,7 +87,7 @@ fn decoder() -> Decoder {
         ("container.id".into(), text("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef")),
         ("k8s.pod.name".into(), text("checkout-7d9c5b6f4-x2x7q")),
     ]);
-    Decoder::new(reasons, workload)
+    Decoder::new(reasons, resource)
 }
 
 /// Reads and decodes every record, and hands each reset on.

@@ -2,13 +2,13 @@
 #![allow(missing_docs, reason = "criterion's macro makes public functions")]
 #![allow(clippy::unwrap_used, reason = "a bench that fails says where")]
 
-use std::{borrow::Cow, hint::black_box, sync::Arc};
+use std::{borrow::Cow, hint::black_box};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use reset_collector::{
     config,
-    enrich::{ResourceValue, Workload},
     filter::Filters,
+    model::resource::{Resource, ResourceValue},
     model::{Endpoint, Reset, State},
 };
 
@@ -43,7 +43,7 @@ fn reset() -> Reset {
         state: Some(State::Established),
         local: Endpoint { address: "192.0.2.1".parse().unwrap(), port: 48_000 },
         peer: Endpoint { address: "10.0.0.7".parse().unwrap(), port: 5_432 },
-        workload: Arc::new(Workload { attributes: attributes.into(), ..Workload::default() }),
+        resource: Resource::new(attributes.into()),
         ..blank::reset()
     }
 }

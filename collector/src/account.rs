@@ -28,7 +28,6 @@ use crate::{
         exemplar::Exemplars,
         snapshot::{REASONS, unix_seconds},
     },
-    host::hardening::Confined,
     model::signal::Signal,
 };
 
@@ -208,8 +207,8 @@ impl Account {
     }
 
     /// What the process has given up.
-    pub fn set_confined(&self, confined: &Confined) {
-        self.lock().confinement = confined.steps.iter().map(|(step, done)| (*step, done.is_ok())).collect();
+    pub fn set_confined(&self, steps: Vec<(&'static str, bool)>) {
+        self.lock().confinement = steps;
     }
 
     /// The lane of a destination and signal, and the name that it goes by: the destination's, with a number behind it

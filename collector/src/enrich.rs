@@ -38,82 +38,28 @@ use crate::{
         pods::{Names, OwnPod, Pods},
         process::{Process, ProcessError, Wanted},
         reader_thread::Deadline,
-        resource::{Identity, Resource, UNKNOWN_SERVICE},
+        resource::{Identity, ResourceBuilder, UNKNOWN_SERVICE},
     },
-    model::{Owner, Reset},
+    model::{
+        Owner, Reset,
+        resource::{Resource, ResourceValue},
+    },
 };
 
-/// The workload that owns a socket, as an OpenTelemetry resource; shared by all resets of one process.
-#[derive(Debug, Default, PartialEq)]
-pub struct Workload {
-    /// Resource attributes, names once each.
-    pub attributes: Vec<(Cow<'static, str>, ResourceValue)>,
-    /// The same as an encoded `opentelemetry.proto.resource.v1.Resource` message.
-    pub encoded: Vec<u8>,
-    /// The process's pid in its innermost pid namespace, by which it may know itself; not exported.
-    pub inner_pid: Option<u32>,
-}
-
-/// A value of a resource attribute.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ResourceValue {
-    /// Text.
-    Text(String),
-    /// A whole number.
-    Integer(i64),
-    /// A list of texts.
-    List(Vec<String>),
-}
-
-impl ResourceValue {
-    /// Bytes of text in it.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Self::Text(text) => text.len(),
-            Self::Integer(_) => size_of::<i64>(),
-            Self::List(texts) => texts.iter().map(|text| text.len() + size_of::<String>()).sum(),
+/// The resource with the metadata of its pod, which arrived after the resource was built.
+fn with_pod(resource: &Resource, names: &Names) -> Arc<Resource> {
+    let mut attributes = resource.attributes.clone();
+    let unnamed =
+        matches!(resource.get("service.name"), Some(ResourceValue::Text(name)) if name.starts_with(UNKNOWN_SERVICE));
+    let service = names.service_name.iter().filter(|_| unnamed);
+    let service = service.map(|name| (Cow::Borrowed("service.name"), ResourceValue::Text(name.clone())));
+    for (name, value) in names.resource().chain(service) {
+        match attributes.iter_mut().find(|(key, _)| *key == name) {
+            Some(attribute) => attribute.1 = value,
+            None => attributes.push((name, value)),
         }
     }
-}
-
-impl Workload {
-    /// A workload with these attributes, encoded once.
-    pub fn new(attributes: Vec<(Cow<'static, str>, ResourceValue)>) -> Arc<Self> {
-        Self::of_process(attributes, None)
-    }
-
-    /// The same of a process that knows itself by `inner_pid`.
-    pub fn of_process(attributes: Vec<(Cow<'static, str>, ResourceValue)>, inner_pid: Option<u32>) -> Arc<Self> {
-        let encoded = crate::otlp::encode::resource(&attributes);
-        Arc::new(Self { attributes, encoded, inner_pid })
-    }
-
-    /// The value of a resource attribute by name.
-    pub fn get(&self, name: &str) -> Option<&ResourceValue> {
-        self.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value)
-    }
-
-    fn bytes(&self) -> usize {
-        let attribute = size_of::<(Cow<'static, str>, ResourceValue)>();
-        self.encoded.len()
-            + self.attributes.iter().map(|(key, value)| attribute + key.len() + value.bytes()).sum::<usize>()
-    }
-
-    /// The same with the names of its pod, found late.
-    fn with_names(&self, names: &Names) -> Arc<Self> {
-        let mut attributes = self.attributes.clone();
-        let unnamed =
-            matches!(self.get("service.name"), Some(ResourceValue::Text(name)) if name.starts_with(UNKNOWN_SERVICE));
-        let service = names.service_name.iter().filter(|_| unnamed);
-        let service = service.map(|name| (Cow::Borrowed("service.name"), ResourceValue::Text(name.clone())));
-        for (name, value) in names.resource().chain(service) {
-            match attributes.iter_mut().find(|(key, _)| *key == name) {
-                Some(attribute) => attribute.1 = value,
-                None => attributes.push((name, value)),
-            }
-        }
-        Self::of_process(attributes, self.inner_pid)
-    }
+    Resource::for_process(attributes, resource.inner_pid)
 }
 
 /// Defines the counters once: field, name on `/metrics`, meaning.
@@ -135,7 +81,7 @@ counters! {
     hits "hits" "Resets whose workload was known already",
     misses "misses" "Resets whose process or control group was looked at for the first time",
     refreshes "refreshes" "Processes looked at again: renamed, or not looked at for a minute",
-    evictions "evictions" "Workloads forgotten to make room",
+    evictions "evictions" "Resources forgotten to make room",
     gone "gone" "Processes that had ended before they could be read; named by the kernel's record alone",
     reused "reused" "Pids that another process had by then; its facts were not taken",
     denied "denied" "Reads of procfs that were not permitted",
@@ -145,14 +91,14 @@ counters! {
     malformed "malformed" "Pairs in OTEL_RESOURCE_ATTRIBUTES, and overlong variables, that were left out",
     left_out "left_out" "Attributes beyond the bounds of a resource",
     cgroup_unknown "cgroup_unknown" "Resets whose control group was not found under the cgroup v2 mount",
-    pod_unknown "pod_unknown" "Workloads in a pod that the Kubernetes API had not named by then",
+    pod_unknown "pod_unknown" "Resources in a pod that the Kubernetes API had not named by then",
 }
 
 fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
 }
 
-/// Workloads remembered.
+/// Resources remembered.
 const MAX_WORKLOADS: usize = 8_192;
 /// Bytes of them, of processes and of control groups each.
 const MAX_BYTES: usize = 32 << 20;
@@ -175,7 +121,7 @@ pub struct Enricher {
     /// The numbers in this procfs are not the kernel's own: a pid namespace is between.
     foreign_pids: bool,
     ticks_per_second: u64,
-    host: Arc<Workload>,
+    host: Arc<Resource>,
     own_pod: OwnPod,
     pods: Option<Arc<Pods>>,
     processes: Bounded<(u32, u64), Entry>,
@@ -189,7 +135,7 @@ pub struct Enricher {
 /// A remembered workload.
 #[derive(Debug)]
 struct Entry {
-    workload: Arc<Workload>,
+    resource: Arc<Resource>,
     /// When the process started, ns since 1970; kept, so that a step of the clock does not make it another process.
     start_unix_ns: u64,
     /// Names that the process has been seen under: in the record, in procfs.
@@ -223,7 +169,7 @@ impl Enricher {
             command_line: settings.command_line,
             foreign_pids: process::has_foreign_pids(&proc),
             ticks_per_second: rustix::param::clock_ticks_per_second(),
-            host: Workload::new(host),
+            host: Resource::new(host),
             own_pod,
             pods,
             processes: Bounded::new(MAX_WORKLOADS, MAX_BYTES),
@@ -242,20 +188,20 @@ impl Enricher {
     }
 
     /// The host's own resource.
-    pub fn host(&self) -> Arc<Workload> {
+    pub fn host(&self) -> Arc<Resource> {
         Arc::clone(&self.host)
     }
 
     /// Sets the workload of a reset: of the process that owns the socket, else of the socket's control group, else the host.
     pub fn enrich(&mut self, reset: &mut Reset, now: Instant) {
-        reset.workload = match (reset.owner, reset.cgroup_id) {
+        reset.resource = match (reset.owner, reset.cgroup_id) {
             (Some(owner), _) => self.process(&owner, reset, now),
             (None, Some(id)) => self.group(id, reset.network_namespace, now),
             (None, None) => Arc::clone(&self.host),
         };
     }
 
-    fn process(&mut self, owner: &Owner, reset: &Reset, now: Instant) -> Arc<Workload> {
+    fn process(&mut self, owner: &Owner, reset: &Reset, now: Instant) -> Arc<Resource> {
         let key = (owner.pid, owner.start_boot_ns);
         let comm = comm(owner);
         if let Some(entry) = self.processes.get_mut(&key) {
@@ -282,18 +228,18 @@ impl Enricher {
             entry.comms[0] = comm.to_vec();
             return entry.current(self.pods.as_deref());
         }
-        let known = self.processes.get_mut(&key).map(|entry| (entry.start_unix_ns, Arc::clone(&entry.workload)));
+        let known = self.processes.get_mut(&key).map(|entry| (entry.start_unix_ns, Arc::clone(&entry.resource)));
         let start_unix_ns = known.as_ref().map(|(start, _)| *start);
         let start_unix_ns = start_unix_ns.unwrap_or_else(|| boot_unix_ns().saturating_add(owner.start_boot_ns));
         let mut entry = self.describe(owner, start_unix_ns, reset, read.ok(), now);
         entry.settled = settled;
-        if let Some((_, workload)) = known.filter(|(_, workload)| *workload == entry.workload) {
-            entry.workload = workload;
+        if let Some((_, resource)) = known.filter(|(_, resource)| *resource == entry.resource) {
+            entry.resource = resource;
         }
-        let workload = Arc::clone(&entry.workload);
-        let bytes = workload.bytes() + size_of::<Entry>();
+        let resource = Arc::clone(&entry.resource);
+        let bytes = resource.bytes() + size_of::<Entry>();
         count(&self.counters.evictions, self.processes.insert(key, entry, bytes));
-        workload
+        resource
     }
 
     /// Reads a process; the error is `None` when the reading hung.
@@ -338,7 +284,7 @@ impl Enricher {
             _ => reset.cgroup_id.and_then(|id| self.placement(id, now)).unwrap_or_default(),
         };
         let (names, awaited) = self.names(&placement, reset.network_namespace);
-        let mut resource = Resource::of_host(&self.host.attributes);
+        let mut resource = ResourceBuilder::of_host(&self.host.attributes);
         resource.add_identity(Identity { pid: owner.pid, start_unix_ns, comm }, process.as_ref());
         resource.add_placement(&placement, names.as_ref());
         if let Some(process) = &process {
@@ -348,13 +294,13 @@ impl Enricher {
         let (attributes, left_out) = resource.finish();
         count(&self.counters.left_out, left_out);
         let inner_pid = process.as_ref().and_then(|process| process.inner_pid);
-        let workload = Workload::of_process(attributes, inner_pid);
+        let resource = Resource::for_process(attributes, inner_pid);
         let seen = process.map(|process| process.comm).unwrap_or_default();
-        Entry { workload, start_unix_ns, comms: [comm.to_vec(), seen], read: now, settled: false, awaited }
+        Entry { resource, start_unix_ns, comms: [comm.to_vec(), seen], read: now, settled: false, awaited }
     }
 
     /// The workload of a socket without an owner, by its control group alone.
-    fn group(&mut self, id: u64, network_namespace: Option<u32>, now: Instant) -> Arc<Workload> {
+    fn group(&mut self, id: u64, network_namespace: Option<u32>, now: Instant) -> Arc<Resource> {
         if let Some(entry) = self.groups.get_mut(&id) {
             count(&self.counters.hits, 1);
             return entry.current(self.pods.as_deref());
@@ -362,27 +308,27 @@ impl Enricher {
         let Some(placement) = self.placement(id, now) else { return Arc::clone(&self.host) };
         count(&self.counters.misses, 1);
         let (names, awaited) = self.names(&placement, network_namespace);
-        let workload = if placement.is_empty() && names.is_none() {
+        let resource = if placement.is_empty() && names.is_none() {
             Arc::clone(&self.host)
         } else {
-            let mut resource = Resource::of_host(&self.host.attributes);
+            let mut resource = ResourceBuilder::of_host(&self.host.attributes);
             resource.add_placement(&placement, names.as_ref());
             resource.name_service(&placement, names.as_ref());
             let (attributes, left_out) = resource.finish();
             count(&self.counters.left_out, left_out);
-            Workload::new(attributes)
+            Resource::new(attributes)
         };
         let entry = Entry {
-            workload: Arc::clone(&workload),
+            resource: Arc::clone(&resource),
             start_unix_ns: 0,
             comms: Default::default(),
             read: now,
             settled: true,
             awaited,
         };
-        let bytes = workload.bytes() + size_of::<Entry>();
+        let bytes = resource.bytes() + size_of::<Entry>();
         count(&self.counters.evictions, self.groups.insert(id, entry, bytes));
-        workload
+        resource
     }
 
     fn placement(&mut self, id: u64, now: Instant) -> Option<Placement> {
@@ -408,20 +354,20 @@ impl Enricher {
 
 impl Entry {
     /// The workload, with the names of its pod once they are known.
-    fn current(&mut self, pods: Option<&Pods>) -> Arc<Workload> {
+    fn current(&mut self, pods: Option<&Pods>) -> Arc<Resource> {
         if let (Some(awaited), Some(pods)) = (&mut self.awaited, pods) {
             let generation = pods.generation();
             if generation != awaited.generation {
                 awaited.generation = generation;
                 if let Some(names) = pods.names(&awaited.pod_uid, awaited.container_id.as_deref()) {
-                    self.workload = self.workload.with_names(&names);
+                    self.resource = with_pod(&self.resource, &names);
                     if names.complete {
                         self.awaited = None;
                     }
                 }
             }
         }
-        Arc::clone(&self.workload)
+        Arc::clone(&self.resource)
     }
 }
 

@@ -4,6 +4,7 @@
 //! nothing about a reset: the programs do, and [`crate::model`] reads what they wrote.
 
 pub mod btf;
+pub mod clock;
 mod counters;
 pub mod credentials;
 pub mod http_trace;

@@ -6,6 +6,7 @@ pub mod address;
 pub mod attribute;
 pub mod cause;
 pub mod reason;
+pub mod resource;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod signal;
@@ -19,7 +20,7 @@ pub use probes::{Cause, Direction, Hook, Origin, OwnerSource, ResetRecord, State
 use probes::{RECORD_LEN, RECORD_VERSION, UNKNOWN_REASON, UNKNOWN_U32, UNKNOWN_U64, flag};
 use zerocopy::FromBytes;
 
-use crate::{enrich::Workload, model::reason::ReasonNames};
+use crate::{model::reason::ReasonNames, model::resource::Resource};
 
 /// One reset on its way through the collector.
 #[derive(Clone, Debug)]
@@ -65,7 +66,7 @@ pub struct Reset {
     /// The hook that saw it.
     pub hook: Hook,
     /// The workload that owns the socket; the host alone until enriched, and where there is no owner.
-    pub workload: Arc<Workload>,
+    pub resource: Arc<Resource>,
     /// The request that it broke, where known.
     pub trace: Option<Trace>,
     /// How many resets this record stands for after sampling; 1.0 unless sampled.
@@ -265,12 +266,12 @@ impl Clock {
 #[derive(Debug)]
 pub struct Decoder {
     reasons: ReasonNames,
-    host: Arc<Workload>,
+    host: Arc<Resource>,
 }
 
 impl Decoder {
     /// A decoder with the running kernel's names of reasons. `host`: the workload of a reset until it is enriched.
-    pub fn new(reasons: ReasonNames, host: Arc<Workload>) -> Self {
+    pub fn new(reasons: ReasonNames, host: Arc<Resource>) -> Self {
         Self { reasons, host }
     }
 
@@ -300,7 +301,7 @@ impl Decoder {
             segment_flags: record.segment_flags,
             not_accepted: record.flags & flag::NOT_ACCEPTED != 0,
             hook: Hook::from_number(record.hook).ok_or(RecordError::Hook(record.hook))?,
-            workload: Arc::clone(&self.host),
+            resource: Arc::clone(&self.host),
             trace: trace(record),
             sample_weight: 1.0,
         })

@@ -23,8 +23,9 @@ use crate::{
         console::{Console, Reader},
     },
     filter::Filters,
+    kernel::clock::Now,
     kernel::credentials::Owners,
-    model::{Clock, Decoder, Reset, read_record},
+    model::{Decoder, Reset, read_record},
     otlp::batch::{Batch, Batcher},
     pipeline::retraction::Doubts,
     pushdown,
@@ -33,24 +34,6 @@ use crate::{
 
 /// How often to look whether a reset that waits for its span has it.
 const LOOK_FOR_TRACES: Duration = Duration::from_millis(100);
-
-/// Now, by the two clocks that are asked.
-#[derive(Clone, Copy, Debug)]
-pub struct Now {
-    /// For deadlines.
-    pub instant: Instant,
-    /// By the wall clock, ns since 1970.
-    pub unix_ns: u64,
-    /// How the kernel's clocks stand to the wall clock.
-    pub clock: Clock,
-}
-
-impl Now {
-    /// A clock that nobody sets, ns: limits count by it, so that a wall clock that is put back does not stop them.
-    pub fn steady_ns(&self) -> u64 {
-        self.unix_ns.saturating_add_signed(self.clock.monotonic_offset_ns.saturating_neg())
-    }
-}
 
 /// One destination: what is put together for it, and what sends that.
 pub struct Output {
@@ -250,7 +233,7 @@ impl Pipeline {
         }
     }
 
-    /// Workload, and the wait for its trace.
+    /// Resource, and the wait for its trace.
     fn identify(&mut self, mut reset: Reset, now: Now) {
         self.tally.read += 1;
         self.stages.enricher.enrich(&mut reset, now.instant);
@@ -350,6 +333,7 @@ mod tests {
     use super::*;
     use crate::{
         filter::tests::plain_reset,
+        model::Clock,
         sampler::{Limit, Rate, Sampling},
     };
 

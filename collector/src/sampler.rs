@@ -17,8 +17,8 @@ use std::{
 use crate::sampler::buckets::Buckets;
 
 use crate::{
-    enrich::ResourceValue,
     filter::{Condition, Subject},
+    model::resource::ResourceValue,
     model::{
         Reset, TraceMethod,
         attribute::{Attribute, Value},
@@ -303,7 +303,7 @@ fn key(hashes: &RandomState, rule: Option<usize>, per: &[Key], reset: &Reset) ->
                 Some(Value::Integer(number)) => number.hash(&mut hasher),
                 Some(Value::Float(number)) => number.to_bits().hash(&mut hasher),
             },
-            Key::Resource(name) => match reset.workload.get(name) {
+            Key::Resource(name) => match reset.resource.get(name) {
                 None => 0_u8.hash(&mut hasher),
                 Some(ResourceValue::Text(text)) => text.hash(&mut hasher),
                 Some(ResourceValue::Integer(number)) => number.hash(&mut hasher),

@@ -14,7 +14,8 @@ mod reset_of;
 
 use reset_collector::{
     config::settings,
-    enrich::{Enricher, ResourceValue, process},
+    enrich::{Enricher, process},
+    model::resource::ResourceValue,
 };
 use reset_of::{owner, owner_in, reset};
 
@@ -71,8 +72,8 @@ fn enricher(proc: &Path) -> Enricher {
     Enricher::new(&settings::Enrichment::default(), proc.to_owned(), None, Instant::now())
 }
 
-fn text(workload: &reset_collector::enrich::Workload, name: &str) -> String {
-    match workload.get(name) {
+fn text(resource: &reset_collector::model::resource::Resource, name: &str) -> String {
+    match resource.get(name) {
         Some(ResourceValue::Text(text)) => text.clone(),
         other => panic!("{name} is {other:?}"),
     }
@@ -190,14 +191,14 @@ fn a_process_in_a_real_container() {
         let mut enricher = enricher(Path::new("/proc"));
         let mut reset = reset(Some(owner(outer)), None);
         enricher.enrich(&mut reset, Instant::now());
-        let workload = &reset.workload;
-        assert_eq!(workload.get("process.pid"), Some(&ResourceValue::Integer(outer.into())));
-        assert_eq!(workload.inner_pid, Some(inner));
+        let resource = &reset.resource;
+        assert_eq!(resource.get("process.pid"), Some(&ResourceValue::Integer(outer.into())));
+        assert_eq!(resource.inner_pid, Some(inner));
         assert_ne!(inner, outer);
-        assert_eq!(text(workload, "container.id"), CONTAINER_ID);
-        assert_eq!(text(workload, "k8s.pod.uid"), POD_UID);
-        assert_eq!(text(workload, "process.executable.path"), "/bin/busybox");
-        assert_eq!(text(workload, "service.name"), "inside");
+        assert_eq!(text(resource, "container.id"), CONTAINER_ID);
+        assert_eq!(text(resource, "k8s.pod.uid"), POD_UID);
+        assert_eq!(text(resource, "process.executable.path"), "/bin/busybox");
+        assert_eq!(text(resource, "service.name"), "inside");
         eprintln!("{}: pid {outer} outside, {inner} inside", runtime.name);
     }
 }
@@ -244,8 +245,8 @@ fn read_by_nobody() {
     let mut enricher = enricher(Path::new(&variable("P")));
     let mut reset = reset(Some(owner_in(Path::new("/proc"), pid)), None);
     enricher.enrich(&mut reset, Instant::now());
-    assert_eq!(reset.workload.get("process.pid"), Some(&ResourceValue::Integer(pid.into())));
-    assert_eq!(text(&reset.workload, "service.name"), "unknown_service:sleep");
+    assert_eq!(reset.resource.get("process.pid"), Some(&ResourceValue::Integer(pid.into())));
+    assert_eq!(text(&reset.resource, "service.name"), "unknown_service:sleep");
     assert!(counter(&enricher, "denied") >= 1 && counter(&enricher, "gone") == 0, "{:?}", enricher.counters());
     eprintln!("read by nobody");
 }
@@ -293,11 +294,11 @@ fn a_process_that_makes_its_reader_hang_is_left_behind() {
     enricher.enrich(&mut hanging, now);
     assert!(now.elapsed() < Duration::from_secs(2), "{:?}", now.elapsed());
     assert_eq!(counter(&enricher, "timed_out"), 1);
-    assert_eq!(text(&hanging.workload, "service.name"), "unknown_service:trap");
+    assert_eq!(text(&hanging.resource, "service.name"), "unknown_service:trap");
     // Others are read as ever.
     let mut other = reset(Some(owner_in(&directory.0, 8)), None);
     enricher.enrich(&mut other, now);
-    assert_eq!(text(&other.workload, "service.name"), "other");
+    assert_eq!(text(&other.resource, "service.name"), "other");
     // And the hanging one is not tried at every reset.
     let start = Instant::now();
     for _ in 0..100 {
@@ -309,5 +310,5 @@ fn a_process_that_makes_its_reader_hang_is_left_behind() {
     fs::remove_file(directory.0.join("7/environ")).expect("unlink");
     fs::write(directory.0.join("7/environ"), "OTEL_SERVICE_NAME=late\0").expect("write");
     enricher.enrich(&mut hanging, now + Duration::from_secs(61));
-    assert_eq!(text(&hanging.workload, "service.name"), "late");
+    assert_eq!(text(&hanging.resource, "service.name"), "late");
 }

@@ -9,12 +9,12 @@ use std::{
 use reset_collector::{
     app::demo::{self, Options},
     config::settings::Console,
-    enrich::Workload,
     host::{
         report,
         selftest::{self, Outcome, SelfTestError},
     },
     kernel::{KERNEL_BTF, Kernel, btf::Types},
+    model::resource::Resource,
     model::{Decoder, reason::ReasonNames},
 };
 
@@ -63,7 +63,7 @@ fn every_reset_that_the_demo_makes_is_seen_with_its_cause() {
 fn self_test(btf: &Path) -> Result<Outcome, SelfTestError> {
     let mut kernel = Kernel::attach(btf, RING_BUFFER_BYTES, |_| true).expect("attached");
     let reasons = kernel.reasons().clone();
-    let decoder = Decoder::new(ReasonNames::new(reasons.reset, reasons.drop), Workload::new(Vec::new()));
+    let decoder = Decoder::new(ReasonNames::new(reasons.reset, reasons.drop), Resource::new(Vec::new()));
     let begun = Instant::now();
     let outcome = selftest::run(&mut kernel, &decoder, btf, Path::new("/proc"), |_| ());
     eprintln!("self-test took {:?}", begun.elapsed());

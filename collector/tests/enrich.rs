@@ -13,7 +13,7 @@ use std::{
 
 use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, KeyValue, any_value::Value},
-    resource::v1::Resource,
+    resource::v1::Resource as ProtoResource,
 };
 use prost::Message;
 mod reset_of;
@@ -21,10 +21,13 @@ mod reset_of;
 use reset_collector::{
     config::settings,
     enrich::{
-        Enricher, ResourceValue, Workload,
+        Enricher,
         pods::{Pod, Pods},
     },
-    model::{Owner, OwnerSource},
+    model::{
+        Owner, OwnerSource,
+        resource::{Resource, ResourceValue},
+    },
 };
 use reset_of::{TICK_NS, owner, reset};
 
@@ -68,14 +71,14 @@ fn enricher(pods: Option<Arc<Pods>>) -> Enricher {
     Enricher::new(&settings, PathBuf::from("/proc"), pods, Instant::now())
 }
 
-fn enriched(enricher: &mut Enricher, owner: Owner, now: Instant) -> Arc<Workload> {
+fn enriched(enricher: &mut Enricher, owner: Owner, now: Instant) -> Arc<Resource> {
     let mut reset = reset(Some(owner), None);
     enricher.enrich(&mut reset, now);
-    reset.workload
+    reset.resource
 }
 
-fn text<'a>(workload: &'a Workload, name: &str) -> Option<&'a str> {
-    match workload.get(name)? {
+fn text<'a>(resource: &'a Resource, name: &str) -> Option<&'a str> {
+    match resource.get(name)? {
         ResourceValue::Text(text) => Some(text),
         other => panic!("{name} is {other:?}"),
     }
@@ -91,26 +94,26 @@ fn a_python_program_is_named_by_its_environment() {
     let variables = [("OTEL_SERVICE_NAME", "shop"), ("OTEL_RESOURCE_ATTRIBUTES", attributes), ("PASSWORD", "hunter2")];
     let program = Program::python("", &variables);
     let (mut enricher, now) = (enricher(None), Instant::now());
-    let workload = enriched(&mut enricher, owner(program.pid()), now);
+    let resource = enriched(&mut enricher, owner(program.pid()), now);
 
-    assert_eq!(workload.get("process.pid"), Some(&ResourceValue::Integer(program.pid().into())));
-    assert_eq!(workload.inner_pid, Some(program.pid()));
-    assert_eq!(text(&workload, "service.name"), Some("shop"));
-    assert_eq!(text(&workload, "deployment.environment.name"), Some("prod"));
-    assert_eq!(text(&workload, "team"), Some("a,b"));
+    assert_eq!(resource.get("process.pid"), Some(&ResourceValue::Integer(program.pid().into())));
+    assert_eq!(resource.inner_pid, Some(program.pid()));
+    assert_eq!(text(&resource, "service.name"), Some("shop"));
+    assert_eq!(text(&resource, "deployment.environment.name"), Some("prod"));
+    assert_eq!(text(&resource, "team"), Some("a,b"));
     let path = fs::read_link(format!("/proc/{}/exe", program.pid())).expect("exe");
-    assert_eq!(text(&workload, "process.executable.path"), path.to_str());
-    assert_eq!(text(&workload, "process.executable.name"), path.file_name().and_then(|name| name.to_str()));
-    assert_eq!(text(&workload, "os.type"), Some("linux"));
+    assert_eq!(text(&resource, "process.executable.path"), path.to_str());
+    assert_eq!(text(&resource, "process.executable.name"), path.file_name().and_then(|name| name.to_str()));
+    assert_eq!(text(&resource, "os.type"), Some("linux"));
     let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("hostname");
-    assert_eq!(text(&workload, "host.name"), Some(host.trim()));
-    let Some(ResourceValue::List(arguments)) = workload.get("process.command_args") else { panic!("arguments") };
+    assert_eq!(text(&resource, "host.name"), Some(host.trim()));
+    let Some(ResourceValue::List(arguments)) = resource.get("process.command_args") else { panic!("arguments") };
     assert_eq!(arguments[..2], ["/usr/bin/python3", "-c"]);
-    assert!(!format!("{workload:?}").contains("hunter2"), "no other variable leaves the process");
+    assert!(!format!("{resource:?}").contains("hunter2"), "no other variable leaves the process");
     assert_eq!(counter(&enricher, "malformed"), 1);
 
     // The time of creation is now, within a few seconds.
-    let created = text(&workload, "process.creation.time").expect("a time");
+    let created = text(&resource, "process.creation.time").expect("a time");
     let date = Command::new("date").args(["-d", created, "+%s"]).output().expect("date");
     let created: u64 = String::from_utf8_lossy(&date.stdout).trim().parse().expect("a time that date reads");
     let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
@@ -118,7 +121,7 @@ fn a_python_program_is_named_by_its_environment() {
 
     // And it is read once.
     for _ in 0..100 {
-        assert!(Arc::ptr_eq(&workload, &enriched(&mut enricher, owner(program.pid()), now)));
+        assert!(Arc::ptr_eq(&resource, &enriched(&mut enricher, owner(program.pid()), now)));
     }
     assert_eq!((counter(&enricher, "misses"), counter(&enricher, "hits")), (1, 100));
 }
@@ -131,22 +134,22 @@ fn a_process_that_has_gone_is_named_by_the_record_and_no_other_by_its_pid() {
     before.start_boot_ns -= 3 * TICK_NS;
     before.comm = *b"short\x1b\x07lived\0\0\0\0";
     let (mut enricher, now) = (enricher(None), Instant::now());
-    let workload = enriched(&mut enricher, before, now);
-    assert_eq!(text(&workload, "process.executable.name"), Some("short\\u{1b}\\u{7}lived"));
-    assert_eq!(text(&workload, "service.name"), Some("unknown_service:short\\u{1b}\\u{7}lived"));
-    assert_eq!(text(&workload, "process.executable.path"), None);
+    let resource = enriched(&mut enricher, before, now);
+    assert_eq!(text(&resource, "process.executable.name"), Some("short\\u{1b}\\u{7}lived"));
+    assert_eq!(text(&resource, "service.name"), Some("unknown_service:short\\u{1b}\\u{7}lived"));
+    assert_eq!(text(&resource, "process.executable.path"), None);
     assert_eq!(counter(&enricher, "reused"), 1);
 
     let gone = owner(program.pid());
     let pid = program.pid();
     drop(program);
-    let workload = enriched(&mut enricher, gone, now);
-    assert_eq!(workload.get("process.pid"), Some(&ResourceValue::Integer(pid.into())));
-    assert!(text(&workload, "service.name").is_some_and(|name| name.starts_with("unknown_service:python3")));
-    assert!(text(&workload, "process.creation.time").is_some());
+    let resource = enriched(&mut enricher, gone, now);
+    assert_eq!(resource.get("process.pid"), Some(&ResourceValue::Integer(pid.into())));
+    assert!(text(&resource, "service.name").is_some_and(|name| name.starts_with("unknown_service:python3")));
+    assert!(text(&resource, "process.creation.time").is_some());
     assert_eq!(counter(&enricher, "gone"), 1);
     let later = now + Duration::from_secs(3600);
-    assert!(Arc::ptr_eq(&workload, &enriched(&mut enricher, gone, later)), "it is not looked for again");
+    assert!(Arc::ptr_eq(&resource, &enriched(&mut enricher, gone, later)), "it is not looked for again");
     assert_eq!(counter(&enricher, "gone"), 1);
 }
 
@@ -155,13 +158,13 @@ fn what_was_read_outlives_the_process() {
     let program = Program::python("", &[("OTEL_SERVICE_NAME", "shop")]);
     let (mut enricher, now) = (enricher(None), Instant::now());
     let known = owner(program.pid());
-    let workload = enriched(&mut enricher, known, now);
+    let resource = enriched(&mut enricher, known, now);
     let later = enriched(&mut enricher, known, now + Duration::from_secs(60));
-    assert!(Arc::ptr_eq(&workload, &later), "a second look that finds nothing new keeps the resource");
+    assert!(Arc::ptr_eq(&resource, &later), "a second look that finds nothing new keeps the resource");
     assert_eq!((counter(&enricher, "refreshes"), counter(&enricher, "gone")), (1, 0));
     drop(program);
     let later = enriched(&mut enricher, known, now + Duration::from_secs(120));
-    assert!(Arc::ptr_eq(&workload, &later));
+    assert!(Arc::ptr_eq(&resource, &later));
     assert_eq!((counter(&enricher, "refreshes"), counter(&enricher, "gone")), (2, 1));
 }
 
@@ -200,14 +203,14 @@ fn the_dead_and_the_half_dead() {
         thread::sleep(Duration::from_millis(1));
     }
     let (mut enricher, now) = (enricher(None), Instant::now());
-    let workload = enriched(&mut enricher, owner(zombie.id()), now);
-    assert_eq!(text(&workload, "service.name"), Some("unknown_service:true"));
+    let resource = enriched(&mut enricher, owner(zombie.id()), now);
+    assert_eq!(text(&resource, "service.name"), Some("unknown_service:true"));
     zombie.wait().expect("wait");
 
     // One that was known before: what it said while it lived stays.
     let mut program = Program::python("", &[("OTEL_SERVICE_NAME", "shop")]);
     let known = owner(program.pid());
-    let workload = enriched(&mut enricher, known, now);
+    let resource = enriched(&mut enricher, known, now);
     program.child.kill().expect("kill");
     let is_zombie =
         || fs::read_to_string(format!("/proc/{}/stat", program.pid())).is_ok_and(|stat| stat.contains(") Z "));
@@ -215,7 +218,7 @@ fn the_dead_and_the_half_dead() {
         thread::sleep(Duration::from_millis(1));
     }
     let later = enriched(&mut enricher, known, now + Duration::from_secs(60));
-    assert!(Arc::ptr_eq(&workload, &later) && text(&later, "service.name") == Some("shop"));
+    assert!(Arc::ptr_eq(&resource, &later) && text(&later, "service.name") == Some("shop"));
 
     // The main thread has ended and another lives: SYS_exit ends one thread.
     let code = "import ctypes, os, platform, threading\n\
@@ -223,9 +226,9 @@ fn the_dead_and_the_half_dead() {
         threading.Thread(target=wait).start()\n\
         ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[platform.machine()], 0)";
     let program = Program::python(code, &[("OTEL_SERVICE_NAME", "headless")]);
-    let workload = enriched(&mut enricher, owner(program.pid()), now);
-    assert_eq!(text(&workload, "service.name"), Some("headless"));
-    assert!(text(&workload, "process.executable.path").is_some());
+    let resource = enriched(&mut enricher, owner(program.pid()), now);
+    assert_eq!(text(&resource, "service.name"), Some("headless"));
+    assert!(text(&resource, "process.executable.path").is_some());
 }
 
 #[test]
@@ -264,7 +267,7 @@ fn context_payload(service: &str) -> Vec<u8> {
         ..KeyValue::default()
     };
     let attributes = vec![pair("service.name", service), pair("service.instance.id", "627cc493")];
-    let resource = Resource { attributes, ..Resource::default() }.encode_to_vec();
+    let resource = ProtoResource { attributes, ..ProtoResource::default() }.encode_to_vec();
     let mut payload = vec![0x0a, u8::try_from(resource.len()).expect("short")];
     payload.extend(resource);
     payload
@@ -274,10 +277,10 @@ fn context_payload(service: &str) -> Vec<u8> {
 fn a_published_context_stands_before_the_environment() {
     let program = publisher(&context_payload("from-context"), "");
     let mut enricher = enricher(None);
-    let workload = enriched(&mut enricher, owner(program.pid()), Instant::now());
-    assert_eq!(text(&workload, "service.name"), Some("from-context"));
-    assert_eq!(text(&workload, "service.instance.id"), Some("627cc493"));
-    assert_eq!(text(&workload, "team"), Some("a"));
+    let resource = enriched(&mut enricher, owner(program.pid()), Instant::now());
+    assert_eq!(text(&resource, "service.name"), Some("from-context"));
+    assert_eq!(text(&resource, "service.instance.id"), Some("627cc493"));
+    assert_eq!(text(&resource, "team"), Some("a"));
     assert_eq!(counter(&enricher, "context_refused"), 0);
 }
 
@@ -296,8 +299,8 @@ fn a_lying_context_is_refused_and_the_environment_counts() {
         let program = publisher(&context_payload("lie"), lie);
         let mut enricher = enricher(None);
         let start = Instant::now();
-        let workload = enriched(&mut enricher, owner(program.pid()), start);
-        assert_eq!(text(&workload, "service.name"), Some("from-environment"), "{lie}");
+        let resource = enriched(&mut enricher, owner(program.pid()), start);
+        assert_eq!(text(&resource, "service.name"), Some("from-environment"), "{lie}");
         assert_eq!(counter(&enricher, "context_refused"), 1, "{lie}");
         assert!(start.elapsed() < Duration::from_secs(2), "{lie}");
     }
@@ -317,18 +320,18 @@ fn names_of_a_pod_come_when_the_watch_has_them() {
     };
     let mut first = reset(None, Some(group.id()));
     enricher.enrich(&mut first, now);
-    assert_eq!(text(&first.workload, "k8s.pod.uid"), Some(uid));
-    assert_eq!(text(&first.workload, "container.id"), Some(id));
-    assert_eq!(first.workload.get("k8s.pod.name"), None);
-    assert_eq!(first.workload.get("process.pid"), None);
+    assert_eq!(text(&first.resource, "k8s.pod.uid"), Some(uid));
+    assert_eq!(text(&first.resource, "container.id"), Some(id));
+    assert_eq!(first.resource.get("k8s.pod.name"), None);
+    assert_eq!(first.resource.get("process.pid"), None);
 
     let attributes = vec![("k8s.pod.name", "shop-0".to_owned())];
     pods.set(uid, Pod { attributes: attributes.clone(), containers: Vec::new(), service_name: Some("shop".into()) });
     enricher.enrich(&mut first, now);
-    assert_eq!(text(&first.workload, "k8s.pod.name"), Some("shop-0"));
+    assert_eq!(text(&first.resource, "k8s.pod.name"), Some("shop-0"));
     pods.set(uid, Pod { attributes, containers: vec![(id.into(), "web".into())], service_name: None });
     enricher.enrich(&mut first, now);
-    assert_eq!(text(&first.workload, "k8s.container.name"), Some("web"));
+    assert_eq!(text(&first.resource, "k8s.container.name"), Some("web"));
     assert_eq!(counter(&enricher, "misses"), 1);
 
     // A process that has gone is still in its socket's group.
@@ -341,13 +344,13 @@ fn names_of_a_pod_come_when_the_watch_has_them() {
     let mut gone = reset(Some(owner), Some(group.id()));
     enricher.enrich(&mut gone, now);
     let names = ["container.id", "k8s.pod.name", "k8s.container.name", "process.executable.name", "service.name"];
-    assert_eq!(names.map(|name| text(&gone.workload, name)), [id, "shop-0", "web", "gone", "web"].map(Some));
+    assert_eq!(names.map(|name| text(&gone.resource, name)), [id, "shop-0", "web", "gone", "web"].map(Some));
 
     // A group that nobody knows is the host's, and does not make every reset walk the hierarchy.
     let mut unknown = reset(None, Some(u64::MAX));
     for _ in 0..100 {
         enricher.enrich(&mut unknown, now);
-        assert!(Arc::ptr_eq(&unknown.workload, &enricher.host()));
+        assert!(Arc::ptr_eq(&unknown.resource, &enricher.host()));
     }
     assert_eq!(counter(&enricher, "cgroup_unknown"), 100);
 }
@@ -357,9 +360,9 @@ fn without_owner_and_group_the_host_alone() {
     let mut enricher = enricher(None);
     let mut reset = reset(None, None);
     enricher.enrich(&mut reset, Instant::now());
-    assert!(Arc::ptr_eq(&reset.workload, &enricher.host()));
-    assert_eq!(text(&reset.workload, "os.type"), Some("linux"));
-    assert!(reset.workload.get("process.pid").is_none() && reset.workload.get("service.name").is_none());
+    assert!(Arc::ptr_eq(&reset.resource, &enricher.host()));
+    assert_eq!(text(&reset.resource, "os.type"), Some("linux"));
+    assert!(reset.resource.get("process.pid").is_none() && reset.resource.get("service.name").is_none());
 }
 
 #[test]
@@ -374,8 +377,8 @@ fn a_storm_of_short_lived_processes_is_remembered_within_bounds() {
         source: OwnerSource::Storage,
     };
     for index in 0..PROCESSES {
-        let workload = enriched(&mut enricher, gone(index), now);
-        assert_eq!(workload.get("process.pid"), Some(&ResourceValue::Integer((5_000_000 + index).into())));
+        let resource = enriched(&mut enricher, gone(index), now);
+        assert_eq!(resource.get("process.pid"), Some(&ResourceValue::Integer((5_000_000 + index).into())));
     }
     let held = u64::from(PROCESSES) - counter(&enricher, "evictions");
     assert!((1..=8192).contains(&held), "{held} are held");

@@ -25,16 +25,18 @@ use crate::app::demo::{
 };
 use crate::{
     config::settings,
-    enrich::{Workload, host},
+    enrich::host as host_resource,
     event::Teller,
     export::console::Console,
     host::{
         namespace::{self, Namespace, NamespaceError},
         report,
     },
+    kernel::clock,
     kernel::{KERNEL_BTF, Kernel, http_trace, plan},
+    model::resource::Resource,
     model::{Decoder, Reset, read_record, reason::ReasonNames},
-    pipeline::{reader, retraction::Doubts},
+    pipeline::retraction::Doubts,
 };
 
 /// How the demo runs.
@@ -240,7 +242,7 @@ impl<'a, W: Write> Watch<'a, W> {
     fn new(kernel: Kernel, console: Console, out: &'a mut W) -> Self {
         let reasons = kernel.reasons().clone();
         let reasons = ReasonNames::new(reasons.reset, reasons.drop);
-        let host = Workload::new(host::attributes(Path::new("/proc")));
+        let host = Resource::new(host_resource::attributes(Path::new("/proc")));
         Self {
             decoder: Decoder::new(reasons, host),
             teller: Teller::from_os(false),
@@ -271,7 +273,7 @@ impl<'a, W: Write> Watch<'a, W> {
     }
 
     fn look(&mut self, runs: &mut [Run]) -> Result<(), DemoError> {
-        let now = reader::now();
+        let now = clock::now();
         let mut resets = Vec::new();
         let Self { kernel, decoder, doubts, .. } = self;
         kernel.drain(usize::MAX, |bytes| {

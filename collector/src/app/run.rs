@@ -26,6 +26,7 @@ use crate::{
     event::Teller,
     export::{Exporter, console::Console},
     host::{hardening::confine, report, selftest},
+    kernel::clock,
     kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, credentials::Owners, http_trace, plan, vintage},
     model::{Decoder, reason::ReasonNames, signal::Signal},
     otlp::{batch::Batcher, tls::TlsConfig},
@@ -83,7 +84,7 @@ pub fn run(settings: &Settings, options: &Options) -> Result<()> {
     let mut services = runtime.block_on(Services::start(settings, destinations, &account, &correlator))?;
     let pods = runtime.block_on(services.watch_pods(settings))?;
     account.set_hooks(hooks(&kernel));
-    account.set_confined(&confined);
+    account.set_confined(confined.steps.iter().map(|(step, done)| (*step, done.is_ok())).collect());
     let listeners = runtime.block_on(async { shutdown::Listeners::new() })?;
     less_known.iter().for_each(|line| tracing::warn!("{line}"));
     confined.announce();
@@ -228,7 +229,7 @@ fn stages(
 
 fn start_reader(mut kernel: Kernel, stages: Stages) -> Result<(Orders, JoinHandle<Vec<Exporter>>)> {
     let (orders, inbox) = reader::orders().context("cannot start the reader")?;
-    let read = move || reader::run(&mut kernel, Pipeline::new(stages), &inbox).finish(reader::now());
+    let read = move || reader::run(&mut kernel, Pipeline::new(stages), &inbox).finish(clock::now());
     let thread = thread::Builder::new().name("reader".into()).spawn(read).context("cannot start the reader")?;
     Ok((orders, thread))
 }

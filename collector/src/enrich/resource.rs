@@ -1,4 +1,4 @@
-//! How a workload's resource is put together: which source wins, and how large it may be.
+//! How a resource is put together: which source wins, and how large it may be.
 //!
 //! What we know ourselves (the kernel, control groups, the cluster's API, the host) stands before what a process says of
 //! itself; what it says in its published context stands before its environment.
@@ -20,7 +20,7 @@ const MAX_BYTES: usize = 64 << 10;
 
 /// A list of attributes, each name once, within bounds.
 #[derive(Debug, Default)]
-pub struct Resource {
+pub struct ResourceBuilder {
     attributes: Vec<(Cow<'static, str>, ResourceValue)>,
     bytes: usize,
     left_out: u64,
@@ -37,7 +37,7 @@ pub struct Identity<'a> {
     pub comm: &'a [u8],
 }
 
-impl Resource {
+impl ResourceBuilder {
     /// Starts with these attributes.
     pub fn of_host(attributes: &[(Cow<'static, str>, ResourceValue)]) -> Self {
         let mut resource = Self::default();
@@ -197,7 +197,7 @@ mod tests {
             (claims(&[], None, &[]), &nothing, None, "unknown_service:python3.11"),
         ];
         for (process, placement, names, expected) in table {
-            let mut resource = Resource::default();
+            let mut resource = ResourceBuilder::default();
             resource.add_identity(Identity { pid: 7, start_unix_ns: 0, comm: b"python3" }, Some(&process));
             resource.add_placement(placement, names);
             resource.add_claims(&process);
@@ -214,7 +214,7 @@ mod tests {
             &[("k8s.pod.uid", "x"), ("team", "b"), ("service.version", "2")],
         );
         let placement = Placement { container_id: Some("c".into()), pod_uid: Some("u".into()), ..Placement::default() };
-        let mut resource = Resource::of_host(&[("host.name".into(), ResourceValue::Text("here".into()))]);
+        let mut resource = ResourceBuilder::of_host(&[("host.name".into(), ResourceValue::Text("here".into()))]);
         resource.add_identity(Identity { pid: 7, start_unix_ns: 0, comm: b"x" }, Some(&process));
         resource.add_placement(&placement, None);
         resource.add_claims(&process);
@@ -235,7 +235,7 @@ mod tests {
             ),
             ..Process::default()
         };
-        let mut resource = Resource::default();
+        let mut resource = ResourceBuilder::default();
         resource.add_claims(&process);
         let (attributes, left_out) = resource.finish();
         let bytes: usize = attributes.iter().map(|(name, value)| name.len() + value.bytes()).sum();
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_process_known_by_its_name_alone() {
-        let mut resource = Resource::default();
+        let mut resource = ResourceBuilder::default();
         resource
             .add_identity(Identity { pid: 7, start_unix_ns: 1_700_000_000_123_000_000, comm: b"a\x1b[2Jb\xff" }, None);
         resource.name_service(&Placement::default(), None);

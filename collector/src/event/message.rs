@@ -3,7 +3,7 @@
 //! Names a process only where its owner is known, and claims no loss that the record does not show.
 
 use crate::{
-    enrich::ResourceValue,
+    model::resource::ResourceValue,
     model::{Cause, Direction, Endpoint, Owner, Reset, State, address::AddressText},
 };
 
@@ -157,7 +157,7 @@ impl Line<'_, '_> {
         let start = self.out.len();
         push_comm(self.out, &owner.comm);
         let named = self.out.len() > start;
-        let service = match self.reset.workload.get("service.name") {
+        let service = match self.reset.resource.get("service.name") {
             Some(ResourceValue::Text(service)) if *service != self.out[start..] => Some(service),
             _ => None,
         };

@@ -238,8 +238,8 @@ fn linger_by_tcp_linger2() {
 #[test]
 fn the_owner_is_named_as_it_is_known() {
     let as_owner = |owner, service: &str| {
-        let workload = sample::workload(&[("service.name", service)]);
-        told(&Reset { owner: Some(owner), workload, ..received(Cause::ResetByPeer, State::Established) })
+        let resource = sample::resource(&[("service.name", service)]);
+        told(&Reset { owner: Some(owner), resource, ..received(Cause::ResetByPeer, State::Established) })
     };
     let bytes = |name: &[u8]| {
         let mut owner = sample::owner("", 7);

@@ -6,11 +6,11 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use crate::{
     config::settings,
-    enrich::ResourceValue,
     event::{
         Told,
         message::{push_comm, push_endpoint, push_hex},
     },
+    model::resource::ResourceValue,
     model::{
         address::AddressText,
         attribute::{Attribute, Value},
@@ -219,7 +219,7 @@ fn json_line(told: &Told<'_>, out: &mut String) {
         }
     }
     out.push_str(",\"resource\":{");
-    for (index, (name, value)) in reset.workload.attributes.iter().enumerate() {
+    for (index, (name, value)) in reset.resource.attributes.iter().enumerate() {
         if index > 0 {
             out.push(',');
         }

@@ -88,12 +88,12 @@ fn colours_are_the_only_difference() {
 
 #[test]
 fn a_json_line_holds_every_attribute_and_the_resource() {
-    let workload = crate::enrich::Workload::new(vec![
+    let resource = crate::model::resource::Resource::new(vec![
         ("service.name".into(), ResourceValue::Text("check\"out\n".into())),
         ("process.pid".into(), ResourceValue::Integer(812)),
         ("process.command_args".into(), ResourceValue::List(vec!["a".into(), "\\".into()])),
     ]);
-    let reset = Reset { workload, ..sample::reset() };
+    let reset = Reset { resource, ..sample::reset() };
     let text = line(&mut json(), &reset);
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(value["time"], "2026-11-24T20:59:39.123456789Z");

@@ -9,7 +9,7 @@ use crate::filter::{
     range::{Network, Numbers, Ports},
 };
 use crate::{
-    enrich::ResourceValue,
+    model::resource::ResourceValue,
     model::{
         Cause, Direction, Origin, Reset, State,
         attribute::{Attribute, Value},
@@ -229,9 +229,9 @@ impl<'a> Subject<'a> {
     }
 
     fn resource(&self, test: &ResourceTest) -> Option<&'a ResourceValue> {
-        let Some(kept) = self.resource.get(test.slot) else { return self.reset.workload.get(&test.name) };
+        let Some(kept) = self.resource.get(test.slot) else { return self.reset.resource.get(&test.name) };
         kept.get().unwrap_or_else(|| {
-            let value = self.reset.workload.get(&test.name);
+            let value = self.reset.resource.get(&test.name);
             kept.set(Some(value));
             value
         })

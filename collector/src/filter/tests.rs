@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    enrich::{ResourceValue, Workload},
+    model::resource::{Resource, ResourceValue},
     model::{Cause, Connection, Direction, Endpoint, Hook, Origin, State, attribute::Attribute},
 };
 
@@ -33,7 +33,7 @@ pub(crate) fn plain_reset() -> Reset {
         segment_flags: 0,
         not_accepted: false,
         hook: Hook::SendReset,
-        workload: Arc::default(),
+        resource: Arc::default(),
         trace: None,
         sample_weight: 1.0,
     }
@@ -59,8 +59,8 @@ pub(crate) fn any_reset() -> impl Strategy<Value = Reset> {
         prop::option::of(prop::sample::select(vec!["NO_SOCKET", "TCP_STATE", "TCP_FLAGS"])),
     );
     let ends = (any_address(), any_address(), 0_u16..6, 0_u16..6, prop::option::of(0_u32..4));
-    let workload = prop::option::of(prop::sample::select(vec!["checkout-1", "checkout-2", "cart"]));
-    (facts, ends, workload, prop::option::of(0_u64..4)).prop_map(|(facts, ends, service, bytes_sent)| {
+    let resource = prop::option::of(prop::sample::select(vec!["checkout-1", "checkout-2", "cart"]));
+    (facts, ends, resource, prop::option::of(0_u64..4)).prop_map(|(facts, ends, service, bytes_sent)| {
         let (direction, origin, cause, state, reason) = facts;
         let (local, peer, local_port, peer_port, network_namespace) = ends;
         let peer = if peer.is_ipv4() == local.is_ipv4() { peer } else { local };
@@ -75,7 +75,7 @@ pub(crate) fn any_reset() -> impl Strategy<Value = Reset> {
             peer: Endpoint { address: peer, port: peer_port },
             network_namespace,
             connection: Connection { bytes_sent, ..Connection::default() },
-            workload: Arc::new(Workload { attributes: attributes.into_iter().collect(), ..Workload::default() }),
+            resource: Resource::new(attributes.into_iter().collect()),
             ..plain_reset()
         }
     })
@@ -214,8 +214,8 @@ fn more_names_than_slots_are_still_looked_up() {
     let filters = Filters::new(rules.collect());
     for (at, name) in names.iter().enumerate() {
         let attributes = vec![(Cow::from(name.clone()), ResourceValue::Text("yes".into()))];
-        let workload = Arc::new(Workload { attributes, ..Workload::default() });
-        let reset = Reset { workload, ..plain_reset() };
+        let resource = Resource::new(attributes);
+        let reset = Reset { resource, ..plain_reset() };
         assert_eq!(filters.decide(&reset), Decision { keep: false, rule: Some(at) });
     }
 }

@@ -11,13 +11,13 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    enrich::Workload,
     host::{
         capability::{CAPABILITIES, Capability, Held, Need, how_to_get},
         sandbox::Fences,
         selftest::{self, Outcome, SelfTestError},
     },
     kernel::{Coverage, Kernel, KernelError, plan, vintage},
+    model::resource::Resource,
     model::{Decoder, Direction, Origin, reason::ReasonNames},
 };
 
@@ -207,7 +207,7 @@ pub fn examine(btf: &Path) -> Report {
     let mut attached = Kernel::attach(btf, RING_BUFFER_BYTES, plan::has_use);
     let self_test = attached.as_mut().ok().map(|kernel| {
         let tables = kernel.reasons().clone();
-        let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), Workload::new(Vec::new()));
+        let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), Resource::new(Vec::new()));
         selftest::run(kernel, &decoder, btf, Path::new(PROC), |_| ())
     });
     report(&Host::read(btf), attached.as_ref().map(Attached::from), self_test.as_ref())

@@ -18,9 +18,9 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use crate::{
     enrich::process::has_foreign_pids,
     host::namespace::{self, Namespace},
+    kernel::clock,
     kernel::{Kernel, vintage},
     model::{Cause, Decoder, Direction, Reset, State, read_record},
-    pipeline::reader,
 };
 
 /// Longest that the records may take: the kernel writes them before the acts return.
@@ -117,7 +117,7 @@ pub fn run(
     let deadline = Instant::now() + PATIENCE;
     loop {
         kernel.drain(usize::MAX, |bytes| {
-            let now = reader::now();
+            let now = clock::now();
             let decoded = read_record(bytes).and_then(|record| decoder.decode(&record, now.clock, now.unix_ns));
             let Ok(reset) = decoded else { return others(bytes) };
             let place = open.iter().position(|fact| fact.differences(&reset, made.namespace.inode, pid).is_empty());

@@ -9,8 +9,8 @@ use aya::maps::{HashMap, MapData};
 use probes::{COMM_LEN, OwnerSource};
 
 use crate::{
+    kernel::clock::Now,
     model::{Owner, Reset},
-    pipeline::Now,
 };
 
 /// Between two looks through all tasks: each takes some microseconds for each of them.

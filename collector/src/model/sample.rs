@@ -5,7 +5,7 @@ use std::{borrow::Cow, net::IpAddr, sync::Arc};
 use proptest::prelude::*;
 
 use crate::{
-    enrich::{ResourceValue, Workload},
+    model::resource::{Resource, ResourceValue},
     model::{
         Cause, Connection, Direction, Endpoint, Hook, Origin, Owner, OwnerSource, Reset, State, Trace, TraceMethod,
     },
@@ -45,7 +45,7 @@ pub(crate) fn reset() -> Reset {
         segment_flags: 0,
         not_accepted: false,
         hook: Hook::SendReset,
-        workload: workload(&[("host.name", "web-1")]),
+        resource: resource(&[("host.name", "web-1")]),
         trace: None,
         sample_weight: 1.0,
     }
@@ -61,9 +61,9 @@ pub(crate) fn owner(name: &str, pid: u32) -> Owner {
     Owner { pid, start_boot_ns: 1, comm, source: OwnerSource::Current }
 }
 
-pub(crate) fn workload(attributes: &[(&'static str, &str)]) -> Arc<Workload> {
+pub(crate) fn resource(attributes: &[(&'static str, &str)]) -> Arc<Resource> {
     let text = |value: &str| ResourceValue::Text(value.to_owned());
-    Workload::new(attributes.iter().map(|(name, value)| (Cow::Borrowed(*name), text(value))).collect())
+    Resource::new(attributes.iter().map(|(name, value)| (Cow::Borrowed(*name), text(value))).collect())
 }
 
 /// Any trace; ids are never zeros.

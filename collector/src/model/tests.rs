@@ -54,7 +54,7 @@ fn record() -> ResetRecord {
 
 fn decoder() -> Decoder {
     let names = ReasonNames::new([(14, "SK_RST_REASON_TCP_STATE".into())], [(14, "SKB_DROP_REASON_OTHER".into())]);
-    Decoder::new(names, sample::workload(&[("host.name", "web-1")]))
+    Decoder::new(names, sample::resource(&[("host.name", "web-1")]))
 }
 
 fn decode(record: &ResetRecord) -> Result<Reset, RecordError> {
@@ -88,7 +88,7 @@ fn every_field_has_its_place() {
     assert_eq!(&owner.comm[..6], b"nginx\0");
     assert_eq!((reset.socket, reset.hook, reset.segment_flags), (0xabcd, Hook::ReceiveReset, 0x14));
     assert_eq!((reset.actor, reset.not_accepted, reset.trace, reset.sample_weight), (None, false, None, 1.0));
-    assert!(reset.workload.get("host.name").is_some());
+    assert!(reset.resource.get("host.name").is_some());
 }
 
 #[test]

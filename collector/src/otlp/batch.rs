@@ -13,8 +13,8 @@ use bytes::Bytes;
 
 use crate::{
     config::settings::{self, Signals},
-    enrich::Workload,
     event::Told,
+    model::resource::Resource,
     otlp::{encode, protobuf},
 };
 
@@ -86,14 +86,14 @@ impl Batcher {
             }
         };
         let (log, span_bytes) = self.record.split_at(log_length);
-        let resource = &told.reset.workload.encoded;
+        let resource = encode::resource(&told.reset.resource);
         let fits = self.logs.fits(resource, log, self.settings.max_bytes)
             && self.spans.fits(resource, span_bytes, self.settings.max_bytes);
         if !fits {
             self.close();
         }
         let (log, span_bytes) = self.record.split_at(log_length);
-        let group = self.groups.of(&told.reset.workload);
+        let group = self.groups.of(&told.reset.resource);
         if self.signals.logs {
             self.logs.push(group, resource, log);
         }
@@ -140,8 +140,8 @@ impl Batcher {
         if self.resets == 0 {
             return;
         }
-        let logs = self.logs.take_request(&self.groups.workloads);
-        let traces = self.spans.take_request(&self.groups.workloads);
+        let logs = self.logs.take_request(&self.groups.resources);
+        let traces = self.spans.take_request(&self.groups.resources);
         self.closed.push_back(Batch { resets: std::mem::take(&mut self.resets), logs, traces });
         self.groups.clear();
     }
@@ -150,7 +150,7 @@ impl Batcher {
 /// The workloads of the open batch, each once: by identity, and by content where two are the same resource.
 #[derive(Debug, Default)]
 struct Groups {
-    workloads: Vec<Arc<Workload>>,
+    resources: Vec<Arc<Resource>>,
     by_pointer: HashMap<usize, u32>,
     by_content: HashMap<Content, u32>,
     /// The last one asked for: resets come in bursts of one workload.
@@ -159,11 +159,11 @@ struct Groups {
 
 /// A workload as the key of its content.
 #[derive(Debug)]
-struct Content(Arc<Workload>);
+struct Content(Arc<Resource>);
 
 impl PartialEq for Content {
     fn eq(&self, other: &Self) -> bool {
-        self.0.encoded == other.0.encoded
+        encode::resource(&self.0) == encode::resource(&other.0)
     }
 }
 
@@ -171,35 +171,35 @@ impl Eq for Content {}
 
 impl std::hash::Hash for Content {
     fn hash<H: std::hash::Hasher>(&self, hasher: &mut H) {
-        self.0.encoded.hash(hasher);
+        encode::resource(&self.0).hash(hasher);
     }
 }
 
 impl Groups {
-    fn of(&mut self, workload: &Arc<Workload>) -> u32 {
-        if self.workloads.get(self.last as usize).is_some_and(|last| Arc::ptr_eq(last, workload)) {
+    fn of(&mut self, resource: &Arc<Resource>) -> u32 {
+        if self.resources.get(self.last as usize).is_some_and(|last| Arc::ptr_eq(last, resource)) {
             return self.last;
         }
-        let pointer = Arc::as_ptr(workload).addr();
+        let pointer = Arc::as_ptr(resource).addr();
         self.last = match self.by_pointer.get(&pointer) {
             Some(group) => *group,
-            None => self.add(workload, pointer),
+            None => self.add(resource, pointer),
         };
         self.last
     }
 
-    fn add(&mut self, workload: &Arc<Workload>, pointer: usize) -> u32 {
-        let next = self.workloads.len() as u32;
-        let group = *self.by_content.entry(Content(Arc::clone(workload))).or_insert(next);
+    fn add(&mut self, resource: &Arc<Resource>, pointer: usize) -> u32 {
+        let next = self.resources.len() as u32;
+        let group = *self.by_content.entry(Content(Arc::clone(resource))).or_insert(next);
         if group == next {
-            self.workloads.push(Arc::clone(workload));
+            self.resources.push(Arc::clone(resource));
             self.by_pointer.insert(pointer, group);
         }
         group
     }
 
     fn clear(&mut self) {
-        self.workloads.clear();
+        self.resources.clear();
         self.by_pointer.clear();
         self.by_content.clear();
         self.last = 0;
@@ -278,7 +278,7 @@ impl Lane {
     }
 
     /// The request of what there is, `None` if that is nothing; then the lane is empty.
-    fn take_request(&mut self, workloads: &[Arc<Workload>]) -> Option<Bytes> {
+    fn take_request(&mut self, resources: &[Arc<Resource>]) -> Option<Bytes> {
         if self.places.is_empty() {
             return None;
         }
@@ -287,7 +287,7 @@ impl Lane {
         let mut out = Vec::with_capacity(self.bound);
         for places in self.places.chunk_by(|one, next| one.group == next.group) {
             let group = places[0].group as usize;
-            self.write_group(&mut out, &workloads[group].encoded, places, self.group_bytes[group]);
+            self.write_group(&mut out, encode::resource(&resources[group]), places, self.group_bytes[group]);
         }
         self.records.clear();
         self.places.clear();

@@ -20,7 +20,7 @@ fn batcher(max_size: usize, max_bytes: usize, signals: Signals) -> Batcher {
 }
 
 fn of(service: &str) -> Reset {
-    Reset { workload: sample::workload(&[("service.name", service)]), ..sample::reset() }
+    Reset { resource: sample::resource(&[("service.name", service)]), ..sample::reset() }
 }
 
 fn read_logs(batch: &Batch) -> ExportLogsServiceRequest {

@@ -6,8 +6,8 @@
 use std::{borrow::Cow, ops::Range};
 
 use crate::{
-    enrich::ResourceValue,
     event::{SpanIdentity, Told},
+    model::resource::{Resource, ResourceValue},
     model::{
         Reset,
         address::AddressText,
@@ -93,8 +93,12 @@ const STATUS_ERROR: u64 = 2;
 /// Links of a span at most; an ambiguous trace beyond that says nothing to anybody.
 const MOST_LINKS: usize = 128;
 
-/// An `opentelemetry.proto.resource.v1.Resource` message with these attributes.
-pub fn resource(attributes: &[(Cow<'static, str>, ResourceValue)]) -> Vec<u8> {
+/// The encoded `opentelemetry.proto.resource.v1.Resource` message, made once for each resource.
+pub fn resource(resource: &Resource) -> &[u8] {
+    resource.encoded_by(|resource| resource_message(&resource.attributes))
+}
+
+fn resource_message(attributes: &[(Cow<'static, str>, ResourceValue)]) -> Vec<u8> {
     const ATTRIBUTES: u32 = 1;
     let mut out = Vec::new();
     for (name, value) in attributes {

@@ -13,15 +13,15 @@ use std::{
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
     io::Errno,
-    time::{ClockId, DynamicClockId, Timespec, clock_gettime, clock_gettime_dynamic},
+    time::Timespec,
 };
 
 use crate::{
     config::settings::Capture,
     filter::Filters,
     kernel::Kernel,
-    model::Clock,
-    pipeline::{Now, Pipeline},
+    kernel::clock::{Now, now},
+    pipeline::Pipeline,
     pushdown::Program,
     sampler::Sampler,
 };
@@ -179,23 +179,4 @@ fn wait(kernel: &Kernel, inbox: &Inbox, for_records: bool, timeout: Option<Durat
             std::thread::sleep(ROUND);
         }
     }
-}
-
-/// Now by every clock that is asked. Leap seconds are whole: what lies between the two readings is rounded away.
-pub fn now() -> Now {
-    const SECOND: i64 = 1_000_000_000;
-    let [real, monotonic, boot] =
-        [ClockId::Realtime, ClockId::Monotonic, ClockId::Boottime].map(|clock| ns(clock_gettime(clock)));
-    // Every kernel that has the programs has CLOCK_TAI (3.10).
-    let tai = clock_gettime_dynamic(DynamicClockId::Tai).map_or(real, ns);
-    let tai_offset_ns = (tai - real + SECOND / 2).div_euclid(SECOND) * SECOND;
-    Now {
-        instant: Instant::now(),
-        unix_ns: u64::try_from(real).unwrap_or(0),
-        clock: Clock { tai_offset_ns, monotonic_offset_ns: real - monotonic, boot_offset_ns: real - boot },
-    }
-}
-
-fn ns(time: Timespec) -> i64 {
-    time.tv_sec * 1_000_000_000 + time.tv_nsec
 }

@@ -32,7 +32,7 @@ pub(crate) fn reset() -> Reset {
         segment_flags: 0,
         not_accepted: false,
         hook: Hook::ReceiveReset,
-        workload: Default::default(),
+        resource: Default::default(),
         trace: None,
         sample_weight: 1.0,
     }

@@ -222,8 +222,8 @@ fn only_an_error_is_a_failed_span() {
 #[test]
 fn a_long_sentence_and_long_names_keep_their_lengths() {
     let long = "x".repeat(40_000);
-    let workload = sample::workload(&[("service.name", &long)]);
-    let (log, span) = check(&Reset { cause: Cause::KeepaliveTimeout, workload, ..sample::reset() }, true);
+    let resource = sample::resource(&[("service.name", &long)]);
+    let (log, span) = check(&Reset { cause: Cause::KeepaliveTimeout, resource, ..sample::reset() }, true);
     assert!(log.encoded_len() > 40_000 && span.unwrap().encoded_len() > 40_000);
 }
 
@@ -235,7 +235,7 @@ fn a_resource_reads_back() {
         (Cow::Borrowed("args"), ResourceValue::List(vec!["a".to_owned(), String::new()])),
         (Cow::Borrowed("none"), ResourceValue::List(Vec::new())),
     ];
-    let read = Resource::decode(resource(&attributes).as_slice()).unwrap();
+    let read = Resource::decode(resource_message(&attributes).as_slice()).unwrap();
     let list =
         |values| Some(any_value::Value::ArrayValue(opentelemetry_proto::tonic::common::v1::ArrayValue { values }));
     let expected = [
