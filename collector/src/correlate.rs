@@ -70,7 +70,7 @@ impl Correlator {
     pub fn new(settings: &Correlation, events: bool) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
-            wait: settings.wait,
+            wait: settings.span_wait,
             listening: settings.grpc.is_some() || settings.http.is_some(),
             events,
             limit: settings.max_request_bytes,

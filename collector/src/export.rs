@@ -26,7 +26,7 @@ use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
 use crate::{
     account::{Account, DropReason, LaneId, lane_name},
-    config::settings::{self, Fsync, Signals},
+    config::settings::{self, FsyncPolicy, Signals},
     export::{
         log_throttle::Notice,
         queue::{Fate, Queue, Taken},
@@ -182,7 +182,7 @@ impl Exporter {
         for _ in 0..destination.queue.consumers.max(1) {
             self.consumers.push(tokio::spawn(lane.clone().consume(self.ending.subscribe())));
         }
-        if let (Some(_), Fsync::Interval(interval)) = (directory, destination.queue.fsync) {
+        if let Some(settings::Storage { fsync: FsyncPolicy::Interval(interval), .. }) = destination.queue.storage {
             self.syncers.push(tokio::spawn(sync_regularly(lane.queue.clone(), interval)));
         }
         self.lanes.push(lane);
@@ -209,7 +209,7 @@ pub fn forgotten_storage(destinations: &[settings::Destination]) -> Vec<PathBuf>
         }
     }
     let parents: BTreeSet<_> =
-        destinations.iter().filter_map(|destination| destination.queue.storage.as_ref()).collect();
+        destinations.iter().filter_map(|destination| Some(&destination.queue.storage.as_ref()?.directory)).collect();
     let below = |path: &PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let lanes = parents.into_iter().flat_map(below).flat_map(|path| below(&path).collect::<Vec<_>>());
     let mut forgotten: Vec<_> = lanes
@@ -226,7 +226,7 @@ fn storage_directory(queue: &settings::Queue, name: &str, signal: Signal) -> Opt
     let readable: String = name.chars().map(|char| if char.is_ascii_alphanumeric() { char } else { '_' }).collect();
     // Names that read alike stay apart.
     let directory = format!("{readable:.80}-{:08x}", crc32fast::hash(name.as_bytes()));
-    Some(storage.join(directory).join(signal.word()))
+    Some(storage.directory.join(directory).join(signal.word()))
 }
 
 async fn sync_regularly(queue: Arc<Queue>, interval: Duration) {

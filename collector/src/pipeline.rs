@@ -334,7 +334,7 @@ mod tests {
     use crate::{
         filter::tests::plain_reset,
         model::Clock,
-        sampler::{Limit, Rate, Sampling},
+        sampler::{Rate, RateLimit, Sampling},
     };
 
     /// `monotonic_ns` after the start, with the wall clock so far off.
@@ -350,8 +350,8 @@ mod tests {
     fn a_stepped_wall_clock_leaves_the_limits_alone() {
         const HOUR: i64 = 3_600_000_000_000;
         for step in [-HOUR, HOUR] {
-            let limit = Limit { per_second: 1.0, burst: 1.0, per: Vec::new() };
-            let mut sampler = Sampler::new(Sampling::new(Rate::Limit(limit), Vec::new()));
+            let limit = RateLimit { per_second: 1.0, burst: 1.0, group_by: Vec::new() };
+            let mut sampler = Sampler::new(Sampling::new(Rate::PerSecond(limit), Vec::new()));
             let mut judge = |now: Now| sampler.judge(&mut plain_reset(), now.steady_ns());
             assert!(matches!(judge(now(0, 0)), Verdict::Keep { .. }), "the burst");
             assert!(matches!(judge(now(1_000_000, step)), Verdict::Held { .. }), "a step fills no bucket");

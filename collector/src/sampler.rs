@@ -47,8 +47,8 @@ pub struct Rule {
 pub enum Rate {
     /// This share of them.
     Ratio(Ratio),
-    /// At most so many a second.
-    Limit(Limit),
+    /// A maximum number of records per second.
+    PerSecond(RateLimit),
 }
 
 impl Default for Rate {
@@ -89,18 +89,18 @@ impl Ratio {
     }
 }
 
-/// At most so many records a second for each key: in any t seconds no more than `per_second × t + burst`.
+/// Maximum records per second for each key: in any t seconds no more than `per_second × t + burst`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Limit {
-    /// Records a second.
+pub struct RateLimit {
+    /// Records per second.
     pub per_second: f64,
-    /// Records at once, after quiet.
+    /// Records at once after an idle period.
     pub burst: f64,
-    /// The attributes that make a key; none is one key for all.
-    pub per: Vec<Key>,
+    /// The attributes that make a key; empty is one key for all resets.
+    pub group_by: Vec<Key>,
 }
 
-/// An attribute that a limit is kept for.
+/// An attribute that a rate limit is grouped by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key {
     /// Of the record.
@@ -216,8 +216,8 @@ impl Sampler {
                 }
                 None => Verdict::SampledOut { rule },
             },
-            Rate::Limit(limit) => {
-                let key = key(&self.hashes, rule, &limit.per, reset);
+            Rate::PerSecond(limit) => {
+                let key = key(&self.hashes, rule, &limit.group_by, reset);
                 match self.buckets.take(key, rule, limit, reset, now_ns) {
                     buckets::Taken::Yes => Verdict::Keep { rule },
                     buckets::Taken::Held => Verdict::Held { rule },
@@ -291,10 +291,10 @@ fn mix(word: u64) -> u64 {
 
 /// A hash in place of the values, so that a key's size does not depend on them. Keyed anew in every run, so that nobody
 /// can make keys that collide.
-fn key(hashes: &RandomState, rule: Option<usize>, per: &[Key], reset: &Reset) -> u64 {
+fn key(hashes: &RandomState, rule: Option<usize>, group_by: &[Key], reset: &Reset) -> u64 {
     let mut hasher = hashes.build_hasher();
     rule.hash(&mut hasher);
-    for key in per {
+    for key in group_by {
         match key {
             Key::Record(attribute) => match attribute.value(reset) {
                 None => 0_u8.hash(&mut hasher),

@@ -77,8 +77,8 @@ sampling:
     - match: { tcp.reset.cause: port_closed }
       ratio: 0.05
     - match: { network.connection.state: established }
-      limit: 100
-      per: [network.peer.address, tcp.reset.cause]
+      max_per_second: 100
+      group_by: [network.peer.address, tcp.reset.cause]
 correlation:
   otlp_receiver:
     grpc: { endpoint: 127.0.0.1:4317 }
@@ -95,8 +95,8 @@ export:
     timeout: 10s
     tls: { ca_file: /etc/ca.pem, cert_file: /etc/c.pem, key_file: /etc/k.pem, insecure_skip_verify: false }
     retry_on_failure: { initial_interval: 1s, max_interval: 30s, max_elapsed_time: 300s }
-    sending_queue: { queue_size: 65536, storage: /var/lib/reset-collector }
-    batch: { max_size: 8192, flush_timeout: 200ms }
+    sending_queue: { queue_size: 65536, storage: { directory: /var/lib/reset-collector } }
+    batch: { max_resets: 8192, flush_timeout: 200ms }
 admin: { endpoint: 127.0.0.1:9464 }
 "#;
 
@@ -140,7 +140,7 @@ filters:
   - drop: { destination.port: 0, network.transport: tcp, network.io.direction: receive }
   - keep: { service.name: ['a\*b', "c?"], network.connection.state: "fin_*" }
 sampling:
-  default: { limit: 0.5 }
+  default: { max_per_second: 0.5 }
 "#;
 
 fn reference() -> String {

@@ -268,7 +268,7 @@ fn the_disk_is_full() -> Result<()> {
         let admin = free_address()?;
         let disk = Disk::new("disk")?;
         let destination = format!(
-            "    endpoint: \"http://{}\"\n    sending_queue: {{ storage: \"{}\" }}\n",
+            "    endpoint: \"http://{}\"\n    sending_queue: {{ storage: {{ directory: \"{}\" }} }}\n",
             backend.grpc,
             disk.0.0.display()
         );
@@ -345,7 +345,7 @@ fn killed_at_any_instant_it_loses_no_more_than_the_tail() -> Result<()> {
         let admin = free_address()?;
         let storage = Scratch::new("storage");
         let destination = format!(
-            "    endpoint: \"http://{}\"\n    sending_queue: {{ storage: \"{}\" }}\n",
+            "    endpoint: \"http://{}\"\n    sending_queue: {{ storage: {{ directory: \"{}\" }} }}\n",
             backend.grpc,
             storage.0.display()
         );

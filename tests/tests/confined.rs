@@ -55,7 +55,7 @@ fn confined(network: &Network) -> Result<()> {
         format!(
             "confinement: required\nadmin: {{ endpoint: \"{admin}\" }}\nfilters: [{filters}]\n\
              export: {{ signals: [logs], console: json, otlp: {{ endpoint: \"http://{}\", \
-             sending_queue: {{ storage: \"{}\" }} }} }}\n",
+             sending_queue: {{ storage: {{ directory: \"{}\" }} }} }} }}\n",
             backend.grpc,
             storage.display()
         )

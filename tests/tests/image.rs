@@ -242,7 +242,7 @@ const LACKS: [Lack; 9] = [
     Lack {
         what: "a directory for the queue",
         take: |_| (),
-        configuration: "export: { otlp: { endpoint: \"http://127.0.0.1:1\", sending_queue: { storage: /var/lib/queue } } }",
+        configuration: "export: { otlp: { endpoint: \"http://127.0.0.1:1\", sending_queue: { storage: { directory: /var/lib/queue } } } }",
         starts: false,
         says: &["sending_queue.storage /var/lib/queue", "in a container mount a volume there"],
     },

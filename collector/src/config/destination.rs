@@ -5,11 +5,13 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 
 use crate::config::settings::{
-    Batch, Compression, Destination, Fsync, Protocol, Queue, Retry, Secret, Signals, Tls, WhenFull,
+    Batch, Compression, Destination, FsyncPolicy, OnOverflow, Protocol, Queue, Retry, Secret, Signals, Storage, Tls,
 };
 use crate::config::{
-    field_types::{Codec, OrNull, Shown, Switch, Word, count, or_variable, period, read_scalar, show_duration, size},
-    reader::{Elsewhere, Reader, listed, shortened},
+    field_types::{
+        Codec, FilePath, OrNull, Shown, Switch, Word, count, or_variable, period, read_scalar, show_duration, size,
+    },
+    reader::{Hint, Reader, listed, shortened},
     sections::{MULTIPLIER, file_or_null, key_schema, mapping_schema, section, text_or_null},
     yaml::NodeId,
 };
@@ -27,8 +29,14 @@ section! {
         "retry_on_failure" => destination.retry, RetrySection, "How failed requests are tried again.";
         "sending_queue" => destination.queue, QueueSection, "What waits to be sent.";
         "batch" => destination.batch, BatchSection, "How records are put together.";
-    } elsewhere {
+    } hints {
         "insecure" => "the scheme of the endpoint decides: http:// is without TLS";
+        "proxy_url" => "set HTTPS_PROXY or HTTP_PROXY, and NO_PROXY, in the environment";
+        "keepalive" => "HTTP/2 pings are always on";
+        "balancer_name" => "give the address of a load balancer as the endpoint";
+        "wait_for_ready" => "failed requests are retried as retry_on_failure says";
+        "encoding" => "requests are always protobuf";
+        "compression_params" => "the level of compression is fixed";
         "logs_endpoint" => "set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT";
         "traces_endpoint" => "set OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
         "metrics_endpoint" => "set OTEL_EXPORTER_OTLP_METRICS_ENDPOINT";
@@ -41,7 +49,8 @@ section! {
 const PROTOCOLS: &[(&str, Protocol)] = &[("grpc", Protocol::Grpc), ("http/protobuf", Protocol::HttpProtobuf)];
 const COMPRESSIONS: &[(&str, Compression)] =
     &[("gzip", Compression::Gzip), ("zstd", Compression::Zstd), ("none", Compression::None)];
-const WHEN_FULL: &[(&str, WhenFull)] = &[("drop_oldest", WhenFull::DropOldest), ("drop_newest", WhenFull::DropNewest)];
+const ON_OVERFLOW: &[(&str, OnOverflow)] =
+    &[("drop_oldest", OnOverflow::DropOldest), ("drop_newest", OnOverflow::DropNewest)];
 
 section! {
     /// `tls`
@@ -52,13 +61,16 @@ section! {
         "server_name_override" => tls.server_name_override, text_or_null(), "The name in the server's certificate, where it is not the endpoint's.";
         "insecure_skip_verify" => tls.insecure_skip_verify, Switch, "Take any certificate.";
         "reload_interval" => tls.reload_interval, OrNull(period(1_000, 31_536_000), || Duration::ZERO), "How often the files are read again; null is never.";
-    } elsewhere {
+    } hints {
         "insecure" => "the scheme of the endpoint decides: http:// is without TLS";
-        "min_version" => "TLS 1.2 is the lowest, always";
-        "max_version" => "TLS 1.3 is taken where the server has it";
-        "ca_pem" => "write it to a file and name that in ca_file";
-        "cert_pem" => "write it to a file and name that in cert_file";
-        "key_pem" => "write it to a file and name that in key_file";
+        "min_version" => "the minimum is always TLS 1.2";
+        "max_version" => "TLS 1.3 is used where the server supports it";
+        "cipher_suites" => "the cipher suites are fixed: those of TLS 1.3, and of TLS 1.2 with forward secrecy";
+        "curve_preferences" => "the key exchange groups are fixed";
+        "include_system_ca_certs_pool" => "the system's certificate authorities are used unless ca_file is set";
+        "ca_pem" => "write it to a file and set ca_file";
+        "cert_pem" => "write it to a file and set cert_file";
+        "key_pem" => "write it to a file and set key_file";
     }
 }
 
@@ -70,39 +82,84 @@ section! {
         "max_interval" => retry.max_interval, period(1, 86_400), "Between tries at most.";
         "max_elapsed_time" => retry.max_elapsed_time, period(0, 31_536_000), "From the first try to giving up; 0s is never giving up.";
         "multiplier" => retry.multiplier, MULTIPLIER, "From one interval to the next.";
-    } elsewhere {
-        "randomization_factor" => "intervals are random always";
+    } hints {
+        "randomization_factor" => "intervals are always randomized";
     }
 }
 
 section! {
     /// `sending_queue`
     QueueSection(queue: Queue) {
-        "enabled" => (), AlwaysOn, "Always: a queue there must be; queue_size bounds it.";
-        "queue_size" => queue.size, count(1, 100_000_000), "Resets that wait at most.";
-        "num_consumers" => queue.consumers, count(1, 1_024), "Requests in flight at most.";
-        "when_full" => queue.when_full, Word(WHEN_FULL), "What goes when it is full: the batch that has waited longest, or the last.";
-        "storage" => queue.storage, file_or_null(), "On disk, in this directory; null is in memory.";
-        "max_storage_size" => queue.max_storage_bytes, size(1 << 20, 1 << 50), "Bytes on disk at most.";
-        "fsync" => queue.fsync, FsyncWord, "When the disk is told to keep what it has: always, never, or how often.";
-    } elsewhere {
-        "batch" => "it stands beside sending_queue: here";
+        "queue_size" => queue.size, count(1, 100_000_000), "Maximum number of queued resets.";
+        "num_consumers" => queue.consumers, count(1, 1_024), "Maximum concurrent requests.";
+        "on_overflow" => queue.on_overflow, Word(ON_OVERFLOW), "Which batch is dropped when the queue is full: the oldest, or the one that does not fit.";
+        "storage" => queue.storage, OrNull(StorageSection, Storage::default), "The queue on disk; null keeps it in memory.";
+    } hints {
+        "when_full" => "it is now `on_overflow`";
+        "max_storage_size" => "it is now `storage.max_size`";
+        "fsync" => "it is now `storage.fsync`";
+        "enabled" => "the queue is always on, and `queue_size` bounds it";
+        "batch" => "write batch: next to sending_queue:";
         "sizer" => "queue_size counts resets";
-        "block_on_overflow" => "the kernel cannot wait: when_full: drop_oldest or drop_newest";
+        "block_on_overflow" => "the kernel cannot wait: write on_overflow: drop_oldest or drop_newest";
         "wait_for_result" => "nothing waits for a result here";
+    }
+}
+
+/// `sending_queue.storage`
+struct StorageSection;
+
+section! {
+    /// The keys of `sending_queue.storage`.
+    StorageKeys(storage: Storage) {
+        "directory" => storage.directory, FilePath, "Directory of the queue, on a local disk.";
+        "max_size" => storage.max_bytes, size(1 << 20, 1 << 50), "Maximum size on disk.";
+        "fsync" => storage.fsync, Fsync, "When written data is synced to the disk: always, never, or at an interval.";
+    }
+}
+
+impl Codec for StorageSection {
+    type Value = Storage;
+
+    fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Storage) {
+        const EXAMPLE: &str = "storage: { directory: /var/lib/reset-collector }";
+        if reader.mapping(node).is_none() {
+            return reader.error(node, "expected a mapping", EXAMPLE);
+        }
+        let before = reader.problem_count();
+        StorageKeys.read(reader, node, value);
+        if value.directory.as_os_str().is_empty() && reader.problem_count() == before {
+            reader.error(node, "missing key `directory`", EXAMPLE);
+        }
+    }
+
+    fn show(&self, value: &Storage) -> Shown {
+        StorageKeys.show(value)
+    }
+
+    fn schema(&self) -> Json {
+        let mut schema = StorageKeys.schema();
+        schema["type"] = "object".into();
+        schema["required"] = json!(["directory"]);
+        if let Some(directory) = schema["properties"]["directory"].as_object_mut() {
+            directory.remove("default");
+        }
+        schema
     }
 }
 
 section! {
     /// `batch`
     BatchSection(batch: Batch) {
-        "max_size" => batch.max_size, count(1, 1_000_000), "Resets in a request at most.";
-        "max_bytes" => batch.max_bytes, size(16 << 10, 64 << 20), "Bytes of a request at most, before compression.";
+        "max_resets" => batch.max_resets, count(1, 1_000_000), "Maximum number of resets in a request.";
+        "max_bytes" => batch.max_bytes, size(16 << 10, 64 << 20), "Maximum size of a request, before compression.";
         "flush_timeout" => batch.flush_timeout, period(1, 60), "How long the first reset of a batch waits for more.";
-    } elsewhere {
-        "min_size" => "a batch goes out at max_size, or after flush_timeout";
-        "send_batch_size" => "did you mean `max_size`?";
-        "send_batch_max_size" => "did you mean `max_size`?";
+    } hints {
+        "max_size" => "it is now `max_resets`";
+        "min_size" => "a batch is sent at max_resets, or after flush_timeout";
+        "sizer" => "max_resets counts resets, max_bytes bytes";
+        "send_batch_size" => "did you mean `max_resets`?";
+        "send_batch_max_size" => "did you mean `max_resets`?";
         "timeout" => "did you mean `flush_timeout`?";
     }
 }
@@ -331,51 +388,28 @@ impl Codec for Headers {
     }
 }
 
-/// `true`, for files that say so.
-struct AlwaysOn;
+/// `always`, `never`, or an interval.
+struct Fsync;
 
-impl Codec for AlwaysOn {
-    type Value = ();
+impl Codec for Fsync {
+    type Value = FsyncPolicy;
 
-    fn read(&self, reader: &mut Reader<'_>, node: NodeId, (): &mut ()) {
-        let mut on = true;
-        Switch.read(reader, node, &mut on);
-        if !on {
-            reader.error(node, "the queue cannot be switched off", "true; queue_size bounds the queue");
-        }
-    }
-
-    fn show(&self, (): &()) -> Shown {
-        Shown::Bool(true)
-    }
-
-    fn schema(&self) -> Json {
-        or_variable(json!({ "const": true }))
-    }
-}
-
-/// `always`, `never`, or how often.
-struct FsyncWord;
-
-impl Codec for FsyncWord {
-    type Value = Fsync;
-
-    fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Fsync) {
+    fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut FsyncPolicy) {
         read_scalar(reader, node, "always, never, or a time from 1ms to 1h, as 1s", value, |text| match text {
-            "always" => Ok(Fsync::Always),
-            "never" => Ok(Fsync::Never),
+            "always" => Ok(FsyncPolicy::Always),
+            "never" => Ok(FsyncPolicy::Never),
             other => super::field_types::parse_duration(other)
                 .filter(|often| (Duration::from_millis(1)..=Duration::from_secs(3_600)).contains(often))
-                .map(Fsync::Interval)
+                .map(FsyncPolicy::Interval)
                 .ok_or_else(|| format!("`{}` is none of them", shortened(other))),
         });
     }
 
-    fn show(&self, value: &Fsync) -> Shown {
+    fn show(&self, value: &FsyncPolicy) -> Shown {
         Shown::Text(match value {
-            Fsync::Always => "always".into(),
-            Fsync::Never => "never".into(),
-            Fsync::Interval(often) => show_duration(*often),
+            FsyncPolicy::Always => "always".into(),
+            FsyncPolicy::Never => "never".into(),
+            FsyncPolicy::Interval(often) => show_duration(*often),
         })
     }
 

@@ -154,41 +154,36 @@ impl<'a> Reader<'a> {
 
     /// The value of each of `keys` in a mapping, in their order; unknown keys are errors. The null is an empty mapping.
     /// `None`, with an error said, where the node is neither.
-    pub(super) fn entries(
-        &mut self,
-        node: NodeId,
-        keys: &[&str],
-        elsewhere: &[Elsewhere],
-    ) -> Option<Vec<Option<NodeId>>> {
+    pub(super) fn entries(&mut self, node: NodeId, keys: &[&str], hints: &[Hint]) -> Option<Vec<Option<NodeId>>> {
         let mut found = vec![None; keys.len()];
         if self.is_null(node) {
             return Some(found);
         }
         let Some(entries) = self.mapping(node) else {
-            self.error(node, "a mapping is wanted here", format!("a mapping with the keys {}", listed(keys)));
+            self.error(node, "expected a mapping", format!("a mapping with the keys {}", listed(keys)));
             return None;
         };
         for (name, key, value) in entries {
             match keys.iter().position(|known| *known == name) {
                 Some(at) => found[at] = Some(value),
-                None => self.unknown_key(name, key, keys, elsewhere),
+                None => self.unknown_key(name, key, keys, hints),
             }
         }
         Some(found)
     }
 
-    fn unknown_key(&mut self, name: &str, key: NodeId, keys: &[&str], elsewhere: &[Elsewhere]) {
-        let allowed = match (elsewhere.iter().find(|(known, _)| *known == name), nearest(name, keys.iter().copied())) {
-            (Some((_, instead)), _) => (*instead).to_owned(),
-            (None, Some(near)) => format!("did you mean `{near}`? allowed: {}", listed(keys)),
-            (None, None) => format!("allowed: {}", listed(keys)),
+    fn unknown_key(&mut self, name: &str, key: NodeId, keys: &[&str], hints: &[Hint]) {
+        let hint = match hints.iter().find(|(known, _)| *known == name) {
+            Some((_, instead)) => Some((*instead).to_owned()),
+            None => nearest(name, keys.iter().copied()).map(|near| format!("did you mean `{near}`?")),
         };
-        self.error(key, format!("the key `{}` is not known", shortened(name)), allowed);
+        let hint = hint.map(|hint| format!(": {hint}")).unwrap_or_default();
+        self.error(key, format!("unknown key `{}`{hint}", shortened(name)), format!("allowed: {}", listed(keys)));
     }
 }
 
-/// A key that users know from elsewhere, and what to write instead.
-pub(super) type Elsewhere = (&'static str, &'static str);
+/// An old key, or one that users know from elsewhere, and what to write instead.
+pub(super) type Hint = (&'static str, &'static str);
 
 /// `a, b, c`
 pub(super) fn listed(names: &[&str]) -> String {

@@ -132,9 +132,9 @@ fn compare(config: Config, running: &Settings) -> Reload {
     if new_ports.is_empty() != old_ports.is_empty() {
         keep.running("correlation.http_headers", new_ports, old_ports);
     }
-    keep.running("correlation.wait", &mut new.correlation.wait, &old.correlation.wait);
+    keep.running("correlation.span_wait", &mut new.correlation.span_wait, &old.correlation.span_wait);
     let (new_limit, old_limit) = (&mut new.correlation.max_request_bytes, &old.correlation.max_request_bytes);
-    keep.running("correlation.max_request_size", new_limit, old_limit);
+    keep.running("correlation.otlp_receiver.max_request_size", new_limit, old_limit);
     keep.running("enrichment.command_line", &mut new.enrichment.command_line, &old.enrichment.command_line);
     keep.running("enrichment.kubernetes", &mut new.enrichment.kubernetes, &old.enrichment.kubernetes);
     keep.running("export.console", &mut new.export.console, &old.export.console);

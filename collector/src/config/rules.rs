@@ -6,13 +6,13 @@ use crate::config::{
     dump::show_match,
     field_types::{Codec, Number, Shown, or_variable},
     matching::{self, read_match},
-    reader::Reader,
+    reader::{Hint, Reader},
     yaml::NodeId,
 };
 use crate::{
     filter::{self, Condition, Filters},
     model::attribute::Attribute,
-    sampler::{self, Key, Limit, Rate, Ratio, Sampling},
+    sampler::{self, Key, Rate, RateLimit, Ratio, Sampling},
 };
 
 /// Rules of one list at most: so many are still looked through in well under a millisecond.
@@ -29,9 +29,10 @@ impl FilterRules {
             reader.error(node, "a rule is a mapping", "keep: { ... } or drop: { ... }");
             return None;
         }
-        let elsewhere = &[("match", "keep: { ... } or drop: { ... }"), ("action", "keep: { ... } or drop: { ... }")];
+        let hints =
+            &[("match", "write keep: { ... } or drop: { ... }"), ("action", "write keep: { ... } or drop: { ... }")];
         let before = reader.problem_count();
-        let found = reader.entries(node, &["keep", "drop"], elsewhere)?;
+        let found = reader.entries(node, &["keep", "drop"], hints)?;
         let (keep, key, condition) = match found.as_slice() {
             [Some(node), None] => (true, "keep", *node),
             [None, Some(node)] => (false, "drop", *node),
@@ -132,20 +133,32 @@ fn say_shadowed<T>(reader: &mut Reader<'_>, list: &str, rules: &[(RuleAt, T)], c
 /// `sampling`
 pub(super) struct SamplingRules;
 
-const RATE_KEYS: &[&str] = &["ratio", "limit", "burst", "per"];
+const RATE_KEYS: &[&str] = &["ratio", "max_per_second", "burst", "group_by"];
+
+/// Old names, and those of the Collector's samplers.
+const RATE_HINTS: &[Hint] = &[
+    ("limit", "it is now `max_per_second`"),
+    ("per", "it is now `group_by`"),
+    ("probability", "write ratio: 0.05"),
+    ("sampling_percentage", "write ratio: 0.05 for 5 percent"),
+    ("spans_per_second", "did you mean `max_per_second`?"),
+];
 
 impl SamplingRules {
-    const ALLOWED: &'static str = "a list of rules: - match: { ... }, with ratio: 0.05 or limit: 100";
+    const ALLOWED: &'static str = "a list of rules: - match: { ... }, with ratio: 0.05 or max_per_second: 100";
     const KEYS: &'static [&'static str] = &["default", "rules"];
 
     fn read_rule(reader: &mut Reader<'_>, node: NodeId) -> Option<sampler::Rule> {
         if reader.mapping(node).is_none() {
-            reader.error(node, "a rule is a mapping", "match: { ... }, with ratio: 0.05 or limit: 100");
+            reader.error(node, "a rule is a mapping", "match: { ... }, with ratio: 0.05 or max_per_second: 100");
             return None;
         }
         let keys = [&["match"], RATE_KEYS].concat();
-        let found = reader.entries(node, &keys, &[("keep", "match: { ... }"), ("drop", "match: { ... }, ratio: 0")])?;
-        let rate = read_rate(reader, node, &found[1..]);
+        let hints =
+            [RATE_HINTS, &[("keep", "write match: { ... }"), ("drop", "write match: { ... }, ratio: 0")]].concat();
+        let before = reader.problem_count();
+        let found = reader.entries(node, &keys, &hints)?;
+        let rate = read_rate(reader, node, &found[1..], before);
         let Some(condition) = found[0] else {
             reader.error(node, "the rule does not say which resets it is for", "match: { ... }; {} is all");
             return None;
@@ -155,9 +168,9 @@ impl SamplingRules {
     }
 }
 
-/// A rate from the nodes of [`RATE_KEYS`].
-fn read_rate(reader: &mut Reader<'_>, node: NodeId, found: &[Option<NodeId>]) -> Option<Rate> {
-    let &[ratio, limit, burst, per] = found else { return None };
+/// A rate from the nodes of [`RATE_KEYS`]; `before` is the number of problems before they were read.
+fn read_rate(reader: &mut Reader<'_>, node: NodeId, found: &[Option<NodeId>], before: usize) -> Option<Rate> {
+    let &[ratio, limit, burst, group_by] = found else { return None };
     let number = |reader: &mut Reader<'_>, key: &str, node, min, max| {
         let before = reader.problem_count();
         let mut number = min;
@@ -166,35 +179,37 @@ fn read_rate(reader: &mut Reader<'_>, node: NodeId, found: &[Option<NodeId>]) ->
     };
     match (ratio, limit) {
         (Some(_), Some(_)) => {
-            reader.error(node, "a rule has either a ratio or a limit", "two rules, or one of ratio and limit");
+            reader.error(node, "a rule has either ratio or max_per_second", "one of them, or two rules");
             None
         }
+        // An old key for one of them was reported.
+        (None, None) if reader.problem_count() > before => None,
         (None, None) => {
-            reader.error(node, "the rule does not say how many go on", "ratio: 0.05, or limit: 100");
+            reader.error(node, "the rule has neither ratio nor max_per_second", "ratio: 0.05, or max_per_second: 100");
             None
         }
         (Some(ratio), None) => {
-            if let Some(other) = burst.or(per) {
-                reader.error(other, "burst and per belong to a limit, and this is a ratio", "ratio alone");
+            if let Some(other) = burst.or(group_by) {
+                reader.error(other, "burst and group_by apply to max_per_second, not to ratio", "ratio alone");
             }
             number(reader, "ratio", ratio, 0.0, 1.0).and_then(Ratio::new).map(Rate::Ratio)
         }
         (None, Some(limit)) => {
-            let per_second = number(reader, "limit", limit, 0.001, 1e9);
+            let per_second = number(reader, "max_per_second", limit, 0.001, 1e9);
             let burst = match burst {
                 Some(burst) => number(reader, "burst", burst, 1.0, 1e9),
                 None => per_second.map(|per_second| per_second.max(1.0)),
             };
-            let per = match per {
-                Some(per) => reader.within("per", |reader| read_per(reader, per)),
+            let group_by = match group_by {
+                Some(node) => reader.within("group_by", |reader| read_group_by(reader, node)),
                 None => Some(Vec::new()),
             };
-            Some(Rate::Limit(Limit { per_second: per_second?, burst: burst?, per: per? }))
+            Some(Rate::PerSecond(RateLimit { per_second: per_second?, burst: burst?, group_by: group_by? }))
         }
     }
 }
 
-fn read_per(reader: &mut Reader<'_>, node: NodeId) -> Option<Vec<Key>> {
+fn read_group_by(reader: &mut Reader<'_>, node: NodeId) -> Option<Vec<Key>> {
     /// More do not tell resets apart any better.
     const MAX_ATTRIBUTES: usize = 8;
     let items = match reader.list(node) {
@@ -227,12 +242,25 @@ impl Codec for SamplingRules {
     type Value = Sampling;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Sampling) {
-        let Some(found) = reader.entries(node, Self::KEYS, &[("ratio", "default: { ratio: ... }")]) else { return };
+        let Some(found) = reader.entries(
+            node,
+            Self::KEYS,
+            &[
+                ("ratio", "write default: { ratio: ... }"),
+                ("limit", "write default: { max_per_second: ... }"),
+                ("probability", "write default: { ratio: ... }"),
+                ("sampling_percentage", "write default: { ratio: 0.05 } for 5 percent"),
+                ("policies", "write rules: here"),
+            ],
+        ) else {
+            return;
+        };
         let mut default = Rate::default();
         if let Some(node) = found[0].filter(|node| !reader.is_null(*node)) {
             reader.within("default", |reader| {
-                if let Some(found) = reader.entries(node, RATE_KEYS, &[])
-                    && let Some(rate) = read_rate(reader, node, &found)
+                let before = reader.problem_count();
+                if let Some(found) = reader.entries(node, RATE_KEYS, RATE_HINTS)
+                    && let Some(rate) = read_rate(reader, node, &found, before)
                 {
                     default = rate;
                 }
@@ -263,14 +291,14 @@ impl Codec for SamplingRules {
         let rate = json!({
             "ratio": or_variable(json!({ "type": "number", "minimum": 0, "maximum": 1,
                 "description": "This share goes on, the same traces as OpenTelemetry's probability sampling keeps." })),
-            "limit": or_variable(json!({ "type": "number", "minimum": 0.001, "maximum": 1e9,
-                "description": "Records a second." })),
+            "max_per_second": or_variable(json!({ "type": "number", "minimum": 0.001, "maximum": 1e9,
+                "description": "Maximum records per second." })),
             "burst": or_variable(json!({ "type": "number", "minimum": 1, "maximum": 1e9,
-                "description": "Records at once after quiet; as many as limit, unless given." })),
-            "per": { "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" }, "maxItems": 8 }],
-                "description": "Attributes that the limit is kept for, each value of its own." },
+                "description": "Records at once after an idle period; default: max_per_second, at least 1." })),
+            "group_by": { "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" }, "maxItems": 8 }],
+                "description": "Attributes by which max_per_second is applied: each combination of their values has its own limit." },
         });
-        let one_rate = json!([{ "required": ["ratio"] }, { "required": ["limit"] }]);
+        let one_rate = json!([{ "required": ["ratio"] }, { "required": ["max_per_second"] }]);
         let mut rule = rate.clone();
         rule["match"] = json!({ "$ref": "#/$defs/match" });
         json!({ "type": ["object", "null"], "additionalProperties": false, "properties": {
@@ -287,15 +315,17 @@ impl Codec for SamplingRules {
 fn show_rate(rate: &Rate) -> Vec<(String, Shown)> {
     match rate {
         Rate::Ratio(ratio) => vec![("ratio".into(), Shown::Float(ratio.share()))],
-        Rate::Limit(limit) => {
-            let mut entries =
-                vec![("limit".into(), Shown::number(limit.per_second)), ("burst".into(), Shown::number(limit.burst))];
-            if !limit.per.is_empty() {
-                let names = limit.per.iter().map(|key| match key {
+        Rate::PerSecond(limit) => {
+            let mut entries = vec![
+                ("max_per_second".into(), Shown::number(limit.per_second)),
+                ("burst".into(), Shown::number(limit.burst)),
+            ];
+            if !limit.group_by.is_empty() {
+                let names = limit.group_by.iter().map(|key| match key {
                     Key::Record(attribute) => Shown::Text(attribute.name().to_owned()),
                     Key::Resource(name) => Shown::Text(name.to_string()),
                 });
-                entries.push(("per".into(), Shown::List(names.collect())));
+                entries.push(("group_by".into(), Shown::List(names.collect())));
             }
             entries
         }

@@ -11,7 +11,7 @@ use crate::config::{
     field_types::{
         Codec, FilePath, ListenAddress, Number, OrNull, Shown, Size, Switch, Text, Word, count, period, size,
     },
-    reader::{Elsewhere, Reader},
+    reader::{Hint, Reader},
     rules::{FilterRules, SamplingRules},
     yaml::NodeId,
 };
@@ -21,20 +21,20 @@ use crate::model::signal::Signal;
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident($value:ident: $type:ty) {
         $($key:literal => $place:expr, $codec:expr, $meaning:literal;)+
-    } $(elsewhere { $($other:literal => $instead:literal;)+ })?) => {
+    } $(hints { $($other:literal => $instead:literal;)+ })?) => {
         $(#[$doc])*
         pub(super) struct $name;
 
         impl $name {
             const KEYS: &'static [&'static str] = &[$($key,)+];
-            const ELSEWHERE: &'static [Elsewhere] = &[$($(($other, $instead),)+)?];
+            const HINTS: &'static [Hint] = &[$($(($other, $instead),)+)?];
         }
 
         impl Codec for $name {
             type Value = $type;
 
             fn read(&self, reader: &mut Reader<'_>, node: NodeId, $value: &mut $type) {
-                let Some(nodes) = reader.entries(node, Self::KEYS, Self::ELSEWHERE) else { return };
+                let Some(nodes) = reader.entries(node, Self::KEYS, Self::HINTS) else { return };
                 let mut nodes = nodes.into_iter();
                 $(if let Some(Some(node)) = nodes.next() {
                     reader.within($key, |reader| $codec.read(reader, node, &mut $place));
@@ -85,15 +85,17 @@ section! {
         "export" => settings.export, ExportSection, "Where records go.";
         "admin" => settings.admin, OrNull(AdminSection, any_address), "The admin endpoint: /healthz, /readyz and /metrics.";
         "confinement" => settings.confinement, Word(CONFINEMENTS), "Whether the process gives up the capabilities and system calls that it does not need once it runs: auto goes on where the kernel cannot do it, required does not.";
-    } elsewhere {
-        "receivers" => "the one receiver is correlation.otlp_receiver; allowed: capture, filters, sampling, enrichment, correlation, export, admin, confinement";
-        "exporters" => "write export: otlp: here; there are no pipelines";
-        "processors" => "write filters: and sampling: here; there are no pipelines";
-        "service" => "there are no pipelines: everything that is configured runs";
-        "extensions" => "write admin: here for health checks and metrics";
-        "filter" => "did you mean `filters`?";
-        "otlp" => "it stands under export:";
-        "logging" => "set the variable RESET_COLLECTOR_LOG, or --log-level";
+    } hints {
+        "receivers" => "the only receiver is correlation.otlp_receiver";
+        "exporters" => "write export: { otlp: ... }; there are no pipelines";
+        "processors" => "write filters: and sampling:; there are no pipelines";
+        "service" => "everything that is configured runs; there are no pipelines";
+        "extensions" => "write admin: for health checks and metrics";
+        "otlp" => "write export: { otlp: ... }";
+        "prometheus" => "write admin: { endpoint: 127.0.0.1:9464 }; it serves /metrics";
+        "log" => "set RESET_COLLECTOR_LOG, or --log-level";
+        "logging" => "set RESET_COLLECTOR_LOG, or --log-level";
+        "include" => "one file holds the whole configuration";
     }
 }
 
@@ -146,7 +148,9 @@ section! {
     CorrelationSection(correlation: settings::Correlation) {
         "otlp_receiver" => (*correlation), ReceiverSection, "Applications send their OTLP here; it goes on unchanged, with reset events added.";
         "http_headers" => correlation.http_header_ports, Required("ports", Ports, "Server ports."), "Read traceparent from plain HTTP/1.1 of servers on these ports and of their clients, in the kernel. Begun and ended by a restart only.";
-        "wait" => correlation.wait, period(0, 60), "How long a reset waits for its span.";
+        "span_wait" => correlation.span_wait, period(0, 60), "How long a reset waits for its span.";
+    } hints {
+        "wait" => "it is now `span_wait`";
     }
 }
 
@@ -156,10 +160,10 @@ section! {
         "grpc" => correlation.grpc, OrNull(AdminSection, any_address), "OTLP/gRPC; null is none.";
         "http" => correlation.http, OrNull(AdminSection, any_address), "OTLP/HTTP; null is none.";
         "max_request_size" => correlation.max_request_bytes, size(64 << 10, 1 << 30), "Bytes of a request at most, after decompression.";
-    } elsewhere {
-        "protocols" => "grpc: and http: stand here, without `protocols`";
-        "max_recv_msg_size_mib" => "max_request_size, as 64MiB";
-        "max_request_body_size" => "max_request_size, as 64MiB";
+    } hints {
+        "protocols" => "write grpc: and http: here, without protocols:";
+        "max_recv_msg_size_mib" => "write max_request_size: 64MiB";
+        "max_request_body_size" => "write max_request_size: 64MiB";
     }
 }
 
@@ -169,13 +173,15 @@ section! {
         "signals" => export.signals, SignalList, "Which signals go out: of logs, traces, metrics.";
         "console" => export.console, Word(CONSOLE), "Lines on standard output; auto is pretty on a terminal and JSON lines elsewhere.";
         "otlp" => export.otlp, Destinations, "One destination, or a list of them; each has its own queue. Without any, OTEL_EXPORTER_OTLP_ENDPOINT is asked.";
-    } elsewhere {
-        "endpoint" => "it stands under otlp:";
-        "headers" => "it stands under otlp:";
+    } hints {
+        "endpoint" => "write it under otlp:";
+        "headers" => "write it under otlp:";
         "otlphttp" => "write otlp: with protocol: http/protobuf";
         "otlp_http" => "write otlp: with protocol: http/protobuf";
         "otlp_grpc" => "write otlp: with protocol: grpc";
         "debug" => "write console: pretty";
+        "file" => "write console: json and redirect standard output";
+        "prometheus" => "write admin: { endpoint: 127.0.0.1:9464 }; it serves /metrics";
     }
 }
 
@@ -316,10 +322,13 @@ pub(super) fn check(reader: &mut Reader<'_>, root: NodeId, settings: &Settings) 
             }
         }
         let storage = &destination.queue.storage;
-        let twin = destinations[..index].iter().position(|other| storage.is_some() && other.queue.storage == *storage);
+        let directory = storage.as_ref().map(|storage| &storage.directory).filter(|path| !path.as_os_str().is_empty());
+        let has_same =
+            |other: &settings::Destination| other.queue.storage.as_ref().map(|other| &other.directory) == directory;
+        let twin = destinations[..index].iter().position(|other| directory.is_some() && has_same(other));
         if let Some(twin) = twin {
-            let node = reader.find(at, &["sending_queue", "storage"]);
-            let message = format!("export.otlp[{index}] and export.otlp[{twin}] have the same storage");
+            let node = reader.find(at, &["sending_queue", "storage", "directory"]);
+            let message = format!("export.otlp[{index}] and export.otlp[{twin}] have the same storage directory");
             reader.error(node, message, "a directory for each");
         }
     }

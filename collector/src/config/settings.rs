@@ -94,7 +94,7 @@ pub struct Correlation {
     /// Applications send their OTLP here by HTTP; `None` is no receiver.
     pub http: Option<SocketAddr>,
     /// How long a reset waits for its span.
-    pub wait: Duration,
+    pub span_wait: Duration,
     /// Largest request accepted from an application, bytes after decompression.
     pub max_request_bytes: usize,
     /// Read traceparent from plain HTTP/1.1 on these ports, in the kernel; empty is off.
@@ -106,7 +106,7 @@ impl Default for Correlation {
         Self {
             grpc: None,
             http: None,
-            wait: Duration::from_secs(6),
+            span_wait: Duration::from_secs(6),
             max_request_bytes: 64 << 20,
             http_header_ports: Vec::new(),
         }
@@ -306,59 +306,72 @@ impl Default for Retry {
 /// What waits to be sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Queue {
-    /// Resets that wait at most.
+    /// Maximum number of queued resets.
     pub size: usize,
-    /// Requests in flight at most.
+    /// Maximum concurrent requests.
     pub consumers: usize,
-    /// What goes when it is full.
-    pub when_full: WhenFull,
-    /// On disk in this directory; `None` is in memory.
-    pub storage: Option<PathBuf>,
-    /// Bytes on disk at most.
-    pub max_storage_bytes: u64,
-    /// When the disk is told to keep what it has.
-    pub fsync: Fsync,
+    /// Which batch is dropped when the queue is full.
+    pub on_overflow: OnOverflow,
+    /// The queue on disk; `None` keeps it in memory.
+    pub storage: Option<Storage>,
 }
 
 impl Default for Queue {
     fn default() -> Self {
-        Self {
-            size: 65_536,
-            consumers: 4,
-            when_full: WhenFull::DropOldest,
-            storage: None,
-            max_storage_bytes: 256 << 20,
-            fsync: Fsync::Interval(Duration::from_secs(1)),
-        }
+        Self { size: 65_536, consumers: 4, on_overflow: OnOverflow::DropOldest, storage: None }
     }
 }
 
-/// What goes when a queue is full.
+/// A queue on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Storage {
+    /// The directory, absolute.
+    pub directory: PathBuf,
+    /// Maximum size on disk.
+    pub max_bytes: u64,
+    /// When written data is synced to the disk.
+    pub fsync: FsyncPolicy,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self::in_directory(PathBuf::new())
+    }
+}
+
+impl Storage {
+    /// Storage in this directory, with the defaults.
+    pub fn in_directory(directory: PathBuf) -> Self {
+        Self { directory, max_bytes: 256 << 20, fsync: FsyncPolicy::Interval(Duration::from_secs(1)) }
+    }
+}
+
+/// Which batch is dropped when a queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhenFull {
-    /// The batch that has waited longest.
+pub enum OnOverflow {
+    /// The oldest batch in the queue.
     DropOldest,
-    /// The batch that came last.
+    /// The batch that does not fit.
     DropNewest,
 }
 
-/// When the disk is told to keep what it has.
+/// When written data is synced to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fsync {
+pub enum FsyncPolicy {
     /// After each batch.
     Always,
-    /// This often.
+    /// At this interval.
     Interval(Duration),
-    /// When the system likes.
+    /// Never: the kernel decides.
     Never,
 }
 
 /// How records are put together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// Resets in a request at most.
-    pub max_size: usize,
-    /// Bytes of a request at most, before compression.
+    /// Maximum number of resets in a request.
+    pub max_resets: usize,
+    /// Maximum size of a request, before compression.
     pub max_bytes: usize,
     /// How long the first reset of a batch waits for more.
     pub flush_timeout: Duration,
@@ -366,6 +379,6 @@ pub struct Batch {
 
 impl Default for Batch {
     fn default() -> Self {
-        Self { max_size: 8_192, max_bytes: 4 << 20, flush_timeout: Duration::from_millis(200) }
+        Self { max_resets: 8_192, max_bytes: 4 << 20, flush_timeout: Duration::from_millis(200) }
     }
 }

@@ -201,7 +201,7 @@ fn read_range(
     let found = reader.entries(
         node,
         &["gte", "gt", "lte", "lt"],
-        &[("not", "not: { attribute: value }, around the attribute")],
+        &[("not", "write not: { attribute: value }, around the attribute")],
     )?;
     let mut range = Numbers::ALL;
     for (at, node) in found.iter().enumerate().filter_map(|(at, node)| Some((at, (*node)?))) {

@@ -19,7 +19,7 @@ use tokio::{sync::Notify, time::timeout_at};
 
 use crate::{
     account::{Account, DropReason, LaneId},
-    config::settings::{self, WhenFull},
+    config::settings::{self, OnOverflow},
     export::{
         log_throttle::Notice,
         segment::Mark,
@@ -45,7 +45,7 @@ pub(crate) struct Queue {
     lane: LaneId,
     /// Resets, waiting and in flight, at most.
     size: u64,
-    when_full: WhenFull,
+    on_overflow: OnOverflow,
     /// How batches are put together here; `None` where they come as they go out.
     gather: Option<settings::Batch>,
     state: Mutex<State>,
@@ -96,7 +96,7 @@ enum Next {
 }
 
 impl Queue {
-    /// A queue as configured; on disk in `directory` where there is one, with what an earlier run left there.
+    /// A queue as configured; in `directory` where it is set, with what an earlier run left there.
     pub(crate) fn open(
         account: Arc<Account>,
         lane: LaneId,
@@ -107,8 +107,8 @@ impl Queue {
         let size = settings.size as u64;
         account.health(lane, |health| health.capacity = size);
         let mut state = State::default();
-        if let Some(directory) = directory {
-            let opened = Storage::open(directory, settings.max_storage_bytes, settings.fsync)?;
+        if let (Some(directory), Some(storage)) = (directory, &settings.storage) {
+            let opened = Storage::open(directory, storage.max_bytes, storage.fsync)?;
             report(directory, &opened);
             let found = opened.found.iter().map(|found| u64::from(found.resets)).sum();
             let lost = [
@@ -132,7 +132,7 @@ impl Queue {
             account,
             lane,
             size,
-            when_full: settings.when_full,
+            on_overflow: settings.on_overflow,
             gather: directory.map(|_| batch.clone()),
             state: Mutex::new(state),
             changed,
@@ -201,7 +201,7 @@ impl Queue {
             return Next::Wait(None);
         };
         let full = self.gather.as_ref().is_none_or(|gather| {
-            state.waiting_resets >= gather.max_size as u64 || state.waiting_bytes >= gather.max_bytes
+            state.waiting_resets >= gather.max_resets as u64 || state.waiting_bytes >= gather.max_bytes
         });
         if !full && !state.closed && oldest.due > Instant::now() {
             return Next::Wait(Some(oldest.due));
@@ -218,7 +218,7 @@ impl Queue {
         let (mut items, mut resets, mut bytes) = (Vec::new(), 0, 0);
         while let Some(next) = state.waiting.front() {
             let fits = self.gather.as_ref().is_some_and(|gather| {
-                resets + u64::from(next.resets) <= gather.max_size as u64 && bytes + next.length() <= gather.max_bytes
+                resets + u64::from(next.resets) <= gather.max_resets as u64 && bytes + next.length() <= gather.max_bytes
             });
             if !items.is_empty() && !fits {
                 break;
@@ -304,7 +304,7 @@ impl Queue {
 
     /// Makes room as configured, or fails: nothing waits, or the newest is to go.
     fn drop_oldest(&self, state: &mut State) -> Result<(), DropReason> {
-        if self.when_full == WhenFull::DropNewest {
+        if self.on_overflow == OnOverflow::DropNewest {
             return Err(DropReason::QueueFull);
         }
         let oldest = state.pop_front().ok_or(DropReason::QueueFull)?;

@@ -28,7 +28,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    config::settings::Fsync,
+    config::settings::FsyncPolicy,
     export::{
         checkpoint::Position,
         lock::{self, Lock},
@@ -68,8 +68,8 @@ pub enum StorageError {
         /// Its process id, as far as it is known.
         holder: String,
     },
-    /// `max_storage_bytes` is reached.
-    #[error("sending_queue.storage {path}: holds {limit} bytes, its limit; raise sending_queue.max_storage_bytes")]
+    /// `storage.max_size` is reached.
+    #[error("sending_queue.storage {path}: holds {limit} bytes, its limit; raise sending_queue.storage.max_size")]
     Limit {
         /// The directory.
         path: PathBuf,
@@ -96,7 +96,7 @@ pub(crate) struct Storage {
     directory: Arc<Path>,
     limit: u64,
     segment_size: u64,
-    fsync: Fsync,
+    fsync: FsyncPolicy,
     segments: VecDeque<Segment>,
     /// The newest segment takes no more: something is wrong with its end.
     roll: bool,
@@ -158,7 +158,7 @@ struct Losses {
 
 impl Storage {
     /// Opens or makes a directory, and takes it for this process alone.
-    pub(crate) fn open(directory: &Path, limit: u64, fsync: Fsync) -> Result<Opened, StorageError> {
+    pub(crate) fn open(directory: &Path, limit: u64, fsync: FsyncPolicy) -> Result<Opened, StorageError> {
         let at = |what| StorageError::at(directory, what);
         let lock = lock::take(directory)?;
         let position_file = options()
@@ -252,7 +252,7 @@ impl Storage {
         // Whoever closes it has handed over everything.
         self.position.unstored = 0;
         let mut closed = self.position.write(&self.position_file).and_then(|()| self.forget_finished());
-        if self.fsync != Fsync::Never {
+        if self.fsync != FsyncPolicy::Never {
             let mut files = self.segments.iter().map(|segment| &segment.file).chain([&self.position_file]);
             closed = closed.and(files.try_for_each(|file| file.sync_data()));
         }
@@ -351,7 +351,7 @@ impl Storage {
             return Ok(());
         }
         let (path, file) = self.new_file()?;
-        if self.fsync != Fsync::Never {
+        if self.fsync != FsyncPolicy::Never {
             File::open(&self.directory)?.sync_all()?;
         }
         self.segments.push_back(Segment { path, file, length: 0, pending: 0, end: self.position.enqueued });
@@ -394,7 +394,7 @@ impl Storage {
             segment.end = header.end();
         }
         self.unsynced = true;
-        if self.fsync == Fsync::Always {
+        if self.fsync == FsyncPolicy::Always {
             let synced = file.sync_data().and_then(|()| self.position_file.sync_data());
             self.trouble(synced);
         }
@@ -409,7 +409,7 @@ impl Storage {
             let Some(segment) = self.segments.pop_front() else { break };
             self.position.floor = self.position.floor.max(segment.end);
             self.position.write(&self.position_file)?;
-            if self.fsync != Fsync::Never {
+            if self.fsync != FsyncPolicy::Never {
                 self.position_file.sync_data()?;
             }
             fs::remove_file(&segment.path)?;

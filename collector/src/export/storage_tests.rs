@@ -7,7 +7,7 @@ use super::*;
 const LIMIT: u64 = 1 << 20;
 
 fn open(directory: &Path) -> Opened {
-    Storage::open(directory, LIMIT, Fsync::Never).unwrap()
+    Storage::open(directory, LIMIT, FsyncPolicy::Never).unwrap()
 }
 
 fn message(number: u32) -> Vec<u8> {
@@ -90,7 +90,7 @@ fn the_limit_holds_and_a_refused_batch_leaves_no_trace() {
 fn a_second_collector_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let _first = open(directory.path());
-    let Err(error) = Storage::open(directory.path(), LIMIT, Fsync::Never) else { panic!("both have it") };
+    let Err(error) = Storage::open(directory.path(), LIMIT, FsyncPolicy::Never) else { panic!("both have it") };
     assert!(matches!(&error, StorageError::InUse { holder, .. } if *holder == std::process::id().to_string()));
     assert!(error.to_string().contains("in use by another collector"), "{error}");
 }

@@ -102,7 +102,7 @@ impl Batcher {
         }
         self.resets += 1;
         self.first.get_or_insert(now);
-        if self.resets as usize >= self.settings.max_size {
+        if self.resets as usize >= self.settings.max_resets {
             self.close();
         }
         true

@@ -15,8 +15,8 @@ use crate::{
 
 const BOTH: Signals = Signals { logs: true, traces: true, metrics: false };
 
-fn batcher(max_size: usize, max_bytes: usize, signals: Signals) -> Batcher {
-    Batcher::new(settings::Batch { max_size, max_bytes, flush_timeout: Duration::from_millis(200) }, signals)
+fn batcher(max_resets: usize, max_bytes: usize, signals: Signals) -> Batcher {
+    Batcher::new(settings::Batch { max_resets, max_bytes, flush_timeout: Duration::from_millis(200) }, signals)
 }
 
 fn of(service: &str) -> Reset {
@@ -136,10 +136,10 @@ proptest! {
     #[test]
     fn every_reset_stands_in_one_request_within_the_limit(
         services in prop::collection::vec(0_usize..6, 1..80),
-        max_size in 1_usize..30,
+        max_resets in 1_usize..30,
         max_bytes in 4096_usize..20_000,
     ) {
-        let (mut batcher, mut teller, now) = (batcher(max_size, max_bytes, BOTH), Teller::new(true, 1), Instant::now());
+        let (mut batcher, mut teller, now) = (batcher(max_resets, max_bytes, BOTH), Teller::new(true, 1), Instant::now());
         let resets: Vec<_> = (0..6).map(|number| of(&format!("service-{number}"))).collect();
         let mut batches = Vec::new();
         for (time, number) in services.iter().enumerate() {
@@ -157,7 +157,7 @@ proptest! {
         let mut seen = HashMap::new();
         for batch in &batches {
             let (logs, traces) = (read_logs(batch), read_traces(batch));
-            prop_assert!(batch.resets as usize <= max_size && batch.resets > 0);
+            prop_assert!(batch.resets as usize <= max_resets && batch.resets > 0);
             for request in [&batch.logs, &batch.traces] {
                 prop_assert!(request.as_ref().unwrap().len() <= max_bytes);
             }

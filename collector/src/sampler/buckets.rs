@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::model::Reset;
-use crate::sampler::{Limit, Summary};
+use crate::sampler::{RateLimit, Summary};
 
 /// Buckets that are looked at for one to forget, when a new key finds the table full.
 const LOOKED_AT: usize = 16;
@@ -60,7 +60,7 @@ struct Held {
 }
 
 impl Bucket {
-    fn new(key: u64, rule: Option<usize>, limit: &Limit, now_ns: u64) -> Self {
+    fn new(key: u64, rule: Option<usize>, limit: &RateLimit, now_ns: u64) -> Self {
         let (per_second, burst) = (limit.per_second, limit.burst);
         Self { key, rule, tokens: burst, per_second, burst, filled_ns: now_ns, held: None }
     }
@@ -115,7 +115,14 @@ impl Buckets {
         }
     }
 
-    pub(super) fn take(&mut self, key: u64, rule: Option<usize>, limit: &Limit, reset: &Reset, now_ns: u64) -> Taken {
+    pub(super) fn take(
+        &mut self,
+        key: u64,
+        rule: Option<usize>,
+        limit: &RateLimit,
+        reset: &Reset,
+        now_ns: u64,
+    ) -> Taken {
         let slot = self.by_key.get(&key).copied().or_else(|| self.add(Bucket::new(key, rule, limit, now_ns), now_ns));
         let (holder, bucket) = match slot {
             Some(slot) => (Holder::Slot(slot), &mut self.slots[slot]),
@@ -182,8 +189,8 @@ mod tests {
     use super::*;
     use crate::filter::tests::plain_reset;
 
-    fn limit(per_second: f64, burst: f64) -> Limit {
-        Limit { per_second, burst, per: Vec::new() }
+    fn limit(per_second: f64, burst: f64) -> RateLimit {
+        RateLimit { per_second, burst, group_by: Vec::new() }
     }
 
     #[test]

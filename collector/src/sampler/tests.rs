@@ -108,8 +108,8 @@ fn the_first_rule_that_matches_decides() {
 
 #[test]
 fn a_summary_tells_what_a_limit_suppressed() {
-    let limit = Limit { per_second: 1.0, burst: 1.0, per: vec![Key::Record(Attribute::PeerPort)] };
-    let mut sampler = sampler(Rate::Limit(limit));
+    let limit = RateLimit { per_second: 1.0, burst: 1.0, group_by: vec![Key::Record(Attribute::PeerPort)] };
+    let mut sampler = sampler(Rate::PerSecond(limit));
     let verdicts: Vec<_> = (0..1_206).map(|_| sampler.judge(&mut from_port(1, 0), 5).to_string()).collect();
     assert_eq!(verdicts[0], "kept by sampling.default");
     assert_eq!(verdicts[1], "held for a summary by sampling.default");
@@ -130,8 +130,8 @@ proptest! {
     fn a_limit_is_never_exceeded_and_nothing_is_lost(
         gaps_ms in prop::collection::vec(0_u64..400, 1..300), per_second in 1_u32..20, burst in 1_u32..10,
     ) {
-        let limit = Limit { per_second: per_second.into(), burst: burst.into(), per: Vec::new() };
-        let mut sampler = sampler(Rate::Limit(limit));
+        let limit = RateLimit { per_second: per_second.into(), burst: burst.into(), group_by: Vec::new() };
+        let mut sampler = sampler(Rate::PerSecond(limit));
         let (mut now, mut kept_at, mut weights, mut held) = (0, Vec::new(), 0.0, 0);
         for gap in &gaps_ms {
             now += gap * 1_000_000;

@@ -12,7 +12,7 @@ use std::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use reset_collector::{
     account::{Account, DropReason},
-    config::settings::{Destination, Fsync, Protocol, Queue, Retry, Signals, WhenFull},
+    config::settings::{Destination, FsyncPolicy, OnOverflow, Protocol, Queue, Retry, Signals, Storage},
     export::Exporter,
     otlp::batch::Batch,
 };
@@ -45,14 +45,14 @@ async fn moody(protocol: Protocol, seed: u64, taken: Arc<std::sync::Mutex<HashSe
     .await
 }
 
-fn destination(backend: &Backend, protocol: Protocol, when_full: WhenFull) -> Destination {
+fn destination(backend: &Backend, protocol: Protocol, on_overflow: OnOverflow) -> Destination {
     let retry = Retry {
         initial_interval: Duration::from_millis(10),
         max_interval: Duration::from_millis(40),
         max_elapsed_time: Duration::from_millis(200),
         ..Retry::default()
     };
-    let queue = Queue { size: 600, when_full, fsync: Fsync::Interval(Duration::from_millis(20)), ..Queue::default() };
+    let queue = Queue { size: 600, on_overflow, ..Queue::default() };
     Destination {
         endpoint: backend.endpoint(),
         protocol,
@@ -120,16 +120,16 @@ async fn feed_and_sample(destinations: &[Destination], seed: u64, time_to_end: D
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_holds_in_memory_while_everything_fails() {
-    for (seed, protocol, when_full) in [
-        (1, Protocol::Grpc, WhenFull::DropOldest),
-        (2, Protocol::Grpc, WhenFull::DropNewest),
-        (3, Protocol::HttpProtobuf, WhenFull::DropOldest),
-        (4, Protocol::HttpProtobuf, WhenFull::DropNewest),
+    for (seed, protocol, on_overflow) in [
+        (1, Protocol::Grpc, OnOverflow::DropOldest),
+        (2, Protocol::Grpc, OnOverflow::DropNewest),
+        (3, Protocol::HttpProtobuf, OnOverflow::DropOldest),
+        (4, Protocol::HttpProtobuf, OnOverflow::DropNewest),
     ] {
         let taken = Arc::default();
         let (first, second) =
             (moody(protocol, seed, Arc::clone(&taken)).await, moody(protocol, !seed, Arc::default()).await);
-        let destinations = [&first, &second].map(|backend| destination(backend, protocol, when_full));
+        let destinations = [&first, &second].map(|backend| destination(backend, protocol, on_overflow));
         let account = feed_and_sample(&destinations, seed, Duration::from_millis(100)).await;
         let snapshot = account.snapshot();
         assert_eq!(snapshot.lanes.len(), 4);
@@ -150,8 +150,11 @@ async fn it_holds_on_disk_and_what_is_left_is_found_again() {
     for (seed, protocol) in [(5, Protocol::Grpc), (6, Protocol::HttpProtobuf)] {
         let directory = tempfile::tempdir().unwrap();
         let backend = moody(protocol, seed, Arc::default()).await;
-        let mut destination = destination(&backend, protocol, WhenFull::DropOldest);
-        destination.queue.storage = Some(directory.path().into());
+        let mut destination = destination(&backend, protocol, OnOverflow::DropOldest);
+        destination.queue.storage = Some(Storage {
+            fsync: FsyncPolicy::Interval(Duration::from_millis(20)),
+            ..Storage::in_directory(directory.path().into())
+        });
         let account = feed_and_sample(&[destination.clone()], seed, Duration::ZERO).await;
         let before = account.snapshot();
         let again = Arc::new(Account::new());
@@ -173,10 +176,10 @@ async fn it_holds_on_disk_and_what_is_left_is_found_again() {
 
 #[tokio::test]
 async fn a_full_queue_drops_what_is_configured() {
-    for (when_full, kept) in [(WhenFull::DropOldest, 90..100), (WhenFull::DropNewest, 10..20)] {
+    for (on_overflow, kept) in [(OnOverflow::DropOldest, 90..100), (OnOverflow::DropNewest, 10..20)] {
         // The first batch hangs in a request all the while; the queue has room for one more.
         let backend = Backend::with(|number, _| if number == 0 { Reply::Hang } else { Reply::grpc(0) }).await;
-        let mut destination = destination(&backend, Protocol::Grpc, when_full);
+        let mut destination = destination(&backend, Protocol::Grpc, on_overflow);
         destination.queue = Queue { size: 20, consumers: 1, ..destination.queue };
         destination.timeout = Duration::from_secs(1);
         let account = Arc::new(Account::new());
@@ -193,7 +196,7 @@ async fn a_full_queue_drops_what_is_configured() {
         assert_eq!((snapshot.lanes[0].in_flight, snapshot.lanes[0].waiting), (10, 10));
         exporter.shutdown(Instant::now() + Duration::from_secs(5)).await;
         let snapshot = account.snapshot();
-        assert_eq!(snapshot.lanes[0].dropped[DropReason::QueueFull as usize], 80, "{when_full:?}");
+        assert_eq!(snapshot.lanes[0].dropped[DropReason::QueueFull as usize], 80, "{on_overflow:?}");
         assert_eq!(snapshot.imbalance(&snapshot.lanes[0]), 0);
         assert_eq!(numbers(&backend.requests().pop().unwrap().message), Vec::from_iter(kept));
     }

@@ -12,7 +12,7 @@ use std::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use reset_collector::{
     account::{Account, DropReason},
-    config::settings::{Destination, Fsync, Queue, WhenFull},
+    config::settings::{Destination, FsyncPolicy, OnOverflow, Queue, Storage},
     export::{Exporter, forgotten_storage},
     otlp::batch::Batch,
 };
@@ -29,10 +29,8 @@ const KILLS: u64 = 60;
 fn stored(endpoint: &str, directory: &Path) -> Destination {
     let queue = Queue {
         size: 10_000_000,
-        storage: Some(directory.into()),
-        when_full: WhenFull::DropNewest,
-        max_storage_bytes: 512 << 20,
-        fsync: Fsync::Never,
+        storage: Some(Storage { directory: directory.into(), max_bytes: 512 << 20, fsync: FsyncPolicy::Never }),
+        on_overflow: OnOverflow::DropNewest,
         ..Queue::default()
     };
     let mut destination = Destination { queue, ..to(endpoint, reset_collector::config::settings::Protocol::Grpc) };
@@ -111,7 +109,7 @@ async fn small_batches_on_disk_go_out_together() {
     let backend = Backend::with(|_, _| Reply::grpc(0)).await;
     let mut destination = stored(&backend.endpoint(), directory.path());
     destination.queue.consumers = 1;
-    destination.batch.max_size = 250;
+    destination.batch.max_resets = 250;
     destination.batch.flush_timeout = Duration::from_secs(600);
     let account = Arc::new(Account::new());
     let exporter = Exporter::start(&destination, LOGS, account.clone(), &Handle::current()).unwrap();

@@ -25,7 +25,7 @@ use opentelemetry_proto::tonic::{
 use prost::Message;
 use reset_collector::{
     account::Account,
-    config::settings::{Compression, Destination, Protocol, Queue},
+    config::settings::{Compression, Destination, Protocol, Queue, Storage},
     export::Exporter,
     otlp::batch::Batch,
 };
@@ -125,7 +125,7 @@ async fn throughput() {
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             for on_disk in [false, true] {
                 let directory = tempfile::tempdir().unwrap();
-                let storage = on_disk.then(|| directory.path().to_owned());
+                let storage = on_disk.then(|| Storage::in_directory(directory.path().to_owned()));
                 let queue = Queue { size: 10 * RECORDS as usize, storage, ..Queue::default() };
                 let destination = Destination { compression, queue, ..to(&endpoint, protocol) };
                 let cost = measure(&destination, &message).await;

@@ -195,7 +195,7 @@ impl Setup {
         let settings = Correlation {
             grpc: Some(any),
             http: Some(any),
-            wait: Duration::from_secs(2),
+            span_wait: Duration::from_secs(2),
             max_request_bytes: options.limit,
             ..Correlation::default()
         };
