@@ -70,7 +70,7 @@ pub struct Reset {
     /// The request that it broke, where known.
     pub trace: Option<Trace>,
     /// How many resets this record stands for after sampling; 1.0 unless sampled.
-    pub sample_weight: f64,
+    pub adjusted_count: f64,
 }
 
 /// An address and port. IPv4-mapped IPv6 addresses are IPv4 here.
@@ -156,7 +156,7 @@ pub struct Trace {
     pub method: TraceMethod,
     /// The event already stands on the application's own span, so that no span of ours is needed.
     pub on_application_span: bool,
-    /// The context came with a request that this end serves: `span_id` is the caller's. With [`TraceMethod::Wire`] alone.
+    /// The context came with a request that this end serves: `span_id` is the caller's. With [`TraceMethod::Header`] alone.
     pub incoming: bool,
     /// With [`TraceMethod::Ambiguous`]: the spans that it may be.
     pub candidates: Vec<([u8; 16], [u8; 8])>,
@@ -166,22 +166,22 @@ pub struct Trace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TraceMethod {
     /// `traceparent` read from the connection's own bytes.
-    Wire,
+    Header,
     /// A span that passed through us.
     Span,
-    /// The thread's context.
-    Thread,
-    /// Several could be meant and nothing tells them apart: no trace is named as the one.
+    /// Several spans match equally well: the reset names none of their traces.
     Ambiguous,
 }
 
 impl TraceMethod {
+    /// Every method.
+    pub const ALL: [Self; 3] = [Self::Header, Self::Span, Self::Ambiguous];
+
     /// The word that users see.
     pub const fn word(self) -> &'static str {
         match self {
-            Self::Wire => "wire",
+            Self::Header => "header",
             Self::Span => "span",
-            Self::Thread => "thread",
             Self::Ambiguous => "ambiguous",
         }
     }
@@ -303,7 +303,7 @@ impl Decoder {
             hook: Hook::from_number(record.hook).ok_or(RecordError::Hook(record.hook))?,
             resource: Arc::clone(&self.host),
             trace: trace(record),
-            sample_weight: 1.0,
+            adjusted_count: 1.0,
         })
     }
 
@@ -384,11 +384,10 @@ fn actor(record: &ResetRecord) -> Option<Actor> {
 }
 
 fn trace(record: &ResetRecord) -> Option<Trace> {
-    let wire = record.flags & flag::TRACE_FROM_WIRE != 0;
     (record.trace_id != [0; 16]).then(|| Trace {
         trace_id: record.trace_id,
         span_id: (record.span_id != [0; 8]).then_some(record.span_id),
-        method: if wire { TraceMethod::Wire } else { TraceMethod::Thread },
+        method: TraceMethod::Header,
         on_application_span: false,
         incoming: record.flags & flag::TRACE_INCOMING != 0,
         candidates: Vec::new(),

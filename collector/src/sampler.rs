@@ -211,7 +211,7 @@ impl Sampler {
         match self.sampling.rate(rule) {
             Rate::Ratio(ratio) => match ratio.weight(randomness(reset)) {
                 Some(weight) => {
-                    reset.sample_weight *= weight;
+                    reset.adjusted_count *= weight;
                     Verdict::Keep { rule }
                 }
                 None => Verdict::SampledOut { rule },

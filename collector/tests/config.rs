@@ -135,9 +135,9 @@ filters:
   - keep: { tcp.connection.bytes_sent: { gte: 4KiB }, tcp.connection.duration: { lt: 1m30s } }
   - keep: { tcp.connection.retransmits: [0, "3-5"], tcp.connection.smoothed_rtt: 0.25 }
   - drop: { not: { any: [{ process.pid: { gte: 100, lt: 200 } }, { container.id: "abc*" }] } }
-  - drop: { all: [{ label: a* }, { label: "*b" }], source.address: "::ffff:10.0.0.1" }
-  - drop: { tcp.reset.reason: "TCP_ABORT_*", error.type: timed_out, tcp.reset.trace.method: [wire, span] }
-  - drop: { destination.port: 0, network.transport: tcp, network.io.direction: receive }
+  - drop: { all: [{ label: a* }, { label: "*b" }], network.local.address: "::ffff:10.0.0.1" }
+  - drop: { tcp.reset.reason: "TCP_ABORT_*", error.type: timed_out, tcp.reset.trace.method: [header, span] }
+  - drop: { network.peer.port: 0, network.transport: tcp, network.io.direction: receive }
   - keep: { service.name: ['a\*b', "c?"], network.connection.state: "fin_*" }
 sampling:
   default: { max_per_second: 0.5 }

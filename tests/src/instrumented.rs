@@ -198,7 +198,7 @@ pub struct Judge<'a> {
 impl<'a> Judge<'a> {
     /// What both have of the resets on a host.
     pub fn new(host: &Host, logs: &'a [Log], spans: &'a [Span]) -> Self {
-        let here = |log: &&Log| log.attributes.get("tcp.network_namespace").and_then(Value::as_u64);
+        let here = |log: &&Log| log.attributes.get("network.namespace.inode").and_then(Value::as_u64);
         let mut traces: HashMap<&str, Vec<&Span>> = HashMap::new();
         for span in spans {
             traces.entry(&span.trace_id).or_default().push(span);

@@ -86,7 +86,7 @@ pub fn run(shape: Shape, length: Length, arguments: &[&str]) -> Result<Report> {
     // Hosts first: their numbers are needed to tell their records from others'.
     let network = Network::new(Layout::Wire)?;
     prepare(&network)?;
-    let here = [&network.client, &network.server].map(|host| format!("\"tcp.network_namespace\":{}", host.inode));
+    let here = [&network.client, &network.server].map(|host| format!("\"network.namespace.inode\":{}", host.inode));
     let slow = format!("\"{SLOW_SOURCE}\"");
     let flood_told = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&flood_told);

@@ -215,7 +215,7 @@ type Identity = (u16, String, u64);
 fn arrived(backend: &Backend, namespace: u32) -> Result<HashMap<Identity, u64>> {
     let mut times = HashMap::new();
     backend.each_log(|log| {
-        if log.attributes["tcp.network_namespace"].as_u64() == Some(namespace.into()) {
+        if log.attributes["network.namespace.inode"].as_u64() == Some(namespace.into()) {
             *times.entry(identity(log.time_ns, |name| log.attributes.get(name))?).or_default() += 1;
         }
         Ok(())
@@ -224,8 +224,9 @@ fn arrived(backend: &Backend, namespace: u32) -> Result<HashMap<Identity, u64>> 
 }
 
 fn identity<'a>(time_ns: u64, attribute: impl Fn(&str) -> Option<&'a serde_json::Value>) -> Result<Identity> {
-    let port = attribute("destination.port").and_then(serde_json::Value::as_u64).context("no port")?;
     let direction = attribute("network.io.direction").and_then(|value| value.as_str()).context("no direction")?;
+    let to = if direction == "transmit" { "network.peer.port" } else { "network.local.port" };
+    let port = attribute(to).and_then(serde_json::Value::as_u64).context("no port")?;
     Ok((u16::try_from(port)?, direction.to_owned(), time_ns))
 }
 
@@ -471,7 +472,7 @@ fn counted_lost(metrics: &Metrics) -> u64 {
 }
 
 fn killed_run(file: &Path, admin: SocketAddr, namespace: u32) -> Result<KilledRun> {
-    let mine = format!("\"tcp.network_namespace\":{namespace}");
+    let mine = format!("\"network.namespace.inode\":{namespace}");
     let keep = move |line: &str| line.contains(&mine);
     let collector = Collector::start_keeping(&["--config", &file.to_string_lossy()], &[], keep)?;
     let ready_ns = unix_ns()?;

@@ -41,7 +41,7 @@ fn refused_connections_at_full_speed() -> Result<()> {
 
     let sent = network.client.tcp_counter("OutRsts")?;
     ensure!(sent >= CONNECTIONS, "the kernel has sent {sent} resets only");
-    let here = format!("\"tcp.network_namespace\":{}", network.client.inode);
+    let here = format!("\"network.namespace.inode\":{}", network.client.inode);
     let printed = |direction: &str| {
         let direction = format!("\"{direction}\"");
         collector.count_lines(|line| line.contains(&here) && line.contains(&direction)) as u64

@@ -75,7 +75,7 @@ fn among_other_connections_none_is_misnamed() -> Result<()> {
     let network = Network::new(Layout::Loopback)?;
     let host = &network.server;
     let tally: Arc<Mutex<Tally>> = Arc::default();
-    let (to_tally, mine) = (Arc::clone(&tally), format!("\"tcp.network_namespace\":{}", host.inode));
+    let (to_tally, mine) = (Arc::clone(&tally), format!("\"network.namespace.inode\":{}", host.inode));
     let keep = move |line: &str| {
         if line.contains(&mine)
             && let Ok(record) = Record::parse(line)

@@ -60,7 +60,7 @@ fn ten_thousand_older_connections_are_named() -> Result<()> {
     }
     // A reset sent and one received of each.
     let deadline = Instant::now() + PATIENCE;
-    let here = format!("\"tcp.network_namespace\":{}", network.server.inode);
+    let here = format!("\"network.namespace.inode\":{}", network.server.inode);
     while collector.count_lines(|line| line.contains(&here)) < 2 * CONNECTIONS && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(50));
     }

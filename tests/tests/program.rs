@@ -105,7 +105,7 @@ fn sigterm_sends_what_waits_and_ends_with_0() -> Result<()> {
     ensure!(status.code() == Some(0), "{status}: {said}");
     ensure!(said.contains("resets captured"), "no counts at the end: {said}");
     let here = |log: &&reset_collector_tests::backend::Log| {
-        log.attributes["tcp.network_namespace"].as_u64() == Some(network.client.inode.into())
+        log.attributes["network.namespace.inode"].as_u64() == Some(network.client.inode.into())
     };
     // The backend writes its file every 50 ms.
     let deadline = Instant::now() + Duration::from_secs(10);

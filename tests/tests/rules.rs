@@ -29,7 +29,7 @@ const SETTLED: Duration = Duration::from_millis(180);
 /// Of the actor's last reset.
 const LAST_PORT: u16 = 41099;
 /// Attributes that none of these resets can have: traces need a tracer (`traces.rs`), and a rule may not ask the weight.
-const NOT_HERE: [Attribute; 2] = [Attribute::TraceMethod, Attribute::SampleWeight];
+const NOT_HERE: [Attribute; 2] = [Attribute::TraceMethod, Attribute::AdjustedCount];
 const RESOURCE: &str = "team=red,container.id=0123abcd,k8s.pod.name=shop-1,k8s.namespace.name=prod,service.version=1.2";
 /// Keys of the resource that the actor's process has.
 const RESOURCE_KEYS: [&str; 13] = [

@@ -264,7 +264,7 @@ fn jaeger_alone_needs_one_line() -> Result<()> {
     let (workload, agent) = (&network.client, &network.server);
     let jaeger = Jaeger::start_on(agent)?;
     let config = std::env::temp_dir().join(format!("reset-collector-jaeger-{}.yaml", std::process::id()));
-    let others = format!("filters:\n  - drop: {{ not: {{ tcp.network_namespace: {} }} }}\n", workload.inode);
+    let others = format!("filters:\n  - drop: {{ not: {{ network.namespace.inode: {} }} }}\n", workload.inode);
     std::fs::write(&config, format!("{others}export: {{ otlp: {{ endpoint: \"http://{}\" }} }}\n", jaeger.grpc))?;
     let collector = Collector::start_on(agent, &["--config", &config.to_string_lossy()], &[])?;
     for _ in 0..ROUNDS {
@@ -334,7 +334,7 @@ fn configuration(workload: &Host, agent: &Host, by: By) -> String {
     let grpc = format!("grpc: {{ endpoint: \"{}:4327\" }}", agent.v4);
     let http = format!("http: {{ endpoint: \"{}:4328\" }}", agent.v4);
     format!(
-        "filters:\n  - drop: {{ not: {{ tcp.network_namespace: {} }} }}\n\
+        "filters:\n  - drop: {{ not: {{ network.namespace.inode: {} }} }}\n\
          correlation: {{ wait: 15s, otlp_receiver: {{ {grpc}, {http} }}, http_headers: {{ ports: {ports:?} }} }}\nexport: {{ signals: [logs, traces] }}\n",
         workload.inode
     )

@@ -67,7 +67,7 @@ impl Truth {
         }
         for record in own {
             let named = (record.text("trace_id").to_owned(), record.text("span_id").to_owned());
-            let method = if named.0.is_empty() { "" } else { "wire" };
+            let method = if named.0.is_empty() { "" } else { "header" };
             if !allowed.contains(&named) || record.text("tcp.reset.trace.method") != method {
                 let (cause, method) = (record.text("tcp.reset.cause"), record.text("tcp.reset.trace.method"));
                 faults.push(format!("{} {end} {cause}: {named:?} by {method:?}, not {allowed:?}", self.case));
@@ -100,7 +100,7 @@ fn judge(script: &str, arguments: &[&str], least: usize) -> Result<()> {
     let network = Network::new(Layout::Loopback)?;
     let host = &network.client;
     let config = std::env::temp_dir().join(format!("reset-collector-{script}-{}.yaml", std::process::id()));
-    let others = format!("filters: [{{ drop: {{ not: {{ tcp.network_namespace: {} }} }} }}]\n", host.inode);
+    let others = format!("filters: [{{ drop: {{ not: {{ network.namespace.inode: {} }} }} }}]\n", host.inode);
     let ports = format!("correlation: {{ http_headers: {{ ports: [{PORT}, {PROXY_PORT}] }} }}\n");
     std::fs::write(&config, others + &ports + "export: { console: json }\n")?;
     let collector = Collector::start(&["--config", &config.to_string_lossy()], &[])?;

@@ -75,8 +75,6 @@ fn port_attribute(end: End) -> Attribute {
     match end {
         End::Local => Attribute::LocalPort,
         End::Peer => Attribute::PeerPort,
-        End::Source => Attribute::SourcePort,
-        End::Destination => Attribute::DestinationPort,
     }
 }
 
@@ -84,8 +82,6 @@ fn address_attribute(end: End) -> Attribute {
     match end {
         End::Local => Attribute::LocalAddress,
         End::Peer => Attribute::PeerAddress,
-        End::Source => Attribute::SourceAddress,
-        End::Destination => Attribute::DestinationAddress,
     }
 }
 
@@ -120,7 +116,7 @@ pub(super) fn definition() -> Json {
     let mut properties = serde_json::Map::new();
     for attribute in Attribute::ALL {
         let mut schema = match attribute {
-            Attribute::SampleWeight => continue,
+            Attribute::AdjustedCount => continue,
             Attribute::Cause
             | Attribute::Origin
             | Attribute::Direction

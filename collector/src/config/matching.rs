@@ -151,12 +151,8 @@ fn read_record_test(reader: &mut Reader<'_>, node: NodeId, attribute: Attribute)
         }
         A::LocalAddress => read_address(reader, node, End::Local),
         A::PeerAddress => read_address(reader, node, End::Peer),
-        A::SourceAddress => read_address(reader, node, End::Source),
-        A::DestinationAddress => read_address(reader, node, End::Destination),
         A::LocalPort => read_ports(reader, node, End::Local),
         A::PeerPort => read_ports(reader, node, End::Peer),
-        A::SourcePort => read_ports(reader, node, End::Source),
-        A::DestinationPort => read_ports(reader, node, End::Destination),
         A::BytesSent | A::BytesReceived | A::UnreadBytes | A::UnsentBytes | A::UnackedBytes => read_number(
             reader,
             node,
@@ -182,11 +178,10 @@ fn read_record_test(reader: &mut Reader<'_>, node: NodeId, attribute: Attribute)
         }
         A::ErrorType => read_words(reader, node, attribute, &["connection_refused", "connection_reset", "timed_out"]),
         A::TraceMethod => {
-            let methods = [TraceMethod::Wire, TraceMethod::Span, TraceMethod::Thread, TraceMethod::Ambiguous];
-            read_words(reader, node, attribute, &methods.map(TraceMethod::word))
+            read_words(reader, node, attribute, &TraceMethod::ALL.map(TraceMethod::word))
         }
-        A::SampleWeight => {
-            reader.error(node, "the weight is known only after filters and sampling", "another attribute");
+        A::AdjustedCount => {
+            reader.error(node, "the adjusted count is known only after filters and sampling", "another attribute");
             None
         }
     }

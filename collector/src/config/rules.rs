@@ -227,8 +227,8 @@ fn read_group_by(reader: &mut Reader<'_>, node: NodeId) -> Option<Vec<Key>> {
             continue;
         };
         match matching::attribute(reader, item, &name.text) {
-            Some(matching::Named::Record(Attribute::SampleWeight)) => {
-                reader.error(item, "the weight is known only after sampling", "another attribute");
+            Some(matching::Named::Record(Attribute::AdjustedCount)) => {
+                reader.error(item, "the adjusted count is known only after sampling", "another attribute");
             }
             Some(matching::Named::Record(attribute)) => keys.push(Key::Record(attribute)),
             Some(matching::Named::Resource) => keys.push(Key::Resource(name.text.as_ref().into())),

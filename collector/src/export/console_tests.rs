@@ -62,7 +62,7 @@ fn a_pretty_line_names_the_applications_trace() {
     let trace = Trace {
         trace_id: [0xab; 16],
         span_id: None,
-        method: TraceMethod::Wire,
+        method: TraceMethod::Header,
         on_application_span: false,
         incoming: false,
         candidates: Vec::new(),
@@ -106,7 +106,7 @@ fn a_json_line_holds_every_attribute_and_the_resource() {
     assert_eq!(value["resource"]["service.name"], "check\"out\n");
     assert_eq!(value["resource"]["process.pid"], 812);
     assert_eq!(value["resource"]["process.command_args"], serde_json::json!(["a", "\\"]));
-    assert!(value.get("tcp.reset.sample_weight").is_none() && value.get("tcp.reset.trace.method").is_none());
+    assert!(value.get("tcp.reset.adjusted_count").is_none() && value.get("tcp.reset.trace.method").is_none());
 }
 
 #[test]

@@ -86,10 +86,6 @@ pub enum End {
     Local,
     /// `network.peer`
     Peer,
-    /// `source`: of the reset segment.
-    Source,
-    /// `destination`: of the reset segment.
-    Destination,
 }
 
 /// A set of members of each closed list: a bit for each number. All must hold.
@@ -202,16 +198,16 @@ pub struct Subject<'a> {
     /// The same, as [`FactSets::packed`].
     packed: u64,
     /// By [`End`], in its order.
-    ports: [u16; 4],
+    ports: [u16; 2],
     /// By [`End`], as [`Network::holds`] takes them.
-    addresses: [(u128, bool); 4],
+    addresses: [(u128, bool); 2],
     resource: [Cell<Option<Option<&'a ResourceValue>>>; SLOTS],
 }
 
 impl<'a> Subject<'a> {
     /// Prepares a reset for testing.
     pub fn new(reset: &'a Reset) -> Self {
-        let ends = [reset.local, reset.peer, reset.source(), reset.destination()];
+        let ends = [reset.local, reset.peer];
         let facts = FactSets::of(reset);
         Self {
             reset,

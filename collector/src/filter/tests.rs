@@ -35,7 +35,7 @@ pub(crate) fn plain_reset() -> Reset {
         hook: Hook::SendReset,
         resource: Arc::default(),
         trace: None,
-        sample_weight: 1.0,
+        adjusted_count: 1.0,
     }
 }
 
@@ -82,7 +82,7 @@ pub(crate) fn any_reset() -> impl Strategy<Value = Reset> {
 }
 
 fn any_end() -> impl Strategy<Value = End> {
-    member(&[End::Local, End::Peer, End::Source, End::Destination])
+    member(&[End::Local, End::Peer])
 }
 
 fn any_network() -> impl Strategy<Value = Network> {

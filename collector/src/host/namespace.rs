@@ -26,7 +26,7 @@ pub enum NamespaceError {
 /// A network namespace. While this value lives, its inode names no other.
 #[derive(Debug)]
 pub(crate) struct Namespace {
-    /// `tcp.network_namespace`
+    /// `network.namespace.inode`
     pub(crate) inode: u32,
     _held: File,
 }

@@ -57,10 +57,6 @@ attributes! {
     LocalPort "network.local.port" "Port of this host's end",
     PeerAddress "network.peer.address" "Address of the other end",
     PeerPort "network.peer.port" "Port of the other end",
-    SourceAddress "source.address" "Address that the reset segment came from",
-    SourcePort "source.port" "Port that the reset segment came from",
-    DestinationAddress "destination.address" "Address that the reset segment went to",
-    DestinationPort "destination.port" "Port that the reset segment went to",
     ConnectionState "network.connection.state" "State of the connection before the reset",
     ErrorType "error.type" "How the local application is failed: connection_refused, connection_reset or timed_out",
     BytesSent "tcp.connection.bytes_sent" "Bytes that this end sent on the connection",
@@ -71,9 +67,9 @@ attributes! {
     Retransmits "tcp.connection.retransmits" "Segments sent again over the connection's life",
     SmoothedRtt "tcp.connection.smoothed_rtt" "Smoothed round trip, seconds",
     Duration "tcp.connection.duration" "From establishment to the reset, seconds",
-    NetworkNamespace "tcp.network_namespace" "Inode of the network namespace",
-    TraceMethod "tcp.reset.trace.method" "How the trace was found: wire, span, thread or ambiguous",
-    SampleWeight "tcp.reset.sample_weight" "How many resets the record stands for; left out when one",
+    NetworkNamespace "network.namespace.inode" "Inode of the network namespace",
+    TraceMethod "tcp.reset.trace.method" "How the trace was found: header, span or ambiguous",
+    AdjustedCount "tcp.reset.adjusted_count" "How many resets the record stands for; left out when one",
 }
 
 const NS_PER_S: f64 = 1e9;
@@ -94,10 +90,6 @@ impl Attribute {
             Self::LocalPort => port(reset.local.port),
             Self::PeerAddress => Value::Address(reset.peer.address),
             Self::PeerPort => port(reset.peer.port),
-            Self::SourceAddress => Value::Address(reset.source().address),
-            Self::SourcePort => port(reset.source().port),
-            Self::DestinationAddress => Value::Address(reset.destination().address),
-            Self::DestinationPort => port(reset.destination().port),
             Self::ConnectionState => Value::Text(reset.state?.word()),
             Self::ErrorType => Value::Text(error_type(reset)?),
             Self::BytesSent => count(connection.bytes_sent?),
@@ -110,8 +102,8 @@ impl Attribute {
             Self::Duration => Value::Float(connection.duration_ns? as f64 / NS_PER_S),
             Self::NetworkNamespace => Value::Integer(i64::from(reset.network_namespace?)),
             Self::TraceMethod => Value::Text(reset.trace.as_ref()?.method.word()),
-            Self::SampleWeight if reset.sample_weight != 1.0 => Value::Float(reset.sample_weight),
-            Self::SampleWeight => return None,
+            Self::AdjustedCount if reset.adjusted_count != 1.0 => Value::Float(reset.adjusted_count),
+            Self::AdjustedCount => return None,
         })
     }
 }

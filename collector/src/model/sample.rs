@@ -47,7 +47,7 @@ pub(crate) fn reset() -> Reset {
         hook: Hook::SendReset,
         resource: resource(&[("host.name", "web-1")]),
         trace: None,
-        sample_weight: 1.0,
+        adjusted_count: 1.0,
     }
 }
 
@@ -70,7 +70,7 @@ pub(crate) fn resource(attributes: &[(&'static str, &str)]) -> Arc<Resource> {
 fn any_trace() -> impl Strategy<Value = Trace> {
     let id = || (any::<[u8; 16]>(), any::<[u8; 8]>()).prop_filter("zeros", |id| id.0 != [0; 16] && id.1 != [0; 8]);
     let method =
-        prop::sample::select(vec![TraceMethod::Wire, TraceMethod::Span, TraceMethod::Thread, TraceMethod::Ambiguous]);
+        prop::sample::select(&TraceMethod::ALL[..]);
     (id(), any::<bool>(), method, any::<bool>(), prop::collection::vec(id(), 0..4)).prop_map(
         |((trace_id, span_id), with_span, method, on_application_span, candidates)| Trace {
             trace_id,
@@ -78,7 +78,7 @@ fn any_trace() -> impl Strategy<Value = Trace> {
             method,
             on_application_span: on_application_span && method == TraceMethod::Span,
             incoming: false,
-            candidates: if method == TraceMethod::Wire { Vec::new() } else { candidates },
+            candidates: if method == TraceMethod::Header { Vec::new() } else { candidates },
         },
     )
 }
@@ -140,7 +140,7 @@ pub(crate) fn any_reset() -> impl Strategy<Value = Reset> {
                 owner: owned.then(|| Owner { comm, ..owner("", 812) }),
                 not_accepted: ignored,
                 trace,
-                sample_weight: f64::from(weight) / 4.0,
+                adjusted_count: f64::from(weight) / 4.0,
                 ..reset()
             }
         },

@@ -87,7 +87,7 @@ fn every_field_has_its_place() {
     assert_eq!((owner.pid, owner.start_boot_ns, owner.source), (812, 6, OwnerSource::Storage));
     assert_eq!(&owner.comm[..6], b"nginx\0");
     assert_eq!((reset.socket, reset.hook, reset.segment_flags), (0xabcd, Hook::ReceiveReset, 0x14));
-    assert_eq!((reset.actor, reset.not_accepted, reset.trace, reset.sample_weight), (None, false, None, 1.0));
+    assert_eq!((reset.actor, reset.not_accepted, reset.trace, reset.adjusted_count), (None, false, None, 1.0));
     assert!(reset.resource.get("host.name").is_some());
 }
 
@@ -163,8 +163,8 @@ fn who_acted() {
 fn a_trace_in_the_record() {
     let wire = ResetRecord { flags: flag::TRACE_FROM_WIRE, trace_id: [1; 16], span_id: [2; 8], ..record() };
     let trace = |record: &ResetRecord| decode(record).unwrap().trace.map(|trace| (trace.span_id, trace.method));
-    assert_eq!(trace(&wire), Some((Some([2; 8]), TraceMethod::Wire)));
-    assert_eq!(trace(&ResetRecord { flags: 0, span_id: [0; 8], ..wire }), Some((None, TraceMethod::Thread)));
+    assert_eq!(trace(&wire), Some((Some([2; 8]), TraceMethod::Header)));
+    assert_eq!(trace(&ResetRecord { span_id: [0; 8], ..wire }), Some((None, TraceMethod::Header)));
     assert_eq!(trace(&ResetRecord { trace_id: [0; 16], ..wire }), None);
 }
 

@@ -6,7 +6,7 @@ use probes::rule::{self, MAX_NETWORKS, MAX_PORT_RANGES, MAX_REASONS};
 use crate::pushdown::Knowledge;
 use crate::{
     filter::{Condition, End, FactSets, Network, Pattern, Ports},
-    model::{Direction, attribute::Attribute},
+    model::attribute::Attribute,
 };
 
 /// Terms of a condition at most; of one that needs more the kernel knows nothing.
@@ -60,11 +60,11 @@ impl Expansion<'_> {
             Condition::Facts(sets) => Some(facts_terms(*sets, negated)),
             Condition::Port { end, ports } => {
                 let ports = if negated { ports.complement() } else { ports.clone() };
-                Some(end_terms(*end, &EndTests { ports: Some(ports), networks: None }))
+                Some(vec![end_term(*end, EndTests { ports: Some(ports), networks: None })])
             }
             Condition::Address { end, networks } => {
                 let networks = Some(Listed { members: networks.clone(), negated });
-                Some(end_terms(*end, &EndTests { ports: None, networks }))
+                Some(vec![end_term(*end, EndTests { ports: None, networks })])
             }
             Condition::Text { attribute: Attribute::Reason, patterns } if !self.knowledge.reasons.is_empty() => {
                 let reasons = Some(Listed { members: self.reasons(patterns), negated });
@@ -133,17 +133,11 @@ fn facts_terms(sets: FactSets, negated: bool) -> Vec<Term> {
     opposites.into_iter().filter(|facts| !facts.is_empty()).map(Term::of).collect()
 }
 
-/// Source and destination are one end or the other by direction.
-fn end_terms(end: End, tests: &EndTests) -> Vec<Term> {
-    let all = FactSets::ALL;
-    let only = |direction: Direction| FactSets { directions: 1 << direction as u8, ..all };
-    let local = |facts| Term { local: tests.clone(), ..Term::of(facts) };
-    let peer = |facts| Term { peer: tests.clone(), ..Term::of(facts) };
+fn end_term(end: End, tests: EndTests) -> Term {
+    let all = Term::of(FactSets::ALL);
     match end {
-        End::Local => vec![local(all)],
-        End::Peer => vec![peer(all)],
-        End::Source => vec![local(only(Direction::Transmit)), peer(only(Direction::Receive))],
-        End::Destination => vec![peer(only(Direction::Transmit)), local(only(Direction::Receive))],
+        End::Local => Term { local: tests, ..all },
+        End::Peer => Term { peer: tests, ..all },
     }
 }
 

@@ -152,7 +152,7 @@ mod tests {
     fn nobody_is_found_where_pids_are_foreign() {
         let mut unshare = Command::new("unshare");
         unshare.args(["--fork", "--pid", "--mount-proc"]).arg(std::env::current_exe().expect("this program"));
-        let child = "receive::sender::tests::in_another_pid_namespace";
+        let child = "receiver::peer_process::tests::in_another_pid_namespace";
         let output = unshare.args(["--ignored", "--exact", child]).output().expect("unshare");
         let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         if said.contains("Operation not permitted") {

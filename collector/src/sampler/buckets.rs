@@ -84,12 +84,12 @@ impl Bucket {
         }
         match &mut self.held {
             Some(held) => {
-                held.weight += reset.sample_weight;
+                held.weight += reset.adjusted_count;
                 held.count += 1;
                 Taken::Counted
             }
             none => {
-                *none = Some(Box::new(Held { reset: reset.clone(), weight: reset.sample_weight, count: 1 }));
+                *none = Some(Box::new(Held { reset: reset.clone(), weight: reset.adjusted_count, count: 1 }));
                 Taken::Held
             }
         }
@@ -97,7 +97,7 @@ impl Bucket {
 
     fn summary(&mut self) -> Option<Summary> {
         let Held { mut reset, weight, count } = *self.held.take()?;
-        reset.sample_weight = weight;
+        reset.adjusted_count = weight;
         Some(Summary { reset, suppressed: count, rule: self.rule })
     }
 }

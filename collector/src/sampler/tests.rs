@@ -39,7 +39,7 @@ fn sampled(share: f64, count: u64) -> (f64, f64) {
         let mut reset = from_port(number as u16, number >> 16);
         if sampler.judge(&mut reset, 0) == (Verdict::Keep { rule: None }) {
             kept += 1.0;
-            weights += reset.sample_weight;
+            weights += reset.adjusted_count;
         }
     }
     (kept, weights)
@@ -74,10 +74,10 @@ fn a_ratio_follows_the_trace_id_as_opentelemetry_does() {
         let mut trace_id = [0xff; 16];
         trace_id[9..].copy_from_slice(&[first, 0, 0, 0, 0, 0, 0]);
         let mut reset = traced(trace_id, method);
-        (matches!(sampler.judge(&mut reset, 0), Verdict::Keep { .. }), reset.sample_weight)
+        (matches!(sampler.judge(&mut reset, 0), Verdict::Keep { .. }), reset.adjusted_count)
     };
-    assert_eq!(verdict(0xc0, TraceMethod::Wire), (true, 4.0));
-    assert_eq!(verdict(0xbf, TraceMethod::Wire), (false, 1.0));
+    assert_eq!(verdict(0xc0, TraceMethod::Header), (true, 4.0));
+    assert_eq!(verdict(0xbf, TraceMethod::Header), (false, 1.0));
     // An ambiguous trace is none: its id does not decide.
     assert_eq!(verdict(0xc0, TraceMethod::Ambiguous), verdict(0xbf, TraceMethod::Ambiguous));
 }
@@ -120,7 +120,7 @@ fn a_summary_tells_what_a_limit_suppressed() {
     let summaries = sampler.due_summaries(5 + SUMMARY_INTERVAL_NS);
     assert_eq!(summaries.len(), 1);
     assert_eq!(summaries[0].sentence(), "1,205 more resets like this in 10 s");
-    assert_eq!((summaries[0].reset.sample_weight, summaries[0].suppressed), (1_205.0, 1_205));
+    assert_eq!((summaries[0].reset.adjusted_count, summaries[0].suppressed), (1_205.0, 1_205));
     assert_eq!(sampler.held(), 0);
     assert!(sampler.drain().is_empty());
 }
@@ -136,21 +136,21 @@ proptest! {
         for gap in &gaps_ms {
             now += gap * 1_000_000;
             for summary in sampler.due_summaries(now) {
-                weights += summary.reset.sample_weight;
+                weights += summary.reset.adjusted_count;
                 held -= 1;
             }
             let mut reset = plain_reset();
             match sampler.judge(&mut reset, now) {
                 Verdict::Keep { .. } => {
                     kept_at.push(now);
-                    weights += reset.sample_weight;
+                    weights += reset.adjusted_count;
                 }
                 Verdict::Held { .. } => held += 1,
                 Verdict::SampledOut { .. } => {}
             }
             prop_assert_eq!(sampler.held(), held);
         }
-        weights += sampler.drain().iter().map(|summary| summary.reset.sample_weight).sum::<f64>();
+        weights += sampler.drain().iter().map(|summary| summary.reset.adjusted_count).sum::<f64>();
         prop_assert_eq!(weights, gaps_ms.len() as f64);
         for (first, from) in kept_at.iter().enumerate() {
             for (last, to) in kept_at.iter().enumerate().skip(first) {

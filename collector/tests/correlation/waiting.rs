@@ -24,7 +24,7 @@ fn a_context_from_the_wire_is_exact() {
     let context = |number: u8, incoming: bool| Trace {
         trace_id: [number; 16],
         span_id: Some([number; 8]),
-        method: TraceMethod::Wire,
+        method: TraceMethod::Header,
         on_application_span: false,
         incoming,
         candidates: Vec::new(),

@@ -34,6 +34,6 @@ pub(crate) fn reset() -> Reset {
         hook: Hook::ReceiveReset,
         resource: Default::default(),
         trace: None,
-        sample_weight: 1.0,
+        adjusted_count: 1.0,
     }
 }

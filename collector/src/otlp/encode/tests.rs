@@ -163,7 +163,7 @@ fn trace(method: TraceMethod) -> Trace {
 
 #[test]
 fn a_span_of_ours_is_the_child_of_the_applications() {
-    let reset = Reset { trace: Some(trace(TraceMethod::Wire)), ..sample::reset() };
+    let reset = Reset { trace: Some(trace(TraceMethod::Header)), ..sample::reset() };
     let (log, span) = check(&reset, true);
     let span = span.unwrap();
     assert_eq!((span.trace_id, span.parent_span_id), (vec![1; 16], vec![2; 8]));
@@ -184,7 +184,7 @@ fn without_spans_of_ours_the_log_names_the_applications() {
 
 #[test]
 fn a_trace_without_a_span_takes_a_span_of_ours_without_a_parent() {
-    let trace = Trace { span_id: None, ..trace(TraceMethod::Thread) };
+    let trace = Trace { span_id: None, ..trace(TraceMethod::Header) };
     let (_, span) = check(&Reset { trace: Some(trace), ..sample::reset() }, true);
     let span = span.unwrap();
     assert_eq!((span.trace_id, span.parent_span_id), (vec![1; 16], vec![]));

@@ -36,7 +36,7 @@ const TURN: Duration = Duration::from_millis(1_000);
 pub(crate) fn first_capture(report: &mut Report) -> Result<()> {
     let program = program()?;
     let network = Network::new(Layout::Loopback)?;
-    let here = format!("\"tcp.network_namespace\":{}", network.client.inode);
+    let here = format!("\"network.namespace.inode\":{}", network.client.inode);
     let mut figures = Vec::new();
     for _ in 0..STARTS {
         let over = AtomicBool::new(false);
