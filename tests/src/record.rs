@@ -48,7 +48,8 @@ impl Record {
             "receive" => (peer, local),
             other => anyhow::bail!("network.io.direction is {other:?}"),
         };
-        record.namespace = u32::try_from(record.number("network.namespace.inode").context("no network.namespace.inode")?)?;
+        record.namespace =
+            u32::try_from(record.number("network.namespace.inode").context("no network.namespace.inode")?)?;
         Ok(record)
     }
 

@@ -177,9 +177,7 @@ fn read_record_test(reader: &mut Reader<'_>, node: NodeId, attribute: Attribute)
             Some(Condition::Text { attribute, patterns })
         }
         A::ErrorType => read_words(reader, node, attribute, &["connection_refused", "connection_reset", "timed_out"]),
-        A::TraceMethod => {
-            read_words(reader, node, attribute, &TraceMethod::ALL.map(TraceMethod::word))
-        }
+        A::TraceMethod => read_words(reader, node, attribute, &TraceMethod::ALL.map(TraceMethod::word)),
         A::AdjustedCount => {
             reader.error(node, "the adjusted count is known only after filters and sampling", "another attribute");
             None

@@ -69,8 +69,7 @@ pub(crate) fn resource(attributes: &[(&'static str, &str)]) -> Arc<Resource> {
 /// Any trace; ids are never zeros.
 fn any_trace() -> impl Strategy<Value = Trace> {
     let id = || (any::<[u8; 16]>(), any::<[u8; 8]>()).prop_filter("zeros", |id| id.0 != [0; 16] && id.1 != [0; 8]);
-    let method =
-        prop::sample::select(&TraceMethod::ALL[..]);
+    let method = prop::sample::select(&TraceMethod::ALL[..]);
     (id(), any::<bool>(), method, any::<bool>(), prop::collection::vec(id(), 0..4)).prop_map(
         |((trace_id, span_id), with_span, method, on_application_span, candidates)| Trace {
             trace_id,
