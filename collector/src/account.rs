@@ -176,6 +176,16 @@ impl Account {
         self.dropped_in_pipeline(reason, resets);
     }
 
+    /// Gives up every reset that has not come to a queue: the reader does not end.
+    pub fn drop_unfinished(&self, reason: DropReason) {
+        let in_ring_buffer = self.snapshot().in_ring_buffer;
+        let mut state = self.lock();
+        state.read += in_ring_buffer;
+        for lane in &mut state.lanes {
+            lane.dropped[reason as usize] += std::mem::take(&mut lane.in_pipeline) + in_ring_buffer;
+        }
+    }
+
     /// Sets what is done before each look at the counters: the kernel's are read, the pipeline is asked for a sign of
     /// life. The first one set stays.
     pub fn before_look(&self, action: impl Fn(&Self) + Send + Sync + 'static) {

@@ -5,6 +5,7 @@
 
 mod checkpoint;
 pub mod console;
+pub mod line_writer;
 mod lock;
 pub(crate) mod log_throttle;
 mod queue;

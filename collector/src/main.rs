@@ -22,7 +22,7 @@ use reset_collector::{
     host::report,
     kernel::KERNEL_BTF,
     pushdown,
-    telemetry::logging,
+    telemetry::logging::{self, Log},
 };
 
 /// Why did this TCP connection die, who did it, and which request did it break?
@@ -97,32 +97,36 @@ enum Format {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Err(error) = logging::start(&arguments.log_level, arguments.log_json) {
-        return fail(&error.into());
-    }
-    match obey(arguments.command) {
-        Ok(code) => code,
-        Err(error) => fail(&error),
-    }
+    let log = match logging::start(&arguments.log_level, arguments.log_json) {
+        Ok(log) => log,
+        Err(error) => {
+            // Without a log this is the last resort; where standard error is closed as well, the exit code remains.
+            let _written = writeln!(io::stderr().lock(), "error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = execute(arguments.command, &log).unwrap_or_else(|error| fail(&log, &error));
+    log.drain();
+    code
 }
 
-fn obey(command: Command) -> Result<ExitCode> {
+fn execute(command: Command, log: &Log) -> Result<ExitCode> {
     match command {
         Command::Run { config, btf, dry_run } => {
             let settings = match settings(config.as_deref()) {
                 Ok(settings) => settings,
-                Err(error) => return Ok(refuse(&error)),
+                Err(error) => return Ok(refuse(log, &error)),
             };
-            run::run(&settings, &Options { config, btf, dry_run })?;
+            run::run(&settings, &Options { config, btf, dry_run }, log)?;
         }
         Command::Demo { btf } => return demo(btf),
         Command::Hold => demo::hold(),
         Command::Health { endpoint } => return health(endpoint),
-        Command::Check { config, btf, format } => return check_host_and_file(config.as_deref(), btf, format),
+        Command::Check { config, btf, format } => return check_host_and_file(log, config.as_deref(), btf, format),
         Command::Schema => io::stdout().lock().write_all(check::schema().as_bytes())?,
         Command::Explain { topic } => match explain(topic.as_deref()) {
             Ok(text) => io::stdout().lock().write_all(text.as_bytes())?,
-            Err(error) => return Ok(fail(&error.into())),
+            Err(error) => return Ok(fail(log, &error.into())),
         },
     }
     Ok(ExitCode::SUCCESS)
@@ -145,7 +149,7 @@ fn settings(path: Option<&Path>) -> Result<Settings> {
 }
 
 /// What the configuration means and what this host offers, on standard output.
-fn check_host_and_file(path: Option<&Path>, btf: Option<PathBuf>, format: Format) -> Result<ExitCode> {
+fn check_host_and_file(log: &Log, path: Option<&Path>, btf: Option<PathBuf>, format: Format) -> Result<ExitCode> {
     let checked = match path {
         Some(path) => config::load(path),
         None => Ok(Config { settings: settings(None)?, warnings: Vec::new() }),
@@ -157,7 +161,7 @@ fn check_host_and_file(path: Option<&Path>, btf: Option<PathBuf>, format: Format
     let text = match (&checked, format) {
         (Ok(config), Format::Text) => format!("{}\n{}", check::text(config, &program(config)), host.text()),
         (Ok(config), Format::Json) => check::json(Ok((config, &program(config))), &host.json()),
-        (Err(errors), Format::Text) => return Ok(fail(&anyhow::anyhow!("{errors}"))),
+        (Err(errors), Format::Text) => return Ok(fail(log, &anyhow::anyhow!("{errors}"))),
         (Err(errors), Format::Json) => check::json(Err(errors), &host.json()),
     };
     io::stdout().lock().write_all(text.as_bytes())?;
@@ -200,17 +204,16 @@ const HOLDER: &str = "demo-holder";
 const EXIT_CONFIG: u8 = 2;
 
 /// One message on standard error: the configuration cannot be used.
-fn refuse(error: &anyhow::Error) -> ExitCode {
-    fail(error);
+fn refuse(log: &Log, error: &anyhow::Error) -> ExitCode {
+    fail(log, error);
     ExitCode::from(EXIT_CONFIG)
 }
 
 /// One message on standard error.
-fn fail(error: &anyhow::Error) -> ExitCode {
+fn fail(log: &Log, error: &anyhow::Error) -> ExitCode {
     let text = format!("{error:#}");
     // A configuration's mistakes begin with their severity each.
     let prefix = if text.starts_with("error: ") { "" } else { "error: " };
-    // Where standard error is closed there is nobody to tell.
-    let _nobody = writeln!(io::stderr().lock(), "{prefix}{text}");
+    log.print(&format!("{prefix}{text}\n"));
     ExitCode::FAILURE
 }

@@ -7,7 +7,6 @@ pub mod reader;
 pub mod retraction;
 
 use std::{
-    io::{self, Write},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,6 +20,7 @@ use crate::{
     export::{
         Exporter,
         console::{Console, Reader},
+        line_writer::LineWriter,
     },
     filter::Filters,
     kernel::clock::Now,
@@ -108,8 +108,10 @@ pub struct Stages {
     pub sampler: Sampler,
     /// Puts them into words.
     pub teller: Teller,
-    /// Shows them.
+    /// Renders their lines.
     pub console: Console,
+    /// Writes these.
+    pub stdout: LineWriter,
     /// Sends them.
     pub outputs: Vec<Output>,
     /// Counts them.
@@ -285,9 +287,7 @@ impl Pipeline {
     fn show_fate(&mut self, reset: &Reset, fate: &dyn std::fmt::Display) {
         if self.stages.dry_run {
             let told = self.stages.teller.tell(reset);
-            if let Err(error) = writeln!(io::stdout().lock(), "{fate}: {}", told.sentence) {
-                tracing::debug!(%error, "cannot write to standard output");
-            }
+            self.stages.stdout.push(format!("{fate}: {}\n", told.sentence).as_bytes());
         }
     }
 
@@ -314,10 +314,10 @@ impl Pipeline {
         if !self.stages.console.is_on() {
             return;
         }
-        match self.stages.console.flush(&mut io::stdout().lock()) {
+        match self.stages.console.flush(&mut self.stages.stdout) {
             Ok(Reader::There) => {}
-            Ok(Reader::Gone) => tracing::info!("the reader of standard output has gone: no more lines"),
-            Err(error) => tracing::warn!(%error, "cannot write to standard output"),
+            Ok(Reader::Gone) => tracing::info!(event = "stdout_closed", "standard output is closed, printing stops"),
+            Err(error) => tracing::warn!(event = "stdout_failed", %error, "cannot write to standard output"),
         }
     }
 }

@@ -115,8 +115,9 @@ impl Telemetry {
         Ok(Self { provider })
     }
 
-    /// Exports a last time, for at most this long.
-    pub async fn shutdown(self, longest: Duration) {
+    /// Exports a last time, until the deadline at most.
+    pub async fn shutdown(self, deadline: Instant) {
+        let longest = deadline.saturating_duration_since(Instant::now());
         let ended = tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(longest)).await;
         if let Ok(Err(error)) = ended {
             tracing::debug!("metrics: {error}");

@@ -26,6 +26,7 @@ use reset_collector_tests::{
     collector::{Collector, program},
     flood,
     network::{Layout, Network},
+    patience::look_until,
     skip_reason,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -136,29 +137,49 @@ fn a_second_signal_ends_it_at_once() -> Result<()> {
     let (status, said) = end(child, stderr)?;
     ensure!(status.code() == Some(EXIT_AT_ONCE), "{status}: {said}");
     ensure!(second.elapsed() < Duration::from_secs(2), "at once took {:?}", second.elapsed());
-    ensure!(said.contains("a second signal"), "{said}");
+    ensure!(said.contains("second signal"), "{said}");
     Ok(())
 }
 
 #[test]
-fn a_closed_standard_output_is_no_crash() -> Result<()> {
+fn a_reader_that_goes_ends_a_run_that_only_prints() -> Result<()> {
     if skipped() {
         return Ok(());
     }
     let network = Network::new(Layout::Loopback)?;
     let (mut child, stderr) = start(&[], Stdio::piped())?;
+    let mut lines = BufReader::new(child.stdout.take().context("stdout")?);
+    network.client.enter(|| flood::refused(CLOSED, RESETS, 1))?;
+    let mut line = String::new();
+    lines.read_line(&mut line)?;
+    ensure!(line.contains("tcp.reset"), "{line}");
+    drop(lines);
+    let (status, said) = end(child, stderr)?;
+    ensure!(!said.contains("panicked"), "{said}");
+    ensure!(status.code() == Some(0) && said.contains("standard output is closed"), "{status}: {said}");
+    Ok(())
+}
+
+#[test]
+fn a_reader_that_goes_leaves_a_run_that_exports() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let backend = Backend::start()?;
+    let endpoint = format!("http://{}", backend.grpc);
+    let network = Network::new(Layout::Loopback)?;
+    let (mut child, stderr) = start(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)], Stdio::piped())?;
     drop(child.stdout.take());
     network.client.enter(|| flood::refused(CLOSED, RESETS, 1))?;
-    std::thread::sleep(Duration::from_secs(1));
-    // Whether it ends by itself, as `yes | head` does, or goes on without a terminal until it is told.
-    let went_on = child.try_wait()?.is_none();
-    if went_on {
-        signal(&child, Signal::TERM)?;
-    }
+    let here = |log: &&reset_collector_tests::backend::Log| {
+        log.attributes["tcp.network_namespace"].as_u64() == Some(network.client.inode.into())
+    };
+    let look = || Ok(backend.logs()?.iter().filter(here).count() as u64);
+    let arrived = look_until(PATIENCE, look, |arrived| *arrived >= 2 * RESETS)?;
+    ensure!(arrived == 2 * RESETS && child.try_wait()?.is_none(), "{arrived} records arrived");
+    signal(&child, Signal::TERM)?;
     let (status, said) = end(child, stderr)?;
-    println!("went on: {went_on}; {status}: {said}");
-    ensure!(!said.contains("panicked"), "{said}");
-    ensure!(status.code() == Some(0), "{status}: {said}");
+    ensure!(status.code() == Some(0) && !said.contains("panicked"), "{status}: {said}");
     Ok(())
 }
 

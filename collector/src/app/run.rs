@@ -4,7 +4,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,8 @@ use anyhow::{Context, Result, anyhow};
 use probes::{COUNTERS, rule::reason_key};
 use tokio::{
     runtime::{Builder, Handle},
-    sync::watch,
+    sync::{oneshot, watch},
+    time::timeout_at,
 };
 
 #[cfg(feature = "kubernetes")]
@@ -20,11 +21,15 @@ use crate::enrich::kubernetes;
 use crate::{
     account::{Account, DropReason, HookCoverage},
     app::shutdown,
-    config::settings::{Destination, Protocol, Settings},
+    config::settings::{self, Destination, Protocol, Settings},
     correlate::Correlator,
     enrich::{Enricher, pods::Pods},
     event::Teller,
-    export::{Exporter, console::Console},
+    export::{
+        Exporter,
+        console::{self, Console},
+        line_writer::LineWriter,
+    },
     host::{hardening::confine, report, selftest},
     kernel::clock,
     kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, credentials::Owners, http_trace, plan, vintage},
@@ -41,11 +46,19 @@ use crate::{
         peer_process::find_owner,
     },
     sampler::Sampler,
-    telemetry::{self, Telemetry, admin::Admin, systemd::Manager},
+    telemetry::{self, Telemetry, admin::Admin, logging::Log, systemd::Manager},
 };
 
-/// How long the queues may take to empty at the end.
-const FLUSH_TIME: Duration = Duration::from_secs(5);
+/// From the signal on, the reader may take this long to handle what it holds.
+const READER_END_TIMEOUT: Duration = Duration::from_secs(3);
+/// From the signal on, the queues may take this long to drain.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(4);
+/// From the signal on, everything may take this long; the last metrics and lines have the rest.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// The reader of standard output may take this long for the last lines, as long as it reads.
+const CONSOLE_DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+/// Blocking work of the runtime (a name that does not resolve, a disk) is given up after this.
+const RUNTIME_END_TIMEOUT: Duration = Duration::from_millis(200);
 /// The status for the service manager where nothing is missing.
 const SEES_ALL: &str = "sees every reset of this host";
 /// Where the host's processes are seen.
@@ -66,46 +79,119 @@ pub struct Options {
 ///
 /// # Errors
 /// What keeps it from starting: no hook can run, a destination is wrong, an address is taken.
-pub fn run(settings: &Settings, options: &Options) -> Result<()> {
+pub fn run(settings: &Settings, options: &Options, log: &Log) -> Result<()> {
     let account = Arc::new(Account::new());
-    // First, while this thread is the only one: those that it starts have what it has left then.
+    // Threads cannot give up capabilities for each other: until that is done this thread is the only one.
     let mut kernel = attach(settings, options)?;
     if let Some(btf) = &options.btf {
         try_hooks(&mut kernel, btf, &account)?;
     }
-    // As it was started, before it gives up what it needs no more.
-    let less_known = report::less_known(&report::Host::read(&btf_of(options)));
+    let mut degraded = report::less_known(&report::Host::read(&btf_of(options)));
     let manager = Arc::new(Manager::from_environment());
     let confined = confine(settings, || kernel.still_works())?;
-    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start")?;
-    let destinations = if options.dry_run { &[][..] } else { &settings.export.otlp[..] };
-    let outputs = outputs(destinations, settings, &account, runtime.handle())?;
-    let correlator = Correlator::new(&settings.correlation, traces_go_out(&outputs));
-    let mut services = runtime.block_on(Services::start(settings, destinations, &account, &correlator))?;
-    let pods = runtime.block_on(services.watch_pods(settings))?;
-    account.set_hooks(hooks(&kernel));
     account.set_confined(confined.steps.iter().map(|(step, done)| (*step, done.is_ok())).collect());
-    let listeners = runtime.block_on(async { shutdown::Listeners::new() })?;
-    less_known.iter().for_each(|line| tracing::warn!("{line}"));
-    confined.announce();
-    let status = announce(&kernel);
-    let (counters, reasons) = (kernel.counters(), kernel.reasons().clone());
-    let stages = stages(settings, options, &mut kernel, pods, outputs, &account, correlator)?;
-    let (orders, thread) = start_reader(kernel, stages)?;
-    look_after(&account, &counters, &orders);
-    manager.ready(&status);
-    services.watched_by(&manager, &account, runtime.handle());
-    runtime.block_on(shutdown::obey(listeners, options, settings, &reasons, &counters, &orders, &manager))?;
-    manager.stopping();
-    orders.give(Order::Stop);
-    let exporters = thread.join().map_err(|_| anyhow!("the reader failed; its message stands above"))?;
-    runtime.block_on(async {
-        let flushed = flush(exporters).await;
-        services.stop().await;
-        flushed
-    })?;
-    shutdown::print_counts(&counters);
-    Ok(())
+    log.spawn().context("cannot start the log's thread")?;
+    let stdout = console::stdout_writer(settings.export.console).context("cannot use standard output")?;
+    stdout.spawn("console").context("cannot start the console's thread")?;
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start")?;
+    let started = Started { settings, options, log, stdout, account, manager, runtime: runtime.handle() };
+    let outcome = started.run(kernel, move || {
+        degraded.drain(..).for_each(|line| tracing::warn!(event = "degraded", "{line}"));
+        confined.announce();
+    });
+    // Dropping the runtime would wait for its blocking work.
+    runtime.shutdown_timeout(RUNTIME_END_TIMEOUT);
+    outcome
+}
+
+/// What the rest of the run is built on.
+struct Started<'a> {
+    settings: &'a Settings,
+    options: &'a Options,
+    log: &'a Log,
+    stdout: LineWriter,
+    account: Arc<Account>,
+    manager: Arc<Manager>,
+    runtime: &'a Handle,
+}
+
+impl Started<'_> {
+    fn run(&self, mut kernel: Kernel, announce_host: impl FnOnce()) -> Result<()> {
+        let outputs = outputs(self)?;
+        let correlator = Correlator::new(&self.settings.correlation, traces_go_out(&outputs));
+        let mut services = self.runtime.block_on(Services::start(self, &correlator))?;
+        let pods = self.runtime.block_on(services.watch_pods(self.settings))?;
+        self.account.set_hooks(hooks(&kernel));
+        let listeners = self.runtime.block_on(async { shutdown::Listeners::new() })?;
+        announce_host();
+        let status = announce(&kernel);
+        let (counters, reasons) = (kernel.counters(), kernel.reasons().clone());
+        let stages = stages(self, &mut kernel, pods, outputs, correlator)?;
+        let (orders, mut reader) = start_reader(kernel, stages)?;
+        look_after(&self.account, &counters, &orders);
+        self.manager.ready(&status);
+        services.watched_by(&self.manager, &self.account, self.runtime);
+        let control = shutdown::Control {
+            options: self.options,
+            settings: self.settings,
+            reasons: &reasons,
+            counters: &counters,
+            orders: &orders,
+            manager: &self.manager,
+            log: self.log,
+            needs_stdout: self.stdout_is_all().then_some(&self.stdout),
+        };
+        self.runtime.block_on(control.run_until_shutdown(listeners));
+        self.manager.stopping();
+        self.runtime.block_on(self.end(&orders, &mut reader, services));
+        self.drain_console();
+        shutdown::print_counts(&counters);
+        Ok(())
+    }
+
+    /// Where resets are exported to.
+    fn destinations(&self) -> &[Destination] {
+        if self.options.dry_run { &[] } else { &self.settings.export.otlp }
+    }
+
+    /// Whether standard output is all that a run is for: then its reader ends the run by closing it, as `head` does.
+    fn stdout_is_all(&self) -> bool {
+        let Settings { admin, correlation, export, .. } = self.settings;
+        let prints = export.console != settings::Console::Off;
+        prints
+            && self.destinations().is_empty()
+            && admin.is_none()
+            && correlation.grpc.is_none()
+            && correlation.http.is_none()
+    }
+
+    /// Waits a moment for the reader of the last lines.
+    fn drain_console(&self) {
+        self.stdout.drain(Instant::now() + CONSOLE_DRAIN_TIMEOUT);
+        match self.stdout.dropped() {
+            0 => {}
+            dropped => tracing::warn!(
+                event = "console_lines_dropped",
+                dropped,
+                "lines dropped because standard output was not read or could not be written"
+            ),
+        }
+    }
+
+    /// Sends what is left, within [`END_TIMEOUT`].
+    async fn end(&self, orders: &Orders, reader: &mut Reader, services: Services) {
+        let signalled = Instant::now();
+        orders.give(Order::Stop);
+        match timeout_at((signalled + READER_END_TIMEOUT).into(), reader).await {
+            Ok(Ok(exporters)) => flush(exporters, signalled + FLUSH_TIMEOUT).await,
+            Ok(Err(_)) => tracing::error!(event = "reader_failed", "the reader thread panicked"),
+            Err(_) => {
+                tracing::error!(event = "reader_stuck", "the reader thread does not end: what it holds is dropped");
+                self.account.drop_unfinished(DropReason::Shutdown);
+            }
+        }
+        services.stop(signalled + END_TIMEOUT).await;
+    }
 }
 
 fn attach(settings: &Settings, options: &Options) -> Result<Kernel> {
@@ -178,18 +264,13 @@ fn hooks(kernel: &Kernel) -> Vec<HookCoverage> {
         .collect()
 }
 
-fn outputs(
-    destinations: &[Destination],
-    settings: &Settings,
-    account: &Arc<Account>,
-    runtime: &Handle,
-) -> Result<Vec<Output>> {
+fn outputs(started: &Started<'_>) -> Result<Vec<Output>> {
     let start = |destination: &Destination| -> Result<Output> {
-        let signals = settings.export.signals_of(destination);
-        let exporter = Exporter::start(destination, signals, Arc::clone(account), runtime)?;
+        let signals = started.settings.export.signals_of(destination);
+        let exporter = Exporter::start(destination, signals, Arc::clone(&started.account), started.runtime)?;
         Ok(Output::new(Batcher::new(destination.batch.clone(), signals), exporter))
     };
-    destinations.iter().map(start).collect()
+    started.destinations().iter().map(start).collect()
 }
 
 /// Whether anybody gets spans: else a log record must name none of ours, and no application's span an event.
@@ -198,14 +279,13 @@ fn traces_go_out(outputs: &[Output]) -> bool {
 }
 
 fn stages(
-    settings: &Settings,
-    options: &Options,
+    started: &Started<'_>,
     kernel: &mut Kernel,
     pods: Option<Arc<Pods>>,
     outputs: Vec<Output>,
-    account: &Arc<Account>,
     correlator: Arc<Correlator>,
 ) -> Result<Stages> {
+    let settings = started.settings;
     let credentials = kernel.take_credentials().context("what the kernel knows of processes is taken")?;
     let enricher = Enricher::new(&settings.enrichment, PROC.into(), pods, Instant::now());
     let tables = kernel.reasons().clone();
@@ -221,17 +301,27 @@ fn stages(
         sampler: Sampler::new(settings.sampling.clone()),
         teller: Teller::from_os(spans),
         console: Console::for_stdout(settings.export.console),
+        stdout: started.stdout.clone(),
         outputs,
-        account: Arc::clone(account),
-        dry_run: options.dry_run,
+        account: Arc::clone(&started.account),
+        dry_run: started.options.dry_run,
     })
 }
 
-fn start_reader(mut kernel: Kernel, stages: Stages) -> Result<(Orders, JoinHandle<Vec<Exporter>>)> {
+/// The reader thread's end: it hands back what sends.
+type Reader = oneshot::Receiver<Vec<Exporter>>;
+
+fn start_reader(mut kernel: Kernel, stages: Stages) -> Result<(Orders, Reader)> {
     let (orders, inbox) = reader::orders().context("cannot start the reader")?;
-    let read = move || reader::run(&mut kernel, Pipeline::new(stages), &inbox).finish(clock::now());
-    let thread = thread::Builder::new().name("reader".into()).spawn(read).context("cannot start the reader")?;
-    Ok((orders, thread))
+    let (ended, reader) = oneshot::channel();
+    let read = move || {
+        let exporters = reader::run(&mut kernel, Pipeline::new(stages), &inbox).finish(clock::now());
+        if ended.send(exporters).is_err() {
+            tracing::debug!("the reader ended too late");
+        }
+    };
+    thread::Builder::new().name("reader".into()).spawn(read).context("cannot start the reader")?;
+    Ok((orders, reader))
 }
 
 /// Whoever looks at the account sees the kernel's counters of that moment, and whether the reader lives.
@@ -280,12 +370,8 @@ struct Services {
 }
 
 impl Services {
-    async fn start(
-        settings: &Settings,
-        destinations: &[Destination],
-        account: &Arc<Account>,
-        correlator: &Arc<Correlator>,
-    ) -> Result<Self> {
+    async fn start(started: &Started<'_>, correlator: &Arc<Correlator>) -> Result<Self> {
+        let (settings, destinations, account) = (started.settings, started.destinations(), &started.account);
         let (stop, stopped) = watch::channel(false);
         let mut services = Self { stop, tasks: Vec::new(), telemetry: Vec::new() };
         let wait = move || {
@@ -355,14 +441,15 @@ impl Services {
         }
     }
 
-    async fn stop(self) {
+    /// Sends the last metrics, to all destinations at once, and stops the rest.
+    async fn stop(self, deadline: Instant) {
         self.stop.send_replace(true);
-        for telemetry in self.telemetry {
-            telemetry.shutdown(FLUSH_TIME).await;
-        }
-        for task in self.tasks {
-            if task.await.is_err() {
-                tracing::error!("a service failed; its message stands above");
+        let telemetry = self.telemetry.into_iter().map(|telemetry| tokio::spawn(telemetry.shutdown(deadline)));
+        for task in telemetry.collect::<Vec<_>>().into_iter().chain(self.tasks) {
+            match timeout_at(deadline.into(), task).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => tracing::error!(event = "service_failed", "a service panicked"),
+                Err(_) => tracing::warn!(event = "service_stuck", "a service did not end in time"),
             }
         }
     }
@@ -401,11 +488,11 @@ async fn receivers(
     Ok(receivers)
 }
 
-async fn flush(exporters: Vec<Exporter>) -> Result<()> {
-    let deadline = Instant::now() + FLUSH_TIME;
+async fn flush(exporters: Vec<Exporter>, deadline: Instant) {
     let ends: Vec<_> = exporters.into_iter().map(|exporter| tokio::spawn(exporter.shutdown(deadline))).collect();
     for end in ends {
-        end.await.context("an exporter failed")?;
+        if end.await.is_err() {
+            tracing::error!(event = "exporter_failed", "an exporter panicked");
+        }
     }
-    Ok(())
 }

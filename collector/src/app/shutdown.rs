@@ -1,5 +1,7 @@
 //! What the program does on signals, and when its file changes: other rules, counts, the end.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -12,12 +14,15 @@ use crate::{
         reload::{self, NewSettings, POLL_INTERVAL, Reload, Watch},
         settings::Settings,
     },
+    export::line_writer::LineWriter,
     kernel::{Counters, ReasonTables, Tallies},
     pipeline::reader::{Order, Orders, Rules},
     sampler::Sampler,
-    telemetry::systemd::Manager,
+    telemetry::{logging::Log, systemd::Manager},
 };
 
+/// How often to check whether the reader of standard output has gone.
+const STDOUT_INTERVAL: Duration = Duration::from_millis(500);
 /// Exit code after a second signal: what was queued is lost.
 pub const EXIT_AT_ONCE: i32 = 3;
 
@@ -46,51 +51,76 @@ impl Listeners {
     }
 }
 
-/// Waits for the signal that ends the program (SIGTERM, SIGINT), and does what the others ask for: SIGHUP reads the file
-/// again, as a change of it does; SIGUSR1 prints the counts.
-pub async fn obey(
-    listeners: Listeners,
-    options: &Options,
-    settings: &Settings,
-    reasons: &ReasonTables,
-    counters: &Counters,
-    orders: &Orders,
-    manager: &Manager,
-) -> Result<()> {
-    let Listeners { mut end, mut interrupt, mut counts, mut hangup } = listeners;
-    let mut running = settings.clone();
-    let mut watch = options.config.clone().map(Watch::new);
-    let mut look = interval(POLL_INTERVAL);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut read_again = || {
-        manager.reloading();
-        manager.ready(take_over(options, &mut running, reasons, orders));
-    };
-    loop {
-        tokio::select! {
-            _ = end.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = counts.recv() => print_counts(counters),
-            _ = hangup.recv() => {
-                watch.iter_mut().for_each(Watch::mark_seen);
-                read_again();
-            }
-            _ = look.tick(), if watch.is_some() => {
-                if watch.as_mut().is_some_and(Watch::has_changed) {
+/// What signals act on.
+pub struct Control<'a> {
+    /// How the program was started.
+    pub options: &'a Options,
+    /// What runs.
+    pub settings: &'a Settings,
+    /// The kernel's names.
+    pub reasons: &'a ReasonTables,
+    /// The kernel's counters.
+    pub counters: &'a Counters,
+    /// The reader thread.
+    pub orders: &'a Orders,
+    /// The service manager.
+    pub manager: &'a Manager,
+    /// The log.
+    pub log: &'a Log,
+    /// Standard output, where the run ends with its reader.
+    pub needs_stdout: Option<&'a LineWriter>,
+}
+
+impl Control<'_> {
+    /// Waits for the signal that ends the program (SIGTERM, SIGINT), and acts on the others: SIGHUP reads the file again,
+    /// as a change of it does; SIGUSR1 logs the counts. From then on a second signal ends the process at once.
+    pub async fn run_until_shutdown(&self, listeners: Listeners) {
+        let Listeners { mut end, mut interrupt, mut counts, mut hangup } = listeners;
+        let mut running = self.settings.clone();
+        let mut watch = self.options.config.clone().map(Watch::new);
+        let ticker = |period| {
+            let mut ticker = interval(period);
+            ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticker
+        };
+        let (mut file, mut stdout) = (ticker(POLL_INTERVAL), ticker(STDOUT_INTERVAL));
+        let mut read_again = || {
+            self.manager.reloading();
+            self.manager.ready(take_over(self.options, &mut running, self.reasons, self.orders));
+        };
+        loop {
+            tokio::select! {
+                _ = end.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = counts.recv() => print_counts(self.counters),
+                _ = hangup.recv() => {
+                    watch.iter_mut().for_each(Watch::mark_seen);
                     read_again();
+                }
+                _ = file.tick(), if watch.is_some() => {
+                    if watch.as_mut().is_some_and(Watch::has_changed) {
+                        read_again();
+                    }
+                }
+                _ = stdout.tick(), if self.needs_stdout.is_some() => {
+                    if self.needs_stdout.is_some_and(LineWriter::is_closed) {
+                        tracing::info!(event = "stdout_closed", "standard output is closed and nothing else is configured");
+                        break;
+                    }
                 }
             }
         }
+        let log = self.log.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = end.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::warn!(event = "second_signal", "second signal, exiting now");
+            log.drain();
+            std::process::exit(EXIT_AT_ONCE);
+        });
     }
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = end.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::warn!("a second signal: ending at once");
-        std::process::exit(EXIT_AT_ONCE);
-    });
-    Ok(())
 }
 
 /// Reads the file again; a bad one changes nothing. Returns what has come of it, in a line.

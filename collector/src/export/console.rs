@@ -10,6 +10,7 @@ use crate::{
         Told,
         message::{push_comm, push_endpoint, push_hex},
     },
+    export::line_writer::{LineWriter, use_colour},
     model::resource::ResourceValue,
     model::{
         address::AddressText,
@@ -22,8 +23,23 @@ use crate::{
 
 /// Lines wait for [`Console::flush`] up to this many bytes.
 const BUFFER_BYTES: usize = 64 << 10;
+/// Lines that wait for a slow reader of standard output, in bytes.
+const STDOUT_CAPACITY: usize = 4 << 20;
 /// Columns of the sentence: most are shorter, a longer one moves the rest of its line.
 const SENTENCE_COLUMNS: usize = 100;
+
+/// A writer for standard output, for [`Console::flush`]; its thread starts with [`LineWriter::spawn`]. Dropped lines are
+/// reported on standard output where a person reads it, and in the log in any case.
+///
+/// # Errors
+/// The process has no file descriptor left.
+pub fn stdout_writer(setting: settings::Console) -> io::Result<LineWriter> {
+    let is_pretty = matches!(Console::for_stdout(setting).mode, Mode::Pretty { .. });
+    LineWriter::new(io::stdout(), STDOUT_CAPACITY, move |dropped| {
+        tracing::warn!(event = "console_lines_dropped", dropped, "standard output was not read: lines dropped");
+        if is_pretty { format!("… {dropped} lines dropped\n") } else { String::new() }
+    })
+}
 
 /// Lines on standard output.
 #[derive(Debug)]
@@ -61,12 +77,10 @@ impl Console {
         Self { mode, buffer: String::new() }
     }
 
-    /// A console for this process's standard output. A NO_COLOR that is not empty takes the colours away
-    /// (<https://no-color.org>), and so does TERM=dumb.
+    /// A console for this process's standard output.
     pub fn for_stdout(setting: settings::Console) -> Self {
-        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
-        Self::new(setting, io::stdout().is_terminal(), !no_colour && !dumb)
+        let stdout = io::stdout();
+        Self::new(setting, stdout.is_terminal(), use_colour(&stdout))
     }
 
     /// Whether lines are written at all.

@@ -111,7 +111,7 @@ async fn metrics_arrive_exact_over_both_protocols() {
         account.read(10);
         exporter.push(&Batch { resets: 10, logs: Some(logs(0, 10)), traces: None });
         exporter.shutdown(Instant::now() + Duration::from_secs(10)).await;
-        telemetry.shutdown(Duration::from_secs(5)).await;
+        telemetry.shutdown(Instant::now() + Duration::from_secs(5)).await;
         let requests = backend.requests();
         let [_, request] = requests.as_slice() else { panic!("{} requests", requests.len()) };
         let metrics = ExportMetricsServiceRequest::decode(request.message.clone()).unwrap();
@@ -141,6 +141,6 @@ async fn a_backend_without_metrics_is_asked_once() {
     let destination = destination(&backend, Protocol::Grpc);
     let telemetry = Telemetry::start(&destination, account, Duration::from_millis(50), &Handle::current()).unwrap();
     tokio::time::sleep(Duration::from_millis(600)).await;
-    telemetry.shutdown(Duration::from_secs(5)).await;
+    telemetry.shutdown(Instant::now() + Duration::from_secs(5)).await;
     assert_eq!(backend.requests().len(), 1);
 }
