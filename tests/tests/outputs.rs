@@ -18,7 +18,7 @@ use reset_collector_tests::{
     collector::program,
     flood,
     network::{Layout, Network},
-    patience::look_until,
+    poll::look_until,
     skip_reason,
 };
 use rustix::process::{Pid, Signal, kill_process};
