@@ -1,5 +1,5 @@
 //! Enrichment of processes that stand apart: in a real container, behind a procfs that hides them, in a pid namespace,
-//! and one that makes its reader hang. Each test says why it was skipped where it cannot run.
+//! and one that makes its reader hang.
 
 use std::{
     fs,
@@ -11,6 +11,7 @@ use std::{
 };
 
 mod reset_of;
+mod skip;
 
 use reset_collector::{
     config::settings,
@@ -18,38 +19,18 @@ use reset_collector::{
     model::resource::ResourceValue,
 };
 use reset_of::{owner, owner_in, reset};
+use skip::skip;
 
 const CONTAINER_ID: &str = "3dcad4c4f7e0f0d0b6d1a7a6a0e0f3f57ce9ae0a23b1b3c9a9a3f2e4d5c6b7a8";
 const POD_UID: &str = "b0f1a9e6-7c1d-4a53-9a1c-1f5a0c3d2e4b";
 
-/// Whether the test may not run: then it has said why.
-fn skipped(programs: &[&str]) -> bool {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: this test needs root");
-        return true;
-    }
+/// Whether all these programs are installed; reports the one that is not.
+fn has(programs: &[&str]) -> bool {
     let missing = programs.iter().find(|program| Command::new(program).arg("--version").output().is_err());
     if let Some(program) = missing {
-        eprintln!("skipped: {program} is not installed");
+        skip(&format!("{program} is not installed"));
     }
-    missing.is_some()
-}
-
-/// A directory of the test's own, removed at its end.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("reset-collector-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).expect("a temporary directory");
-        Self(path)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).ok();
-    }
+    missing.is_none()
 }
 
 /// A program that ends with the test.
@@ -168,22 +149,23 @@ fn sleeping_pid(container: &Container<'_>) -> u32 {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_process_in_a_real_container() {
     for runtime in &RUNTIMES {
-        if skipped(&["unshare", "busybox", runtime.name]) {
+        if !has(&["unshare", "busybox", runtime.name]) {
             continue;
         }
-        let directory = Directory::new(runtime.name);
-        make_bundle(&directory.0, runtime);
-        let mut run = runtime.command(&directory.0, &format!("run {CONTAINER_ID}"));
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        make_bundle(directory.path(), runtime);
+        let mut run = runtime.command(directory.path(), &format!("run {CONTAINER_ID}"));
         run.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let running = Running(run.spawn().expect("unshare"));
-        let mut container = Container { runtime, directory: &directory.0, run: running };
+        let mut container = Container { runtime, directory: directory.path(), run: running };
         let inner = first_line(&mut container.run.0);
         let Ok(inner) = inner.parse::<u32>() else {
             let mut error = inner;
             container.run.0.stderr.take().expect("piped").read_to_string(&mut error).ok();
-            eprintln!("skipped: {} cannot make a container here: {}", runtime.name, error.trim());
+            skip(&format!("{} cannot make a container here: {}", runtime.name, error.trim()));
             continue;
         };
         let outer = sleeping_pid(&container);
@@ -204,16 +186,17 @@ fn a_process_in_a_real_container() {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_procfs_that_hides_processes_is_counted_and_the_record_names_them() {
-    if skipped(&["unshare", "setpriv"]) {
+    if !has(&["unshare", "setpriv"]) {
         return;
     }
-    let directory = Directory::new("hidepid");
-    fs::set_permissions(&directory.0, fs::Permissions::from_mode(0o755)).expect("chmod");
-    let proc = directory.0.join("proc");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    let proc = directory.path().join("proc");
     fs::create_dir(&proc).expect("mkdir");
     // Where nobody may run it.
-    let program = directory.0.join("test");
+    let program = directory.path().join("test");
     fs::copy(std::env::current_exe().expect("this test"), &program).expect("copy");
     let hidden =
         Running(Command::new("/bin/sleep").arg("1000").env("OTEL_SERVICE_NAME", "hidden").spawn().expect("sleep"));
@@ -228,7 +211,7 @@ fn a_procfs_that_hides_processes_is_counted_and_the_record_names_them() {
             .expect("unshare");
         let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         if said.contains("mount: ") {
-            eprintln!("skipped: no procfs can be mounted here: {said}");
+            skip(&format!("no procfs can be mounted here: {said}"));
             return;
         }
         assert!(output.status.success() && said.contains("read by nobody"), "hidepid={hidepid}: {said}");
@@ -252,10 +235,11 @@ fn read_by_nobody() {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_process_is_found_by_its_start_where_pids_are_foreign() {
     let name = format!("find-{}", std::process::id());
-    let directory = Directory::new("find");
-    let program = directory.0.join(&name);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let program = directory.path().join(&name);
     fs::copy("/bin/sleep", &program).expect("copy");
     let running = Running(Command::new(&program).arg("1000").spawn().expect("sleep"));
     let owner = owner(running.0.id());
@@ -274,10 +258,11 @@ fn a_process_is_found_by_its_start_where_pids_are_foreign() {
 
 /// A procfs in which opening `environ` waits for ever, as it does on a process whose memory map is locked.
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_process_that_makes_its_reader_hang_is_left_behind() {
-    let directory = Directory::new("hang");
+    let directory = tempfile::tempdir().expect("a temporary directory");
     let process = |pid: u32, service: Option<&str>| {
-        let path = directory.0.join(pid.to_string());
+        let path = directory.path().join(pid.to_string());
         fs::create_dir(&path).expect("mkdir");
         std::os::unix::fs::symlink("/bin/trap", path.join("exe")).expect("symlink");
         let stat = format!("{pid} (trap) S 1 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 0 20 0 1 0 100 1000 5\n");
@@ -289,14 +274,14 @@ fn a_process_that_makes_its_reader_hang_is_left_behind() {
     };
     process(7, None);
     process(8, Some("other"));
-    let (mut enricher, now) = (enricher(&directory.0), Instant::now());
-    let mut hanging = reset(Some(owner_in(&directory.0, 7)), None);
+    let (mut enricher, now) = (enricher(directory.path()), Instant::now());
+    let mut hanging = reset(Some(owner_in(directory.path(), 7)), None);
     enricher.enrich(&mut hanging, now);
     assert!(now.elapsed() < Duration::from_secs(2), "{:?}", now.elapsed());
     assert_eq!(counter(&enricher, "timed_out"), 1);
     assert_eq!(text(&hanging.resource, "service.name"), "unknown_service:trap");
     // Others are read as ever.
-    let mut other = reset(Some(owner_in(&directory.0, 8)), None);
+    let mut other = reset(Some(owner_in(directory.path(), 8)), None);
     enricher.enrich(&mut other, now);
     assert_eq!(text(&other.resource, "service.name"), "other");
     // And the hanging one is not tried at every reset.
@@ -306,9 +291,10 @@ fn a_process_that_makes_its_reader_hang_is_left_behind() {
     }
     assert!(start.elapsed() < Duration::from_millis(200) && counter(&enricher, "timed_out") == 1);
     // Once it answers, it is named.
-    fs::write(directory.0.join("7/environ"), "OTEL_SERVICE_NAME=late\0").expect("the thread left behind reads this");
-    fs::remove_file(directory.0.join("7/environ")).expect("unlink");
-    fs::write(directory.0.join("7/environ"), "OTEL_SERVICE_NAME=late\0").expect("write");
+    fs::write(directory.path().join("7/environ"), "OTEL_SERVICE_NAME=late\0")
+        .expect("the thread left behind reads this");
+    fs::remove_file(directory.path().join("7/environ")).expect("unlink");
+    fs::write(directory.path().join("7/environ"), "OTEL_SERVICE_NAME=late\0").expect("write");
     enricher.enrich(&mut hanging, now + Duration::from_secs(61));
     assert_eq!(text(&hanging.resource, "service.name"), "late");
 }

@@ -17,6 +17,7 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message;
 mod reset_of;
+mod skip;
 
 use reset_collector::{
     config::settings,
@@ -30,6 +31,7 @@ use reset_collector::{
     },
 };
 use reset_of::{TICK_NS, owner, reset};
+use skip::skip;
 
 /// A program that says "ready" and then lives until it is dropped.
 struct Program {
@@ -315,7 +317,7 @@ fn names_of_a_pod_come_when_the_watch_has_them() {
     let uid = "b0f1a9e6-7c1d-4a53-9a1c-1f5a0c3d2e4b";
     let id = "3dcad4c4f7e0f0d0b6d1a7a6a0e0f3f57ce9ae0a23b1b3c9a9a3f2e4d5c6b7a8";
     let Some(group) = Group::make(&format!("reset-collector-test/kubepods/pod{uid}/{id}")) else {
-        eprintln!("skipped: no cgroup v2 mount that we may write to");
+        skip("no cgroup v2 hierarchy is writable");
         return;
     };
     let mut first = reset(None, Some(group.id()));

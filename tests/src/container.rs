@@ -10,16 +10,15 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-/// Why containers cannot be made here; `None` when they can.
+/// Fails where containers cannot be made.
 ///
-/// # Panics
-/// In CI, where a skipped test is an error.
-pub fn skip_reason() -> Option<String> {
-    crate::skip_reason().or_else(|| {
-        let is_there = Command::new("runc").arg("--version").stdout(Stdio::null()).status().is_ok();
-        assert!(is_there || !crate::in_ci(), "runc is missing: tests/setup packages");
-        (!is_there).then(|| "skipped: runc is not installed".to_owned())
-    })
+/// # Errors
+/// What this host lacks.
+pub fn require_runc() -> Result<()> {
+    crate::require_root()?;
+    let version = Command::new("runc").arg("--version").stdout(Stdio::null()).status();
+    ensure!(version.is_ok(), "runc is missing: run tests/setup packages");
+    Ok(())
 }
 
 /// A container that is made when its [`Self::command`] runs, and removed with this value.

@@ -25,25 +25,20 @@ pub mod scenario;
 pub mod storm;
 pub mod suite;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// Why the tests that need root and network namespaces cannot run here; `None` when they can.
+use anyhow::{Result, ensure};
+
+/// Fails where tests that need root, network namespaces and eBPF cannot run.
 ///
-/// # Panics
-/// In CI (`CI=true`), where a skipped test is an error.
-pub fn skip_reason() -> Option<String> {
-    let reason = if !rustix::process::geteuid().is_root() {
-        "not root: network namespaces and eBPF need it"
-    } else if !std::path::Path::new("/sys/kernel/btf/vmlinux").exists() {
-        "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF)"
-    } else {
-        return None;
-    };
-    assert!(
-        std::env::var("CI").is_ok_and(|ci| ci != "true" && ci != "1") || std::env::var_os("CI").is_none(),
-        "{reason}"
-    );
-    Some(format!("skipped: {reason}"))
+/// Such tests carry `#[ignore]`: `cargo test` lists them as ignored, and `make e2e` runs them with `--include-ignored`.
+///
+/// # Errors
+/// What this host lacks.
+pub fn require_root() -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "this test needs root, for network namespaces and eBPF");
+    ensure!(Path::new("/sys/kernel/btf/vmlinux").exists(), "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF)");
+    Ok(())
 }
 
 /// The directory of this crate: the actors lie under it. `RESET_TESTS_DIRECTORY` names it where the tests were built

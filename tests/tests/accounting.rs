@@ -22,7 +22,7 @@ use reset_collector_tests::{
     network::{Layout, Network},
     poll::look_until,
     record::Record,
-    skip_reason,
+    require_root,
 };
 use rustix::{
     mount::{MountFlags, UnmountFlags, mount, unmount},
@@ -84,10 +84,7 @@ impl Drop for Scratch {
 
 /// Runs a test on a host of its own, where nothing but its own connections can be cut.
 fn on_own_host(act: impl FnOnce(&Network) -> Result<()> + Send) -> Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     let network = Network::new(Layout::Loopback)?;
     network.client.enter(|| act(&network))?
 }
@@ -144,6 +141,7 @@ fn nft(command: &str) -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn the_backend_is_killed_stopped_and_cut_off() -> Result<()> {
     on_own_host(|network| {
         let mut backend = Backend::start()?;
@@ -231,6 +229,7 @@ fn identity<'a>(time_ns: u64, attribute: impl Fn(&str) -> Option<&'a serde_json:
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn the_ring_buffer_overflows() -> Result<()> {
     on_own_host(|network| {
         let backend = Backend::start()?;
@@ -263,6 +262,7 @@ fn the_ring_buffer_overflows() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn the_disk_is_full() -> Result<()> {
     on_own_host(|_| {
         let backend = Backend::start()?;
@@ -340,6 +340,7 @@ impl Drop for Disk {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn killed_at_any_instant_it_loses_no_more_than_the_tail() -> Result<()> {
     on_own_host(|network| {
         let backend = Backend::start()?;

@@ -19,7 +19,7 @@ use reset_collector_tests::{
     metrics::Metrics,
     network::{Layout, Network},
     poll::look_until,
-    skip_reason,
+    require_root,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -38,11 +38,9 @@ time.sleep(30)
 ";
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn it_gives_up_what_it_does_not_need_and_does_everything() -> Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     let network = Network::new(Layout::Loopback)?;
     network.client.enter(|| confined(&network))?
 }

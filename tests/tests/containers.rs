@@ -17,7 +17,7 @@ use reset_collector_tests::{
     network::{Layout, Network},
     owner::build_peer,
     record::Record,
-    skip_reason,
+    require_root,
 };
 
 const PORT: &str = "7000";
@@ -109,11 +109,9 @@ fn unified_mount() -> Result<PathBuf> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn each_runtimes_layout() -> Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     let (peer, mount) = (build_peer()?, unified_mount()?);
     let network = Network::new(Layout::Loopback)?;
     let start = |command: &mut Command| -> Result<Running> {
@@ -160,11 +158,9 @@ fn awaited(collector: &Collector, namespace: u32, from: &str) -> Result<Vec<Reco
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_real_container() -> Result<()> {
-    if let Some(reason) = container::skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    container::require_runc()?;
     let peer = build_peer()?;
     let network = Network::new(Layout::Loopback)?;
     let from = "127.0.6.1";

@@ -11,7 +11,7 @@ use reset_collector_tests::{
     collector::Collector,
     poll::look_until,
     record::Record,
-    skip_reason, suite,
+    require_root, suite,
 };
 use serde_json::{Map, Value};
 
@@ -29,20 +29,19 @@ const FILTERS: [&str; 8] = [
 const ARRIVAL_PATIENCE: Duration = Duration::from_secs(10);
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn records_arrive_by_grpc() -> Result<()> {
     arrive("grpc", |backend| backend.grpc.to_string())
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn records_arrive_by_http() -> Result<()> {
     arrive("http/protobuf", |backend| backend.http.to_string())
 }
 
 fn arrive(protocol: &str, address: impl Fn(&Backend) -> String) -> Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     let backend = Backend::start()?;
     let endpoint = format!("http://{}", address(&backend));
     let variables = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)];

@@ -18,7 +18,7 @@ use reset_collector_tests::{
     jaeger::{Jaeger, Span},
     network::{Layout, Network},
     processes::Programs,
-    skip_reason,
+    require_root,
 };
 
 /// SDKs batch for 5 s, and a reset waits 6 s for its span.
@@ -47,17 +47,10 @@ fn examples() -> Result<PathBuf> {
     Ok(crate_directory().join("../examples").canonicalize()?)
 }
 
-fn skipped() -> bool {
-    let reason = skip_reason();
-    reason.iter().for_each(|reason| println!("{reason}"));
-    reason.is_some()
-}
-
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn in_go_a_broken_checkout_is_told_from_both_ends_on_one_trace() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     let network = Network::new(Layout::Loopback)?;
     let mut programs = Programs::new(&network.client)?;
     let shop = build_shop(&examples()?.join("app-go"), &programs.directory)?;
@@ -76,10 +69,9 @@ fn in_go_a_broken_checkout_is_told_from_both_ends_on_one_trace() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn in_python_a_broken_checkout_is_told_on_the_shops_trace() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     let network = Network::new(Layout::Loopback)?;
     let mut programs = Programs::new(&network.client)?;
     let (example, environment) = (examples()?.join("app-python"), tool("sdk")?.join("python/bin"));

@@ -21,7 +21,7 @@ use reset_collector_tests::{
     jaeger::Jaeger,
     network::{Host, Layout, Network},
     processes::Programs,
-    skip_reason,
+    require_root,
 };
 use serde_json::Value;
 
@@ -33,12 +33,6 @@ const CURL: [&str; 2] = ["--silent", "http://localhost:9/"];
 
 fn example(path: &str) -> Result<PathBuf> {
     crate_directory().join("../examples").join(path).canonicalize().with_context(|| path.to_owned())
-}
-
-fn skipped() -> bool {
-    let reason = skip_reason();
-    reason.iter().for_each(|reason| println!("{reason}"));
-    reason.is_some()
 }
 
 /// Starts the collector with a file of an example, until it is ready.
@@ -62,10 +56,9 @@ fn wait(what: &str, is_so: impl Fn() -> Result<bool>, said: impl Fn() -> String)
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn jaeger_shows_the_first_reset_under_its_service() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     let network = Network::new(Layout::Loopback)?;
     let jaeger = Jaeger::start_at_its_own_ports(&network.client)?;
     let mut programs = Programs::new(&network.client)?;
@@ -83,10 +76,9 @@ fn jaeger_shows_the_first_reset_under_its_service() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn the_collector_gets_resets_beside_it_and_spans_through_the_one_in_front() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     for file in ["otel-collector/beside.yaml", "otel-collector/in-front.yaml"] {
         let network = Network::new(Layout::Loopback)?;
         let mut programs = Programs::new(&network.client)?;
@@ -125,10 +117,9 @@ fn post_span(host: &Host, port: u16) -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn prometheus_scrapes_it_and_takes_the_rules() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     let network = Network::new(Layout::Loopback)?;
     let mut programs = Programs::new(&network.client)?;
     start_collector(&mut programs, "prometheus/reset-collector.yaml")?;
@@ -172,10 +163,9 @@ fn promtool(arguments: &[&str], input: &str) -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn promtool_takes_rules_tests_and_the_dashboards_expressions() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     for (verb, file) in
         [("check rules", "rules.yaml"), ("test rules", "rules.test.yaml"), ("check config", "prometheus.yaml")]
     {

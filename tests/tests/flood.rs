@@ -12,7 +12,7 @@ use reset_collector_tests::{
     collector::Collector,
     flood,
     network::{Layout, Network},
-    skip_reason,
+    require_root,
 };
 
 const CONNECTIONS: u64 = 200_000;
@@ -24,11 +24,9 @@ const QUIET: Duration = Duration::from_secs(3);
 const CONFIGURATION: &str = "capture: { max_records_per_second: null }\n";
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn refused_connections_at_full_speed() -> Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     let file = std::env::temp_dir().join(format!("reset-collector-flood-{}.yaml", std::process::id()));
     std::fs::write(&file, CONFIGURATION)?;
     let collector = Collector::start(&["--config", &file.to_string_lossy()], &[])?;

@@ -32,12 +32,6 @@ const TIMES: usize = 20;
 /// Where a configuration is mounted.
 const DIRECTORY: &str = "/etc/reset-collector";
 
-fn skipped() -> bool {
-    let reason = container::skip_reason();
-    reason.iter().for_each(|reason| println!("{reason}"));
-    reason.is_some()
-}
-
 /// The program under test in a container that has what it needs, and the host's pids.
 fn node_agent(arguments: &[&str]) -> Result<Container> {
     let mut container = Container::new(&program()?, arguments)?;
@@ -95,10 +89,9 @@ impl Drop for Directory {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn as_node_agent_it_knows_every_pods_owners_and_sends_to_a_name() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    container::require_runc()?;
     let (peer, network, backend) = (build_peer()?, Network::new(Layout::Loopback)?, Backend::start()?);
     let configuration =
         format!("export: {{ console: json, otlp: {{ endpoint: \"http://localhost:{}\" }} }}", backend.grpc.port());
@@ -131,10 +124,9 @@ fn as_node_agent_it_knows_every_pods_owners_and_sends_to_a_name() -> Result<()> 
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn as_sidecar_it_knows_the_owners_of_its_pod() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    container::require_runc()?;
     let (peer, network) = (build_peer()?, Network::new(Layout::Loopback)?);
     // The first container of the pod: its namespaces are the pod's, as with `shareProcessNamespace`.
     let mut server = Container::new(&peer, &["answer", SERVER, PORT])?;
@@ -256,10 +248,9 @@ const LACKS: [Lack; 9] = [
 ];
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn without_each_thing_that_it_needs_it_says_which_and_how_to_give_it() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    container::require_runc()?;
     for lack in &LACKS {
         let directory = Directory::with("lack", lack.configuration)?;
         let file = format!("{DIRECTORY}/f.yaml");
@@ -287,10 +278,9 @@ fn without_each_thing_that_it_needs_it_says_which_and_how_to_give_it() -> Result
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_configuration_that_is_not_mounted_is_named() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    container::require_runc()?;
     let output = node_agent(&["run", "--config", "/etc/reset-collector/reset-collector.yaml"])?.command()?.output()?;
     let said = String::from_utf8(output.stderr)?;
     ensure!(output.status.code() == Some(2), "{}: {said}", output.status);
@@ -299,10 +289,9 @@ fn a_configuration_that_is_not_mounted_is_named() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn health_answers_for_the_image() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    container::require_runc()?;
     let network = Network::new(Layout::Loopback)?;
     let directory = Directory::with("health", "admin: { endpoint: \"127.0.0.1:9464\" }")?;
     let mut container = node_agent(&["run", "--config", &format!("{DIRECTORY}/f.yaml")])?;

@@ -19,7 +19,7 @@ use reset_collector_tests::{
     network::{Layout, Network},
     poll::look_until,
     record::Record,
-    skip_reason,
+    require_root,
 };
 
 const STARTS: usize = 200;
@@ -65,11 +65,9 @@ fn names(directory: &str) -> BTreeSet<String> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn two_hundred_starts_leave_nothing() -> Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     let file = configuration()?;
     let directories = ["/sys/fs/bpf", "/run/netns", "/sys/fs/cgroup"];
     let (before, before_names) = (Held::now(), directories.map(names));
@@ -94,11 +92,9 @@ fn two_hundred_starts_leave_nothing() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn two_side_by_side_see_the_same() -> Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     let file = configuration()?;
     let network = Network::new(Layout::Loopback)?;
     let refuse = |times| {

@@ -10,7 +10,7 @@ use reset_collector_tests::{
     network::{Layout, Network},
     owner::{DueOwner, Naming, OwnerCase, RunningCase, build_peer},
     record::Record,
-    skip_reason,
+    require_root,
 };
 
 /// Cases whose connections are older than the collector.
@@ -34,11 +34,9 @@ struct Row {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn every_end_names_its_owner() -> Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     let filter = std::env::var("RESET_TESTS_OWNERS").unwrap_or_default();
     let peer = build_peer()?;
     let cases: Vec<OwnerCase> = OwnerCase::list()?.into_iter().filter(|case| case.name.contains(&filter)).collect();

@@ -17,7 +17,7 @@ use reset_collector_tests::{
     network::{Host, Layout, Network},
     owner::build_peer,
     record::Record,
-    skip_reason,
+    require_root,
 };
 
 /// Pairs of processes, each with addresses of its own: so the address tells whose a record is.
@@ -66,11 +66,9 @@ fn count(tally: &mut Tally, record: &Record) {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn among_other_connections_none_is_misnamed() -> Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     let peer = build_peer()?;
     let network = Network::new(Layout::Loopback)?;
     let host = &network.server;

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
     collector::Collector,
     network::{Host, Layout, Network},
-    skip_reason,
+    require_root,
 };
 use rustix::{
     net::sockopt,
@@ -38,11 +38,9 @@ sys.stdin.read()
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn ten_thousand_older_connections_are_named() -> Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     let most = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: Some(DESCRIPTORS), maximum: most })?;
     let network = Network::new(Layout::Loopback)?;

@@ -27,7 +27,7 @@ use reset_collector_tests::{
     flood,
     network::{Layout, Network},
     poll::look_until,
-    skip_reason,
+    require_root,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -36,12 +36,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const EXIT_AT_ONCE: i32 = 3;
 const CLOSED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 const RESETS: u64 = 200;
-
-fn skipped() -> bool {
-    let reason = skip_reason();
-    reason.iter().for_each(|reason| println!("{reason}"));
-    reason.is_some()
-}
 
 /// `reset-collector run`, ready; its standard error up to there, and the rest of it.
 fn start(variables: &[(&str, &str)], stdout: Stdio) -> Result<(Child, BufReader<impl Read + use<>>)> {
@@ -92,10 +86,9 @@ fn end(mut child: Child, mut stderr: impl Read) -> Result<(ExitStatus, String)> 
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn sigterm_sends_what_waits_and_ends_with_0() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     let backend = Backend::start()?;
     let endpoint = format!("http://{}", backend.grpc);
     let network = Network::new(Layout::Loopback)?;
@@ -120,10 +113,9 @@ fn sigterm_sends_what_waits_and_ends_with_0() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_second_signal_ends_it_at_once() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     // It takes connections and never answers: what waits cannot go out before the deadline.
     let deaf = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let endpoint = format!("http://{}", deaf.local_addr()?);
@@ -142,10 +134,9 @@ fn a_second_signal_ends_it_at_once() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_reader_that_goes_ends_a_run_that_only_prints() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     let network = Network::new(Layout::Loopback)?;
     let (mut child, stderr) = start(&[], Stdio::piped())?;
     let mut lines = BufReader::new(child.stdout.take().context("stdout")?);
@@ -161,10 +152,9 @@ fn a_reader_that_goes_ends_a_run_that_only_prints() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_reader_that_goes_leaves_a_run_that_exports() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     let backend = Backend::start()?;
     let endpoint = format!("http://{}", backend.grpc);
     let network = Network::new(Layout::Loopback)?;
@@ -184,10 +174,9 @@ fn a_reader_that_goes_leaves_a_run_that_exports() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_user_who_may_not_is_told_what_is_missing() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     // Where nobody may run it.
     let copy = std::env::temp_dir().join(format!("reset-collector-program-{}", std::process::id()));
     std::fs::copy(program()?, &copy)?;
@@ -267,10 +256,9 @@ impl Ear {
 const ALIVE: &str = "WATCHDOG=1";
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn the_service_manager_is_told_what_is_true() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     let network = Network::new(Layout::Loopback)?;
     let directory = Directory::new("notify")?;
     let (path, file) = (directory.0.join("socket"), directory.0.join("f.yaml"));
@@ -314,10 +302,9 @@ fn the_service_manager_is_told_what_is_true() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_start_that_fails_is_never_called_ready() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     let name = format!("reset-collector-test-{}", std::process::id());
     let ear = Ear::at(&UnixAddress::from_abstract_name(&name)?)?;
     // The configuration is good, and the address in it is another's.
@@ -374,10 +361,9 @@ impl ConfigMap {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_swapped_config_map_is_taken_over_and_a_bad_one_is_not() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     let network = Network::new(Layout::Loopback)?;
     let mut volume = ConfigMap::mount("filters: []")?;
     let collector = Collector::start(&["--config", &volume.file().to_string_lossy()], &[])?;

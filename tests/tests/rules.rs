@@ -18,7 +18,7 @@ use reset_collector_tests::{
     collector::Collector,
     network::{Host, Layout, Network},
     record::Record,
-    skip_reason,
+    require_root,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -185,11 +185,9 @@ fn exactly(name: &str, value: &Value) -> String {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn every_key_keeps_and_drops_what_it_says() -> Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     let network = Network::new(Layout::Loopback)?;
     let file = std::env::temp_dir().join(format!("reset-collector-rules-{}.yaml", std::process::id()));
     fs::write(&file, "filters: []\n")?;

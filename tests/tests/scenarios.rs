@@ -1,17 +1,15 @@
 //! Every reset on the wire has its record, with the right words; and there is no record without a packet.
 
 #![forbid(unsafe_code)]
-use reset_collector_tests::{collector::Collector, scenario, skip_reason, suite};
+use reset_collector_tests::{collector::Collector, require_root, scenario, suite};
 
 /// There are at least so many ways to make a reset in the list.
 const LEAST_SCENARIOS: usize = 100;
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn every_reset_has_its_record() -> anyhow::Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     let filter = std::env::var("RESET_TESTS_SCENARIOS").unwrap_or_default();
     let collector = Collector::start(&[], &[])?;
     let outcomes = suite::run(&[&filter], Some(&collector))?;

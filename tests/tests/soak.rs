@@ -20,7 +20,7 @@ use reset_collector_tests::{
     metrics::Metrics,
     network::{Host, Layout, Network},
     process::{Usage, usage},
-    skip_reason,
+    require_root,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -37,11 +37,9 @@ const SLACK_BYTES: u64 = 8 << 20;
 const SLACK_DESCRIPTORS: u64 = 8;
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_day_in_miniature() -> Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     let seconds = std::env::var("RESET_TESTS_SOAK_SECONDS").ok().map_or(Ok(DEFAULT_SECONDS), |text| text.parse())?;
     let mut backend = Backend::start()?;
     let admin = free_address()?;

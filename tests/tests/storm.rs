@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use reset_collector_tests::{
     flood::Shape,
-    skip_reason,
+    require_root,
     storm::{self, Length},
 };
 
@@ -16,20 +16,19 @@ use reset_collector_tests::{
 const LENGTH: Length = Length { time: Duration::from_secs(5), segments: probes::control::BURST * 3 / 2 };
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_port_scan_hides_nothing() -> Result<()> {
     hides_nothing(Shape::Scan)
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_flood_from_everywhere_hides_nothing() -> Result<()> {
     hides_nothing(Shape::OnePort)
 }
 
 fn hides_nothing(shape: Shape) -> Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     let report = storm::run(shape, LENGTH, &[])?;
     println!(
         "{shape:?}: {} segments, {} resets sent, {} captured; {} of {} slow ones told; {} records of the flood",

@@ -17,7 +17,7 @@ use reset_collector_tests::{
     collector::Collector,
     flood,
     metrics::Metrics,
-    skip_reason,
+    require_root,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -138,11 +138,9 @@ const ROWS: &[Row] = &[
 ];
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn the_matrix() -> Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     let files = Files::new()?;
     let (authority, stranger) = (Authority::new()?, Authority::new()?);
     for (name, pem) in [("ca.pem", &authority.pem), ("stranger.pem", &stranger.pem), ("rotating.pem", &authority.pem)] {

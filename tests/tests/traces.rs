@@ -13,7 +13,7 @@ use reset_collector_tests::{
     instrumented::{self, Judge, Program, Side, Truth, Verdict},
     jaeger::{Jaeger, Span},
     network::{Host, Layout, Network},
-    skip_reason,
+    require_root,
 };
 
 /// A span waits five seconds in its SDK, and a busy machine may take as long again to send it.
@@ -154,20 +154,19 @@ const NOT_DECIDABLE: &[(&str, Side, &str, &str)] = &[
 ];
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn resets_stand_on_the_spans_of_their_requests() -> Result<()> {
     each_on_its_span(By::Spans)
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn http_headers_tell_what_spans_do_not() -> Result<()> {
     each_on_its_span(By::HttpHeaders)
 }
 
 fn each_on_its_span(by: By) -> Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     // The programs on one host; the backends and the collector, as a node's agent would be, on another.
     let network = Network::new(Layout::Wire)?;
     let (workload, agent) = (&network.client, &network.server);
@@ -254,11 +253,9 @@ fn each_on_its_span(by: By) -> Result<()> {
 
 /// Jaeger takes traces only and says so: with one line of configuration the rest is switched off, and said once.
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn jaeger_alone_needs_one_line() -> Result<()> {
-    if let Some(reason) = skip_reason() {
-        println!("{reason}");
-        return Ok(());
-    }
+    require_root()?;
     const ROUNDS: usize = 4;
     let network = Network::new(Layout::Wire)?;
     let (workload, agent) = (&network.client, &network.server);

@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 use crate::{
     backend::{Backend, Reply, logs, numbers},
     client::{LOGS, to},
+    skip::skip,
 };
 
 const KILLS: u64 = 60;
@@ -199,7 +200,7 @@ impl Tmpfs {
         match mount("none", directory.path(), "tmpfs", MountFlags::empty(), Some(c"size=1m")) {
             Ok(()) => Some(Self(directory)),
             Err(error) => {
-                eprintln!("skipped: no file system can be mounted here: {error}");
+                skip(&format!("no file system can be mounted: {error}"));
                 None
             }
         }

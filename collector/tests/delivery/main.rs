@@ -1,4 +1,4 @@
-//! Delivery against scripted backends: every answer, every fault, and the conservation law throughout.
+//! Delivery against scripted backends: every answer, every fault, and the accounting invariant throughout.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -10,6 +10,8 @@ mod comparison;
 mod disk;
 mod health;
 mod log_lines;
+#[path = "../skip/mod.rs"]
+mod skip;
 mod throughput;
 mod tls;
 mod wrong_endpoints;

@@ -24,9 +24,7 @@ use table::Report;
 const PARTS: [&str; 8] = ["kernel", "wire", "start", "idle", "cost", "storm", "criterion", "export"];
 
 fn main() -> Result<()> {
-    if let Some(reason) = reset_collector_tests::skip_reason() {
-        bail!("{reason}");
-    }
+    reset_collector_tests::require_root()?;
     let mut arguments = std::env::args().skip(1);
     let target = PathBuf::from(arguments.next().context("bench TARGET-DIRECTORY [PART...]")?);
     let chosen: Vec<String> = arguments.collect();
