@@ -41,6 +41,11 @@ pub fn require_root() -> Result<()> {
     Ok(())
 }
 
+/// As [`require_root`]; for tests that are being moved to it.
+pub fn skip_reason() -> Option<String> {
+    require_root().err().map(|error| error.to_string())
+}
+
 /// The directory of this crate: the actors lie under it. `RESET_TESTS_DIRECTORY` names it where the tests were built
 /// on another machine.
 pub fn crate_directory() -> PathBuf {

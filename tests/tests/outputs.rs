@@ -19,7 +19,7 @@ use reset_collector_tests::{
     flood,
     network::{Layout, Network},
     poll::look_until,
-    skip_reason,
+    require_root,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -109,12 +109,6 @@ impl Drop for Run {
     }
 }
 
-fn skipped() -> bool {
-    let reason = skip_reason();
-    reason.iter().for_each(|reason| println!("{reason}"));
-    reason.is_some()
-}
-
 fn dev_full() -> Result<Stdio> {
     Ok(File::options().write(true).open("/dev/full")?.into())
 }
@@ -128,10 +122,9 @@ fn full_pipe() -> Result<(std::io::PipeReader, Stdio)> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn nobody_reads_standard_output() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     let (mut reader, stdout) = full_pipe()?;
     let mut run = Run::start(&[], stdout, Stdio::piped())?;
     let mut stderr = run.child.stderr.take().context("stderr")?;
@@ -149,10 +142,9 @@ fn nobody_reads_standard_output() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_reader_that_stops_and_goes_on_gets_its_lines() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     let (reader, stdout) = std::io::pipe()?;
     let directory = TempDir::new()?;
     let file = directory.path().join("lines");
@@ -171,10 +163,9 @@ fn a_reader_that_stops_and_goes_on_gets_its_lines() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn nobody_reads_standard_error() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     let (_reader, stderr) = full_pipe()?;
     let run = Run::start(&["--log-level", "trace"], Stdio::null(), stderr)?;
     run.export_goes_on(0)?;
@@ -185,10 +176,9 @@ fn nobody_reads_standard_error() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn outputs_that_cannot_be_written_end_nothing() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
+    require_root()?;
     let (reader, closed) = std::io::pipe()?;
     drop(reader);
     for (stdout, stderr) in [(dev_full()?, dev_full()?), (Stdio::null(), closed.into())] {
