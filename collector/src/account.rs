@@ -21,7 +21,7 @@ use probes::{COUNTERS, Cause, Direction, Origin, counter_index};
 
 pub use crate::account::{
     drop_reason::DropReason,
-    snapshot::{DURATION_BOUNDS, Dropped, Health, HookCoverage, LaneSnapshot, Snapshot},
+    snapshot::{DURATION_BOUNDS, Degradation, Degraded, Dropped, Health, HookCoverage, LaneSnapshot, Snapshot},
 };
 use crate::{
     account::{

@@ -33,8 +33,8 @@ use crate::{
     account::{Account, DURATION_BOUNDS, DropReason, LaneSnapshot, Snapshot},
     config::settings::Destination,
     export::{
-        log_throttle::Notice,
-        retry::{self, Verdict},
+        log_throttle::LogThrottle,
+        retry::{self, RetryDecision},
     },
     model::signal::Signal,
     otlp::client::{Client, ClientError},
@@ -94,7 +94,7 @@ impl Telemetry {
             account: Arc::clone(&account),
             exemplars_told: AtomicU64::new(0),
             off: AtomicBool::new(false),
-            troubles: Notice::default(),
+            troubles: LogThrottle::default(),
         }));
         // Endpoint and compression are named so that the SDK does not take them from the environment; neither reaches
         // the wire.
@@ -167,7 +167,7 @@ fn instruments(provider: &SdkMeterProvider, account: Arc<Account>) {
         out.extend(snapshot.lanes.iter().map(|lane| (lane.health.retries, labels(lane))));
     });
     counter("reset_collector.possibly_duplicated_resets", "Resets that the backend may have twice", |snapshot, out| {
-        out.extend(snapshot.lanes.iter().map(|lane| (lane.health.possibly_duplicated, labels(lane))));
+        out.extend(snapshot.lanes.iter().map(|lane| (lane.health.resent, labels(lane))));
     });
     count(
         "reset_collector.failed_requests",
@@ -283,7 +283,7 @@ struct Metrics {
     /// The number of the last exemplar that went out.
     exemplars_told: AtomicU64,
     off: AtomicBool,
-    troubles: Notice,
+    troubles: LogThrottle,
 }
 
 impl std::fmt::Debug for Carrier {
@@ -313,20 +313,20 @@ impl Metrics {
         }
         let verdict = match self.client.send(Signal::Metrics, message).await {
             Ok(answer) => retry::classify(&answer, SystemTime::now()),
-            Err(error) => Verdict::Retry { after: None, reason: error.to_string() },
+            Err(error) => RetryDecision::Retry { after: None, reason: error.to_string() },
         };
         let destination = &self.destination;
         match verdict {
-            Verdict::Accepted { .. } => {}
-            Verdict::Unsupported { reason } => {
+            RetryDecision::Accepted { .. } => {}
+            RetryDecision::Unsupported { reason, .. } => {
                 self.off.store(true, Ordering::Relaxed);
                 tracing::warn!(
                     "{destination}: does not take metrics ({reason}); metrics stop here, the other signals go on; \
                      take metrics out of export.signals to be rid of this line"
                 );
             }
-            Verdict::Retry { reason, .. } | Verdict::Permanent { reason, .. } => {
-                if self.troubles.due(Instant::now()).is_some() {
+            RetryDecision::Retry { reason, .. } | RetryDecision::NonRetryable { reason, .. } => {
+                if self.troubles.due("metrics_export_failed", Instant::now()).is_some() {
                     tracing::warn!("{destination}: metrics do not go out: {reason}; the next ones carry the counts");
                 }
             }

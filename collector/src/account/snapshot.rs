@@ -29,18 +29,56 @@ pub struct Health {
     pub retries: u64,
     /// Requests that ended without the backend's acceptance.
     pub failed_requests: u64,
-    /// Resets accepted after an earlier try whose fate is not known: the backend may have them twice.
-    pub possibly_duplicated: u64,
+    /// Resets accepted after an earlier attempt with an unknown outcome: the backend may have them twice.
+    pub resent: u64,
     /// Seconds since 1970 of the last failure.
     pub last_error_unix_s: Option<f64>,
     /// Seconds since 1970 of the last acceptance.
     pub last_success_unix_s: Option<f64>,
-    /// The backend does not take this signal.
-    pub switched_off: bool,
+    /// The backend does not support this signal: its batches are dropped.
+    pub signal_disabled: bool,
+    /// What is wrong now, empty where all is well.
+    pub degraded: Vec<Degraded>,
     /// Resets that may wait at most.
     pub capacity: u64,
     /// Bytes on disk.
     pub storage_bytes: u64,
+}
+
+/// Why a queue is degraded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Degradation {
+    /// Requests fail, and none was accepted since.
+    ExportFailing,
+    /// The backend refuses a signal that it never accepted; it is asked again, and the queue holds.
+    SignalRefused,
+    /// The backend does not support the signal: its batches are dropped.
+    SignalDisabled,
+    /// The storage directory cannot be written.
+    StorageFailing,
+}
+
+impl Degradation {
+    /// The name that users see.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ExportFailing => "export_failing",
+            Self::SignalRefused => "signal_refused",
+            Self::SignalDisabled => "signal_disabled",
+            Self::StorageFailing => "storage_failing",
+        }
+    }
+}
+
+/// A degradation that lasts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Degraded {
+    /// What it is.
+    pub kind: Degradation,
+    /// Since when, seconds since 1970.
+    pub since_unix_s: f64,
+    /// The latest error.
+    pub error: String,
 }
 
 /// Whether a hook sees its resets.
@@ -139,6 +177,24 @@ impl Health {
     pub(crate) fn request_failed(&mut self) {
         self.failed_requests += 1;
         self.last_error_unix_s = Some(unix_seconds(SystemTime::now()));
+    }
+}
+
+impl Health {
+    /// Notes a degradation with its latest error.
+    pub(crate) fn degrade(&mut self, kind: Degradation, error: &str) {
+        match self.degraded.iter_mut().find(|degraded| degraded.kind == kind) {
+            Some(degraded) => error.clone_into(&mut degraded.error),
+            None => {
+                let since_unix_s = unix_seconds(SystemTime::now());
+                self.degraded.push(Degraded { kind, since_unix_s, error: error.to_owned() });
+            }
+        }
+    }
+
+    /// Ends degradations.
+    pub(crate) fn recovered_from(&mut self, kinds: &[Degradation]) {
+        self.degraded.retain(|degraded| !kinds.contains(&degraded.kind));
     }
 }
 

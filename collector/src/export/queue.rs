@@ -10,7 +10,10 @@
 use std::{
     collections::VecDeque,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -21,7 +24,7 @@ use crate::{
     account::{Account, DropReason, LaneId},
     config::settings::{self, OnOverflow},
     export::{
-        log_throttle::Notice,
+        log_throttle::LogThrottle,
         segment::Mark,
         storage::{Opened, Slot, Storage, StorageError},
     },
@@ -29,7 +32,7 @@ use crate::{
 
 /// What became of a batch that was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum BatchOutcome {
     /// Accepted, all but `rejected` resets of it.
     Exported {
         /// Lost by the backend's own word.
@@ -49,8 +52,10 @@ pub(crate) struct Queue {
     /// How batches are put together here; `None` where they come as they go out.
     gather: Option<settings::Batch>,
     state: Mutex<State>,
+    /// Set without the lock: a disk that hangs under it must not hold up the shutdown.
+    closed: AtomicBool,
     changed: Notify,
-    storage_troubles: Notice,
+    storage_throttle: LogThrottle,
 }
 
 #[derive(Default)]
@@ -60,7 +65,6 @@ struct State {
     waiting_resets: u64,
     waiting_bytes: usize,
     in_flight_resets: u64,
-    closed: bool,
 }
 
 #[derive(Clone)]
@@ -68,7 +72,7 @@ struct Item {
     resets: u32,
     place: Place,
     /// A request was made of it in an earlier run: the backend may have it.
-    handed_out_before: bool,
+    sent_before: bool,
     /// When it goes out, whatever else waits.
     due: Instant,
 }
@@ -79,8 +83,8 @@ enum Place {
     Disk(Slot),
 }
 
-/// A request's worth of batches in a consumer's hands; dropped without [`Taken::settle`], they wait again.
-pub(crate) struct Taken {
+/// A request's worth of batches in a consumer's hands; dropped without [`InFlightBatch::settle`], they wait again.
+pub(crate) struct InFlightBatch {
     queue: Arc<Queue>,
     items: Vec<Item>,
 }
@@ -119,13 +123,13 @@ impl Queue {
             account.recovered(lane, found, &lost);
             let due = Instant::now();
             for found in opened.found {
-                let (resets, handed_out_before) = (found.resets, found.handed_out);
-                state.push_back(Item { resets, place: Place::Disk(found.slot), handed_out_before, due });
+                let (resets, sent_before) = (found.resets, found.handed_out);
+                state.push_back(Item { resets, place: Place::Disk(found.slot), sent_before, due });
             }
             account.health(lane, |health| health.storage_bytes = opened.storage.bytes());
             state.storage = Some(opened.storage);
         }
-        let (changed, storage_troubles) = (Notify::new(), Notice::default());
+        let (changed, storage_throttle) = (Notify::new(), LogThrottle::default());
         // One permit for what was found; each consumer that takes a batch wakes the next.
         changed.notify_one();
         Ok(Self {
@@ -135,8 +139,9 @@ impl Queue {
             on_overflow: settings.on_overflow,
             gather: directory.map(|_| batch.clone()),
             state: Mutex::new(state),
+            closed: AtomicBool::new(false),
             changed,
-            storage_troubles,
+            storage_throttle,
         })
     }
 
@@ -145,14 +150,14 @@ impl Queue {
     pub(crate) fn push(&self, resets: u32, body: Bytes) {
         let mut state = self.lock();
         self.account.enqueued(self.lane, u64::from(resets));
-        let placed = match state.closed {
+        let placed = match self.is_closed() {
             true => Err(DropReason::Shutdown),
             false => self.place(&mut state, resets, body),
         };
         match placed {
             Ok(place) => {
                 let due = self.due(Instant::now());
-                state.push_back(Item { resets, place, handed_out_before: false, due });
+                state.push_back(Item { resets, place, sent_before: false, due });
             }
             Err(reason) => return self.account.dropped_waiting(self.lane, reason, u64::from(resets)),
         }
@@ -178,11 +183,11 @@ impl Queue {
 
     /// The batches that have waited longest, as soon as they fill a request or have waited enough; `None` when the queue
     /// is closed and empty.
-    pub(crate) async fn take(self: &Arc<Self>) -> Option<Taken> {
+    pub(crate) async fn take(self: &Arc<Self>) -> Option<InFlightBatch> {
         loop {
             let changed = self.changed.notified();
             match self.next() {
-                Next::Items(items) => return Some(Taken { queue: self.clone(), items }),
+                Next::Items(items) => return Some(InFlightBatch { queue: self.clone(), items }),
                 Next::End => return None,
                 Next::Wait(None) => changed.await,
                 // Over or changed: either way there is a look.
@@ -194,7 +199,7 @@ impl Queue {
     fn next(&self) -> Next {
         let mut state = self.lock();
         let Some(oldest) = state.waiting.front() else {
-            if state.closed {
+            if self.is_closed() {
                 self.changed.notify_one();
                 return Next::End;
             }
@@ -203,11 +208,11 @@ impl Queue {
         let full = self.gather.as_ref().is_none_or(|gather| {
             state.waiting_resets >= gather.max_resets as u64 || state.waiting_bytes >= gather.max_bytes
         });
-        if !full && !state.closed && oldest.due > Instant::now() {
+        if !full && !self.is_closed() && oldest.due > Instant::now() {
             return Next::Wait(Some(oldest.due));
         }
         let items = self.pop_request(&mut state);
-        if !state.waiting.is_empty() || state.closed {
+        if !state.waiting.is_empty() || self.is_closed() {
             self.changed.notify_one();
         }
         Next::Items(items)
@@ -241,7 +246,7 @@ impl Queue {
 
     /// Takes no more; consumers drain what is there and end.
     pub(crate) fn close(&self) {
-        self.lock().closed = true;
+        self.closed.store(true, Ordering::SeqCst);
         self.changed.notify_one();
     }
 
@@ -280,7 +285,7 @@ impl Queue {
                 Ok(slot) => return Ok(Place::Disk(slot)),
                 Err(StorageError::Limit { .. }) if self.drop_oldest(state).is_ok() => {}
                 Err(error) => {
-                    if self.storage_troubles.due(Instant::now()).is_some() {
+                    if self.storage_throttle.due("storage_full", Instant::now()).is_some() {
                         tracing::warn!("{error}; resets are dropped (storage_full)");
                     }
                     return Err(DropReason::StorageFull);
@@ -289,15 +294,15 @@ impl Queue {
         }
     }
 
-    fn settle(&self, items: &[Item], fate: Fate) {
+    fn settle(&self, items: &[Item], outcome: BatchOutcome) {
         let resets = items.iter().map(|item| u64::from(item.resets)).sum();
         let mut state = self.lock();
         state.in_flight_resets -= resets;
         items.iter().for_each(|item| state.mark(item, Mark::Done));
         let stored = state.storage.as_ref().map_or(0, Storage::bytes);
-        match fate {
-            Fate::Exported { rejected } => self.account.exported(self.lane, resets, rejected),
-            Fate::Dropped(reason) => self.account.dropped_in_flight(self.lane, reason, resets),
+        match outcome {
+            BatchOutcome::Exported { rejected } => self.account.exported(self.lane, resets, rejected),
+            BatchOutcome::Dropped(reason) => self.account.dropped_in_flight(self.lane, reason, resets),
         }
         self.account.health(self.lane, |health| health.storage_bytes = stored);
     }
@@ -311,6 +316,10 @@ impl Queue {
         state.mark(&oldest, Mark::Done);
         self.account.dropped_waiting(self.lane, DropReason::QueueFull, u64::from(oldest.resets));
         Ok(())
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -373,15 +382,15 @@ fn report(directory: &Path, opened: &Opened) {
     }
 }
 
-impl Taken {
+impl InFlightBatch {
     /// How many resets.
     pub(crate) fn resets(&self) -> u64 {
         self.items.iter().map(|item| u64::from(item.resets)).sum()
     }
 
     /// How many of them the backend may have from an earlier run.
-    pub(crate) fn handed_out_before(&self) -> u64 {
-        self.items.iter().filter(|item| item.handed_out_before).map(|item| u64::from(item.resets)).sum()
+    pub(crate) fn sent_before(&self) -> u64 {
+        self.items.iter().filter(|item| item.sent_before).map(|item| u64::from(item.resets)).sum()
     }
 
     /// The request's message. Batches that cannot be read any more are lost by it, and counted; the error is that of the
@@ -400,7 +409,7 @@ impl Taken {
                     self.items.push(item);
                 }
                 Err(error) => {
-                    self.queue.settle(&[item], Fate::Dropped(DropReason::StorageCorrupt));
+                    self.queue.settle(&[item], BatchOutcome::Dropped(DropReason::StorageCorrupt));
                     damaged = Err(error);
                 }
             }
@@ -413,8 +422,8 @@ impl Taken {
     }
 
     /// Ends the batches.
-    pub(crate) fn settle(mut self, fate: Fate) {
-        self.queue.settle(&std::mem::take(&mut self.items), fate);
+    pub(crate) fn settle(mut self, outcome: BatchOutcome) {
+        self.queue.settle(&std::mem::take(&mut self.items), outcome);
     }
 }
 
@@ -432,7 +441,7 @@ impl Place {
     }
 }
 
-impl Drop for Taken {
+impl Drop for InFlightBatch {
     fn drop(&mut self) {
         let resets = self.resets();
         let mut state = self.queue.lock();

@@ -29,12 +29,12 @@ fn retry_info(seconds: i64, nanos: i32) -> Bytes {
 
 #[test]
 fn every_grpc_code() {
-    let name = |verdict: Verdict| match verdict {
-        Verdict::Accepted { .. } => "accepted",
-        Verdict::Retry { .. } => "retry",
-        Verdict::Permanent { dropped: DropReason::TooLarge, .. } => "too large",
-        Verdict::Permanent { .. } => "permanent",
-        Verdict::Unsupported { .. } => "unsupported",
+    let name = |verdict: RetryDecision| match verdict {
+        RetryDecision::Accepted { .. } => "accepted",
+        RetryDecision::Retry { .. } => "retry",
+        RetryDecision::NonRetryable { dropped: DropReason::TooLarge, .. } => "too large",
+        RetryDecision::NonRetryable { .. } => "permanent",
+        RetryDecision::Unsupported { .. } => "unsupported",
     };
     let table = [
         "accepted",    // OK
@@ -65,14 +65,14 @@ fn every_grpc_code() {
 fn retry_info_is_obeyed_and_makes_resource_exhausted_pass() {
     for code in [8, 14] {
         let verdict = classify(&grpc(code, retry_info(2, 500_000_000)), NOW);
-        assert!(matches!(verdict, Verdict::Retry { after: Some(after), .. } if after == Duration::from_millis(2500)));
+        assert!(matches!(verdict, RetryDecision::Retry { after: Some(after), .. } if after == Duration::from_millis(2500)));
     }
     let verdict = classify(&grpc(3, retry_info(2, 0)), NOW);
-    assert!(matches!(verdict, Verdict::Permanent { .. }), "INVALID_ARGUMENT stays permanent: {verdict:?}");
+    assert!(matches!(verdict, RetryDecision::NonRetryable { .. }), "INVALID_ARGUMENT stays permanent: {verdict:?}");
     let verdict = classify(&grpc(14, Bytes::from_static(b"\xff\xff no protobuf")), NOW);
-    assert!(matches!(verdict, Verdict::Retry { after: None, .. }));
+    assert!(matches!(verdict, RetryDecision::Retry { after: None, .. }));
     let verdict = classify(&grpc(14, retry_info(-5, 0)), NOW);
-    assert!(matches!(verdict, Verdict::Retry { after: Some(Duration::ZERO), .. }), "{verdict:?}");
+    assert!(matches!(verdict, RetryDecision::Retry { after: Some(Duration::ZERO), .. }), "{verdict:?}");
 }
 
 #[test]
@@ -83,13 +83,17 @@ fn retry_after_in_seconds_and_as_a_date() {
         (" 7 ", Some(7)),
         ("Sun, 06 Nov 1994 08:49:37 GMT", Some(30)),
         ("Sun, 06 Nov 1994 08:48:37 GMT", Some(0)),
-        ("99999999", Some(LONGEST_RETRY_AFTER.as_secs())),
+        ("99999999", Some(MAX_RETRY_AFTER.as_secs())),
+        ("18446744073709551615", Some(MAX_RETRY_AFTER.as_secs())),
+        ("18446744073709551616000", Some(MAX_RETRY_AFTER.as_secs())),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", Some(MAX_RETRY_AFTER.as_secs())),
+        ("", None),
         ("soon", None),
         ("-3", None),
     ];
     for (value, seconds) in cases {
         let answer = Answer { retry_after: Some(value.into()), ..http(503) };
-        let Verdict::Retry { after, .. } = classify(&answer, now) else { panic!("{value}") };
+        let RetryDecision::Retry { after, .. } = classify(&answer, now) else { panic!("{value}") };
         assert_eq!(after, seconds.map(Duration::from_secs), "{value}");
     }
 }
@@ -98,9 +102,11 @@ fn retry_after_in_seconds_and_as_a_date() {
 fn by_grpc_without_a_status_the_http_status_decides() {
     for status in 100..600 {
         let verdict = classify(&Answer { asked_by_grpc: true, ..http(status) }, NOW);
-        let retried = matches!(verdict, Verdict::Retry { .. });
+        let retried = matches!(verdict, RetryDecision::Retry { .. });
         assert_eq!(retried, matches!(status, 429 | 502 | 503 | 504), "HTTP {status}: {verdict:?}");
-        if let Verdict::Permanent { reason, .. } = verdict {
+        let refused = matches!(verdict, RetryDecision::Unsupported { certain: false, .. });
+        assert_eq!(refused, matches!(status, 404 | 405 | 501), "HTTP {status}: {verdict:?}");
+        if let RetryDecision::NonRetryable { reason, .. } | RetryDecision::Unsupported { reason, .. } = verdict {
             assert!(reason.contains("no gRPC server at this endpoint"), "{reason}");
         }
     }
@@ -123,14 +129,15 @@ fn partial_success_in_every_shape() {
         (protobuf(vec![]), 0, ""),
         (protobuf(response(3, "no room")), 3, "no room"),
         (protobuf(response(0, "a warning")), 0, "a warning"),
+        (protobuf(response(1, "no\r\nERROR forged\x1b[2J  line")), 1, "no ERROR forged [2J line"),
         (protobuf(response(-1, "")), 0, ""),
-        (protobuf(b"\xff\xff\xff".to_vec()), 0, "accepted with an answer that is no OTLP response"),
+        (protobuf(b"\xff\xff\xff".to_vec()), 0, "the response is not an OTLP response"),
         (json("{}"), 0, ""),
         (json(r#"{"partialSuccess":{"rejectedSpans":"4","errorMessage":"x"}}"#), 4, "x"),
         (json(r#"{"partialSuccess":{"rejectedLogRecords":5}}"#), 5, ""),
     ];
     for (answer, rejected, message) in cases {
-        let expected = Verdict::Accepted { rejected, message: message.into() };
+        let expected = RetryDecision::Accepted { rejected, message: message.into() };
         assert_eq!(classify(&answer, NOW), expected, "{answer:?}");
     }
 }
@@ -146,7 +153,7 @@ fn refusals_say_what_to_do() {
         (words, "HTTP 400: bad <b>request"),
     ];
     for (answer, expected) in cases {
-        let Verdict::Permanent { reason, .. } = classify(&answer, NOW) else { panic!("{answer:?}") };
+        let RetryDecision::NonRetryable { reason, .. } = classify(&answer, NOW) else { panic!("{answer:?}") };
         assert!(reason.starts_with(expected), "{reason}");
     }
 }
@@ -163,16 +170,51 @@ fn waits_grow_to_the_longest_and_end() {
     }
     assert_eq!(waits[..3], [1.0, 1.5, 2.25].map(Duration::from_secs_f64));
     assert_eq!(waits.iter().max(), Some(&Duration::from_secs(30)));
-    assert!(elapsed <= settings.max_elapsed_time && elapsed > Duration::from_secs(260), "{elapsed:?}");
+    assert_eq!(elapsed, settings.max_elapsed_time, "the last attempt is at the end");
 
     let first = |random| Backoff::new(&settings).next(Duration::ZERO, None, random).unwrap();
     assert_eq!((first(0.0), first(1.0)), (Duration::from_millis(500), Duration::from_millis(1500)));
     let asked = Backoff::new(&settings).next(Duration::ZERO, Some(Duration::from_secs(9)), 0.5);
     assert_eq!(asked, Some(Duration::from_secs(9)));
     let at_once = settings::Retry { initial_interval: Duration::ZERO, multiplier: 0.0, ..settings.clone() };
-    assert_eq!(Backoff::new(&at_once).next(Duration::ZERO, None, 0.5), Some(SHORTEST_WAIT));
+    assert_eq!(Backoff::new(&at_once).next(Duration::ZERO, None, 0.5), Some(MIN_PAUSE));
     let for_ever = settings::Retry { max_elapsed_time: Duration::ZERO, ..settings.clone() };
     assert!(Backoff::new(&for_ever).next(Duration::from_secs(1 << 30), None, 0.5).is_some());
     let never = settings::Retry { enabled: false, ..settings };
     assert_eq!(Backoff::new(&never).next(Duration::ZERO, None, 0.5), None);
+}
+
+#[test]
+fn a_server_that_asks_for_more_time_than_there_is_gets_one_last_attempt() {
+    let settings = settings::Retry { max_elapsed_time: Duration::from_secs(300), ..settings::Retry::default() };
+    for asked in [Duration::from_secs(301), Duration::MAX] {
+        let mut backoff = Backoff::new(&settings);
+        let elapsed = Duration::from_secs(5);
+        assert_eq!(backoff.next(elapsed, Some(asked), 0.5), Some(Duration::from_secs(295)));
+        assert_eq!(backoff.next(Duration::from_secs(300), Some(asked), 0.5), None);
+        assert_eq!(backoff.next(Duration::from_secs(299), Some(asked), 0.5), None, "even where the clock is early");
+    }
+    let for_ever = settings::Retry { max_elapsed_time: Duration::ZERO, ..settings };
+    let mut backoff = Backoff::new(&for_ever);
+    for _ in 0..10 {
+        assert_eq!(backoff.next(Duration::from_secs(1 << 20), Some(Duration::MAX), 0.5), Some(MAX_RETRY_AFTER));
+    }
+}
+
+#[test]
+fn a_huge_multiplier_is_no_panic() {
+    let settings = settings::Retry { multiplier: f64::MAX, ..settings::Retry::default() };
+    let mut backoff = Backoff::new(&settings);
+    for _ in 0..3 {
+        assert!(backoff.next(Duration::ZERO, None, 1.0).is_some());
+    }
+}
+
+#[test]
+fn an_endpoint_with_a_signals_path_gets_a_hint() {
+    for endpoint in ["http://host:4318/v1/traces", "http://host/otlp/v1/logs/"] {
+        let hint = base_url_hint(endpoint, Signal::Logs).unwrap();
+        assert!(hint.contains("must be the base URL") && hint.contains("/v1/logs is appended"), "{hint}");
+    }
+    assert_eq!(base_url_hint("http://host:4318/otlp", Signal::Logs), None);
 }

@@ -32,7 +32,7 @@ use crate::{
     export::{
         checkpoint::Position,
         lock::{self, Lock},
-        log_throttle::Notice,
+        log_throttle::LogThrottle,
         segment::{self, Body, HEADER_LEN, Header, Mark},
     },
 };
@@ -104,7 +104,7 @@ pub(crate) struct Storage {
     position: Position,
     /// Changed since the disk was last told to keep it.
     unsynced: bool,
-    troubles: Notice,
+    throttle: LogThrottle,
     _lock: Lock,
 }
 
@@ -176,7 +176,7 @@ impl Storage {
             position_file: Arc::new(position_file),
             position: Position { floor: known.map_or(0, |known| known.floor), ..Position::default() },
             unsynced: false,
-            troubles: Notice::default(),
+            throttle: LogThrottle::default(),
             _lock: lock,
         };
         let losses = storage.read_segments(known).map_err(at("its segments cannot be read"))?;
@@ -262,7 +262,7 @@ impl Storage {
     /// Something that costs at most duplicates after a crash: said, not more.
     pub(crate) fn trouble(&self, result: io::Result<()>) {
         if let Err(error) = result
-            && self.troubles.due(Instant::now()).is_some()
+            && self.throttle.due("storage_write_failed", Instant::now()).is_some()
         {
             tracing::warn!("sending_queue.storage {}: cannot be written: {error}", self.directory.display());
         }

@@ -371,7 +371,7 @@ fn pool(connector: Connector, destination: &Destination) -> legacy::Client<Conne
 
 /// Where an endpoint leads, with this path behind its own; and the Unix socket, if it is one.
 fn address(endpoint: &str, path: &str) -> Result<(Uri, Option<PathBuf>), ClientError> {
-    let wrong = |why| ClientError::Endpoint { endpoint: endpoint.to_owned(), why };
+    let wrong = |why| ClientError::Endpoint { endpoint: redacted(endpoint), why };
     let no_address = "is no address: write http://HOST:PORT, https://HOST:PORT or unix:///PATH";
     // Before anything else: an endpoint that is shown must not show a password.
     let authority = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest).split('/').next().unwrap_or_default();
@@ -402,6 +402,16 @@ fn address(endpoint: &str, path: &str) -> Result<(Uri, Option<PathBuf>), ClientE
         return Err(wrong(no_address));
     }
     Ok((uri, None))
+}
+
+/// An endpoint as it may be printed: without a user and password, even where it is malformed.
+pub(crate) fn redacted(endpoint: &str) -> String {
+    let (scheme, rest) = endpoint.split_once("://").map_or(("", endpoint), |(scheme, rest)| (scheme, rest));
+    match rest.rsplit_once('@').filter(|_| scheme != "unix") {
+        Some((_, host)) if scheme.is_empty() => format!("…@{host}"),
+        Some((_, host)) => format!("{scheme}://…@{host}"),
+        None => endpoint.to_owned(),
+    }
 }
 
 /// A request's body: the gRPC prefix and the message, never joined, so that nothing is copied.

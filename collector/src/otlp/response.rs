@@ -88,8 +88,8 @@ impl Answer {
             Some(status) => status.retry_delay(),
             None => {
                 let value = self.retry_after.as_deref()?.trim();
-                if let Ok(seconds) = value.parse() {
-                    return Some(Duration::from_secs(seconds));
+                if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+                    return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
                 }
                 let date = httpdate::parse_http_date(value).ok()?;
                 Some(date.duration_since(now).unwrap_or_default())
@@ -161,7 +161,7 @@ fn json_partial_success(body: &[u8]) -> Option<PartialSuccess> {
 }
 
 /// The first words of a foreign text, on one line, without control characters.
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     const LONGEST: usize = 240;
     let mut line = String::new();
     for word in text.split(|char: char| char.is_whitespace() || char.is_control()).filter(|word| !word.is_empty()) {

@@ -145,7 +145,7 @@ fn report(snapshot: &Snapshot) -> String {
     for lane in &snapshot.lanes {
         let (destination, signal, health) = (&lane.destination, lane.signal.word(), &lane.health);
         let away = health.last_error_unix_s.is_some() && health.last_error_unix_s > health.last_success_unix_s;
-        let state = match (health.switched_off, away) {
+        let state = match (health.signal_disabled, away) {
             (true, _) => "not taken by the backend",
             (false, true) => "the last request failed",
             (false, false) => "well",

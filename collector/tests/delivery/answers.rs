@@ -30,7 +30,8 @@ async fn every_grpc_code_has_its_fate() {
                 assert!(tries > 1, "code {code} was tried {tries} times");
             }
             8 => assert_eq!((dropped(&lane), tries), (Some(DropReason::TooLarge), 1)),
-            12 => assert_eq!((dropped(&lane), tries), (Some(DropReason::SignalUnsupported), 1)),
+            // Kept for another attempt, until the end.
+            12 => assert_eq!(dropped(&lane), Some(DropReason::Shutdown)),
             _ => assert_eq!((dropped(&lane), tries), (Some(DropReason::NonRetryableError), 1), "code {code}"),
         }
     }
@@ -48,7 +49,7 @@ async fn every_http_status_has_its_fate() {
                 assert_eq!(dropped(&lane), Some(DropReason::RetriesExhausted), "status {status}");
                 assert!(tries > 1, "status {status} was tried {tries} times");
             }
-            404 | 405 | 501 => assert_eq!((dropped(&lane), tries), (Some(DropReason::SignalUnsupported), 1)),
+            404 | 405 | 501 => assert_eq!(dropped(&lane), Some(DropReason::Shutdown), "status {status}"),
             413 => assert_eq!((dropped(&lane), tries), (Some(DropReason::TooLarge), 1)),
             _ => assert_eq!((dropped(&lane), tries), (Some(DropReason::NonRetryableError), 1), "status {status}"),
         }
@@ -103,7 +104,7 @@ async fn retries_go_through_and_wait_as_long_as_the_server_asks() {
     let lane = fate_of_one(&destination).await;
     assert_eq!((lane.exported, lane.health.retries, backend.requests().len()), (10, 2, 3));
     assert!(started.elapsed() >= Duration::from_millis(900), "{:?}", started.elapsed());
-    assert_eq!(lane.health.possibly_duplicated, 0, "each fate was known");
+    assert_eq!(lane.health.resent, 0, "each fate was known");
 }
 
 #[tokio::test]
@@ -113,7 +114,7 @@ async fn an_answer_that_was_lost_counts_as_a_possible_duplicate() {
         let mut destination = Destination { timeout: Duration::from_millis(150), ..destination(&backend, protocol) };
         destination.retry.max_elapsed_time = Duration::from_secs(30);
         let lane = fate_of_one(&destination).await;
-        assert_eq!((lane.exported, lane.health.possibly_duplicated), (10, 10));
+        assert_eq!((lane.exported, lane.health.resent), (10, 10));
         assert_eq!(backend.requests().len(), 2);
     }
 }
@@ -155,36 +156,6 @@ async fn the_raw_answer_is_the_backends_own() {
     let answer = client.send(Signal::Traces, logs(0, 1)).await.unwrap();
     assert_eq!((answer.http_status, answer.retry_after.as_deref()), (503, Some("30")));
     assert_eq!((answer.body, answer.truncated), (Bytes::from_static(b"come back later"), false));
-}
-
-#[tokio::test]
-async fn a_signal_that_is_not_taken_is_asked_once_and_the_other_goes_on() {
-    use std::sync::Arc;
-
-    use reset_collector::{account::Account, config::settings::Signals, export::Exporter, otlp::batch::Batch};
-    let backend =
-        Backend::with(|_, request| Reply::grpc(if request.path.contains("LogsService") { 12 } else { 0 })).await;
-    let account = Arc::new(Account::new());
-    let signals = Signals { logs: true, traces: true, metrics: false };
-    let destination = destination(&backend, Protocol::Grpc);
-    let exporter = Exporter::start(&destination, signals, account.clone(), &tokio::runtime::Handle::current()).unwrap();
-    for _ in 0..20 {
-        account.read(10);
-        exporter.push(&Batch { resets: 10, logs: Some(logs(0, 10)), traces: Some(logs(0, 10)) });
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    // Nothing of ours to send: the event stands on the application's own span.
-    account.read(5);
-    exporter.push(&Batch { resets: 5, logs: Some(logs(0, 5)), traces: None });
-    exporter.shutdown(Instant::now() + Duration::from_secs(5)).await;
-    let snapshot = account.snapshot();
-    let [logs, traces] = snapshot.lanes.as_slice() else { panic!("{snapshot:?}") };
-    assert_eq!((logs.exported, logs.dropped[DropReason::SignalUnsupported as usize]), (0, 205));
-    assert!(logs.health.switched_off && !traces.health.switched_off);
-    assert_eq!(traces.exported, 205);
-    assert!(snapshot.lanes.iter().all(|lane| snapshot.imbalance(lane) == 0));
-    let asked = backend.requests().iter().filter(|request| request.path.contains("LogsService")).count();
-    assert_eq!(asked, 1);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use reset_collector::{
     config::settings::{Destination, Protocol, Retry, Signals},
     export::{
         Exporter,
-        retry::{Verdict, classify},
+        retry::{RetryDecision, classify},
     },
     model::signal::Signal,
     otlp::{batch::Batch, client::Client},
@@ -64,10 +64,10 @@ pub(crate) async fn words_of_one_try(destination: &Destination) -> String {
     match client.send(Signal::Logs, logs(0, 10)).await {
         Err(error) => error.to_string(),
         Ok(answer) => match classify(&answer, SystemTime::now()) {
-            Verdict::Accepted { rejected, message } => format!("accepted, {rejected} rejected, {message}"),
-            Verdict::Retry { reason, .. } | Verdict::Permanent { reason, .. } | Verdict::Unsupported { reason } => {
-                reason
-            }
+            RetryDecision::Accepted { rejected, message } => format!("accepted, {rejected} rejected, {message}"),
+            RetryDecision::Retry { reason, .. }
+            | RetryDecision::NonRetryable { reason, .. }
+            | RetryDecision::Unsupported { reason, .. } => reason,
         },
     }
 }

@@ -20,8 +20,9 @@ use crate::{
     client::{LOGS, destination},
 };
 
+/// Keeps what is logged.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -34,13 +35,24 @@ impl Write for Lines {
     }
 }
 
+impl Lines {
+    /// Catches the log of this thread until the guard goes.
+    pub(crate) fn catch(&self) -> tracing::subscriber::DefaultGuard {
+        let writer = self.clone();
+        let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).without_time();
+        tracing::subscriber::set_default(log.finish())
+    }
+
+    pub(crate) fn all(&self) -> Vec<String> {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
 /// The log's lines while so many batches go to a backend with this script. The test's runtime has one thread, which
 /// is the one whose log is caught.
 async fn lines(batches: u32, script: impl Fn(usize) -> Reply + Send + Sync + 'static) -> Vec<String> {
     let caught = Lines::default();
-    let writer = caught.clone();
-    let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).without_time();
-    let _caught_here = tracing::subscriber::set_default(log.finish());
+    let _caught_here = caught.catch();
     let backend = Backend::with(move |number, _| script(number)).await;
     let mut destination = destination(&backend, Protocol::Grpc);
     destination.headers = vec![("authorization".into(), Secret("hunter2".into()))];
@@ -52,9 +64,9 @@ async fn lines(batches: u32, script: impl Fn(usize) -> Reply + Send + Sync + 'st
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     exporter.shutdown(Instant::now() + Duration::from_secs(5)).await;
-    let text = String::from_utf8(caught.0.lock().unwrap().clone()).unwrap();
-    assert!(!text.contains("hunter2"), "{text}");
-    text.lines().map(str::to_owned).collect()
+    let lines = caught.all();
+    assert!(lines.iter().all(|line| !line.contains("hunter2")), "{lines:#?}");
+    lines
 }
 
 #[tokio::test]
@@ -63,13 +75,15 @@ async fn all_well_is_silence() {
 }
 
 #[tokio::test]
-async fn away_is_said_once_and_back_is_said_once() {
+async fn an_outage_is_one_line_and_its_end_another() {
     let lines = lines(50, |number| Reply::grpc(if number < 20 { 14 } else { 0 })).await;
-    let [away, back] = lines.iter().filter(|line| !line.contains("retries_exhausted")).collect::<Vec<_>>()[..] else {
+    let [failed, recovered] = lines.iter().filter(|line| !line.contains("batch_dropped")).collect::<Vec<_>>()[..]
+    else {
         panic!("{lines:#?}")
     };
-    assert!(away.contains("WARN") && away.contains("logs do not go out") && away.contains("UNAVAILABLE"), "{away}");
-    assert!(back.contains("INFO") && back.contains("logs go out again"), "{back}");
+    assert!(failed.contains("WARN") && failed.contains("event=\"export_failed\"") && failed.contains("UNAVAILABLE"), "{failed}");
+    assert!(failed.contains("signal=\"logs\"") && failed.contains("attempts=1"), "{failed}");
+    assert!(recovered.contains("INFO") && recovered.contains("event=\"export_recovered\""), "{recovered}");
 }
 
 #[tokio::test]
@@ -79,17 +93,10 @@ async fn a_backend_that_comes_and_goes_fills_no_log() {
 }
 
 #[tokio::test]
-async fn a_signal_that_is_not_taken_is_one_line() {
-    let lines = lines(50, |_| Reply::grpc(12)).await;
-    assert_eq!(lines.len(), 1, "{lines:#?}");
-    assert!(lines[0].contains("does not take logs") && lines[0].contains("export.signals"), "{}", lines[0]);
-}
-
-#[tokio::test]
 async fn refusals_are_one_line_a_minute() {
     let headers = vec![("grpc-message", "no%0Asuch%0Atenant".to_owned())];
     let lines = lines(50, move |_| Reply::Grpc { code: 3, headers: headers.clone(), body: Bytes::new() }).await;
     assert_eq!(lines.len(), 1, "{lines:#?}");
-    let words = "1 resets lost as logs (non_retryable_error): INVALID_ARGUMENT: no such tenant";
-    assert!(lines[0].contains(words), "{}", lines[0]);
+    assert!(lines[0].contains("event=\"batch_dropped\"") && lines[0].contains("resets=1"), "{}", lines[0]);
+    assert!(lines[0].contains("error=\"INVALID_ARGUMENT: no such tenant\""), "{}", lines[0]);
 }

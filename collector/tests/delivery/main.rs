@@ -10,6 +10,7 @@ mod comparison;
 mod disk;
 mod health;
 mod log_lines;
+mod refusals;
 #[path = "../skip/mod.rs"]
 mod skip;
 mod throughput;
