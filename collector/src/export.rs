@@ -95,10 +95,8 @@ impl Exporter {
         policy: &RefusalPolicy,
     ) -> Result<Self, ExportError> {
         let _inside = runtime.enter();
-        let client = Client::new(destination).map_err(|error| ExportError::Client {
-            destination: client::redacted(&destination.endpoint),
-            error,
-        })?;
+        let client = Client::new(destination)
+            .map_err(|error| ExportError::Client { destination: client::redacted(&destination.endpoint), error })?;
         let (shutting_down, _) = watch::channel(false);
         let mut exporter = Self { workers: Vec::new(), consumers: Vec::new(), syncers: Vec::new(), shutting_down };
         let accepted_signals = Arc::default();

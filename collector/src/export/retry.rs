@@ -85,10 +85,9 @@ fn classify_without_grpc_status(answer: &Answer) -> RetryDecision {
             RetryDecision::Retry { after: None, reason: "the answer ended before its gRPC status".into() }
         }
         404 | 405 | 501 => RetryDecision::Unsupported { certain: false, reason: without_grpc_status(answer) },
-        _ => RetryDecision::NonRetryable {
-            dropped: DropReason::NonRetryableError,
-            reason: without_grpc_status(answer),
-        },
+        _ => {
+            RetryDecision::NonRetryable { dropped: DropReason::NonRetryableError, reason: without_grpc_status(answer) }
+        }
     }
 }
 
@@ -127,9 +126,7 @@ fn classify_http(answer: &Answer, after: Option<Duration>) -> RetryDecision {
 
 fn accepted(answer: &Answer) -> RetryDecision {
     match answer.partial_success() {
-        Some(partial) => {
-            RetryDecision::Accepted { rejected: partial.rejected, message: one_line(&partial.message) }
-        }
+        Some(partial) => RetryDecision::Accepted { rejected: partial.rejected, message: one_line(&partial.message) },
         None => RetryDecision::Accepted { rejected: 0, message: "the response is not an OTLP response".into() },
     }
 }

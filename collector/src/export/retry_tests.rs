@@ -65,7 +65,9 @@ fn every_grpc_code() {
 fn retry_info_is_obeyed_and_makes_resource_exhausted_pass() {
     for code in [8, 14] {
         let verdict = classify(&grpc(code, retry_info(2, 500_000_000)), NOW);
-        assert!(matches!(verdict, RetryDecision::Retry { after: Some(after), .. } if after == Duration::from_millis(2500)));
+        assert!(
+            matches!(verdict, RetryDecision::Retry { after: Some(after), .. } if after == Duration::from_millis(2500))
+        );
     }
     let verdict = classify(&grpc(3, retry_info(2, 0)), NOW);
     assert!(matches!(verdict, RetryDecision::NonRetryable { .. }), "INVALID_ARGUMENT stays permanent: {verdict:?}");

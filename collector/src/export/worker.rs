@@ -200,7 +200,8 @@ impl ExportWorker {
         };
         match retry::classify(answer, SystemTime::now()) {
             RetryDecision::Unsupported { certain, reason } if answer.http_status == 404 => {
-                let hint = self.base_endpoint.as_deref().and_then(|endpoint| retry::base_url_hint(endpoint, self.signal));
+                let hint =
+                    self.base_endpoint.as_deref().and_then(|endpoint| retry::base_url_hint(endpoint, self.signal));
                 RetryDecision::Unsupported { certain, reason: reason + &hint.unwrap_or_default() }
             }
             decision => decision,
@@ -225,7 +226,11 @@ impl ExportWorker {
         self.account.health(self.id, |health| {
             health.resent += resent;
             health.signal_disabled = false;
-            health.recovered_from(&[Degradation::ExportFailing, Degradation::SignalRefused, Degradation::SignalDisabled]);
+            health.recovered_from(&[
+                Degradation::ExportFailing,
+                Degradation::SignalRefused,
+                Degradation::SignalDisabled,
+            ]);
         });
         if (rejected > 0 || !message.is_empty())
             && let Some(suppressed) = self.throttle.due("partial_success", Instant::now())

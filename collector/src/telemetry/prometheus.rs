@@ -109,9 +109,7 @@ fn export_health(page: &mut Page, lanes: &[LaneSnapshot]) {
     let meaning = "Requests that the backend did not accept";
     page.per_lane("failed_requests_total", "counter", meaning, lanes, |lane| lane.health.failed_requests);
     let meaning = "Resets accepted after a try whose fate is not known: the backend may have them twice";
-    page.per_lane("possibly_duplicated_resets_total", "counter", meaning, lanes, |lane| {
-        lane.health.resent
-    });
+    page.per_lane("possibly_duplicated_resets_total", "counter", meaning, lanes, |lane| lane.health.resent);
     let meaning = "1 where the backend does not take the signal";
     page.per_lane("signal_switched_off", "gauge", meaning, lanes, |lane| u8::from(lane.health.signal_disabled));
     let meaning = "When a request failed last, 0 for never";

@@ -81,7 +81,10 @@ async fn an_outage_is_one_line_and_its_end_another() {
     else {
         panic!("{lines:#?}")
     };
-    assert!(failed.contains("WARN") && failed.contains("event=\"export_failed\"") && failed.contains("UNAVAILABLE"), "{failed}");
+    assert!(
+        failed.contains("WARN") && failed.contains("event=\"export_failed\"") && failed.contains("UNAVAILABLE"),
+        "{failed}"
+    );
     assert!(failed.contains("signal=\"logs\"") && failed.contains("attempts=1"), "{failed}");
     assert!(recovered.contains("INFO") && recovered.contains("event=\"export_recovered\""), "{recovered}");
 }
