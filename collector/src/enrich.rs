@@ -109,7 +109,7 @@ const REFRESH_RENAMED: Duration = Duration::from_secs(1);
 /// Second looks of all processes together, a second.
 const REFRESHES_PER_SECOND: u32 = 100;
 /// How long a process may take to be read.
-const PATIENCE: Duration = Duration::from_millis(250);
+const TIMEOUT: Duration = Duration::from_millis(250);
 /// Threads that read processes, hanging ones included.
 const MAX_READERS: usize = 4;
 
@@ -175,7 +175,7 @@ impl Enricher {
             processes: Bounded::new(MAX_WORKLOADS, MAX_BYTES),
             groups: Bounded::new(MAX_WORKLOADS, MAX_BYTES),
             cgroups: Cgroups::new(&proc),
-            reader: Deadline::new(|wanted| process::read(&wanted), PATIENCE, MAX_READERS),
+            reader: Deadline::new(|wanted| process::read(&wanted), TIMEOUT, MAX_READERS),
             refreshes: (now, 0),
             counters: Arc::default(),
             proc,

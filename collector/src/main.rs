@@ -181,10 +181,10 @@ fn demo(btf: Option<PathBuf>) -> Result<ExitCode> {
 
 /// One question over plain HTTP/1.1, bounded in time.
 fn health(endpoint: SocketAddr) -> Result<ExitCode> {
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const TIMEOUT: Duration = Duration::from_secs(5);
     let ask = || -> io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&endpoint, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut stream = TcpStream::connect_timeout(&endpoint, TIMEOUT)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         write!(stream, "GET /healthz HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.take(64 << 10).read_to_string(&mut answer)?;

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::network::Host;
 
-const START_PATIENCE: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running Collector with an OTLP receiver and a file exporter.
 #[derive(Debug)]
@@ -113,7 +113,7 @@ impl Backend {
     }
 
     fn wait_ready(&mut self, host: Option<&Host>) -> Result<()> {
-        let deadline = Instant::now() + START_PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         while !listens(&[self.grpc, self.http], host)? {
             let ended = self.child.try_wait()?;
             ensure!(ended.is_none() && Instant::now() < deadline, "the backend does not listen: {}", self.said());

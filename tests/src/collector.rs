@@ -12,10 +12,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{network::Host, poll::look_until, record::Record};
+use crate::{network::Host, poll::eventually, record::Record};
 
-const START_PATIENCE: Duration = Duration::from_secs(180);
-const END_PATIENCE: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(180);
+const END_TIMEOUT: Duration = Duration::from_secs(20);
 /// What the collector's standard error says once it captures.
 const READY: &str = "ready";
 
@@ -95,7 +95,7 @@ impl Collector {
     }
 
     fn wait_ready(&mut self) -> Result<()> {
-        let deadline = Instant::now() + START_PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         while !self.said().contains(READY) {
             let ended = self.child.try_wait()?;
             if ended.is_some() {
@@ -130,13 +130,13 @@ impl Collector {
     ///
     /// # Errors
     /// Fewer came in time, or a line is no record.
-    pub fn awaited_records(&self, namespace: u32, local: &str, due: usize, patience: Duration) -> Result<Vec<Record>> {
+    pub fn awaited_records(&self, namespace: u32, local: &str, due: usize, timeout: Duration) -> Result<Vec<Record>> {
         let look = || {
             let mut records = self.records(&[namespace])?;
             records.retain(|record| record.text("network.local.address") == local);
             Ok(records)
         };
-        let records = look_until(patience, look, |records| records.len() >= due)?;
+        let records = eventually(timeout, "all records printed", look, |records| records.len() >= due)?;
         ensure!(records.len() >= due, "{} records of {due} from {local}: {}", records.len(), self.said());
         Ok(records)
     }
@@ -195,7 +195,7 @@ impl Collector {
     /// It does not end in time.
     pub fn stop_with_lines(mut self) -> Result<(ExitStatus, String, Vec<String>)> {
         kill_process(Pid::from_child(&self.child), Signal::INT)?;
-        let deadline = Instant::now() + END_PATIENCE;
+        let deadline = Instant::now() + END_TIMEOUT;
         let status = loop {
             if let Some(status) = self.child.try_wait()? {
                 break status;

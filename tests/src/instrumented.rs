@@ -24,7 +24,7 @@ use crate::{
     network::Host,
 };
 
-const START_PATIENCE: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection that a peer saw reset, or tried to have reset.
 #[derive(Clone, Debug, Deserialize)]
@@ -114,7 +114,7 @@ impl Program {
     /// It does not.
     pub fn wait_ready(&self) -> Result<()> {
         loop {
-            let line = self.lines.recv_timeout(START_PATIENCE).context("a program of tests/sdk does not get ready")?;
+            let line = self.lines.recv_timeout(START_TIMEOUT).context("a program of tests/sdk does not get ready")?;
             if line.contains("\"ready\"") {
                 return Ok(());
             }

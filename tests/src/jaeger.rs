@@ -16,7 +16,7 @@ use crate::{
     network::Host,
 };
 
-const START_PATIENCE: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// More than the tests make.
 const MOST_TRACES: u32 = 5000;
 /// OTLP over gRPC, and the query API: Jaeger's own.
@@ -104,7 +104,7 @@ impl Jaeger {
             .spawn()
             .with_context(|| format!("{} is missing: run tests/setup", program.display()))?;
         let mut jaeger = Self { child, directory, host: host.clone(), grpc, query };
-        let deadline = Instant::now() + START_PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         while !listens(&[grpc, query], Some(host))? {
             let ended = jaeger.child.try_wait()?;
             ensure!(ended.is_none() && Instant::now() < deadline, "Jaeger does not listen: {}", jaeger.said());

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 /// A machine that others load may let an answer wait.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Every sample of one answer.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ impl Metrics {
     /// It does not answer, or not with Prometheus text.
     pub fn read(endpoint: SocketAddr) -> Result<Self> {
         let mut stream = TcpStream::connect(endpoint)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         stream
             .write_all(format!("GET /metrics HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n").as_bytes())?;
         let mut answer = String::new();

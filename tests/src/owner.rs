@@ -19,7 +19,7 @@ use crate::{network::Host, record::Record};
 /// What a case prints when it waits for the collector.
 const READY: &str = "ready";
 /// How long a case may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A case by its name.
 #[derive(Clone, Debug, Deserialize)]
@@ -151,7 +151,7 @@ impl RunningCase {
     /// # Errors
     /// It does neither in time, or prints what is no due record.
     pub fn wait_ready(&mut self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) if line == READY => return Ok(()),

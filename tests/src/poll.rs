@@ -1,26 +1,56 @@
-//! Waiting for what comes when it comes.
+//! Waiting for a condition.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt::Debug,
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// How much of the last observation an error shows.
+const MAX_SHOWN_BYTES: usize = 4096;
 
-/// Looks again and again until what is seen is enough or the time is up; returns what was seen last, enough or not.
+/// Observes again and again until a condition holds, and returns that observation.
 ///
 /// # Errors
-/// A look's own.
-pub fn look_until<T>(
-    patience: Duration,
-    mut look: impl FnMut() -> Result<T>,
-    is_enough: impl Fn(&T) -> bool,
+/// The condition does not hold in time: `what` and the last observation. Or an observation fails.
+pub fn eventually<T: Debug>(
+    timeout: Duration,
+    what: &str,
+    mut observe: impl FnMut() -> Result<T>,
+    holds: impl Fn(&T) -> bool,
 ) -> Result<T> {
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + timeout;
     loop {
-        let seen = look()?;
-        if is_enough(&seen) || Instant::now() > deadline {
-            return Ok(seen);
+        let observed = observe()?;
+        if holds(&observed) {
+            return Ok(observed);
         }
-        std::thread::sleep(LOOK_EVERY);
+        if Instant::now() > deadline {
+            let mut last = format!("{observed:?}");
+            last.truncate(last.floor_char_boundary(MAX_SHOWN_BYTES));
+            ensure!(false, "{what}: not within {timeout:?}; last observed {last}");
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// As [`eventually`], but returns the last observation when the time is up; for tests that are being moved.
+///
+/// # Errors
+/// An observation fails.
+pub fn look_until<T>(
+    timeout: Duration,
+    mut observe: impl FnMut() -> Result<T>,
+    holds: impl Fn(&T) -> bool,
+) -> Result<T> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let observed = observe()?;
+        if holds(&observed) || Instant::now() > deadline {
+            return Ok(observed);
+        }
+        std::thread::sleep(POLL_INTERVAL);
     }
 }

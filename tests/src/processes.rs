@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use crate::network::Host;
 
 /// They start within this time, on a busy machine too.
-const START_PATIENCE: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Programs on a host, ended when dropped, their output in a directory that goes as well.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl<'a> Programs<'a> {
     /// # Errors
     /// It does not in time; what it said.
     pub fn wait_for_word(&self, name: &str, word: &str) -> Result<()> {
-        let deadline = Instant::now() + START_PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         while !self.said(name).contains(word) {
             ensure!(Instant::now() < deadline, "{name} is not ready: {}", self.said(name));
             std::thread::sleep(Duration::from_millis(20));
@@ -74,7 +74,7 @@ impl<'a> Programs<'a> {
     /// # Errors
     /// Nobody does in time; what the program said.
     pub fn wait_for_port(&self, name: &str, port: u16) -> Result<()> {
-        let deadline = Instant::now() + START_PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         while self.host.enter(|| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err())? {
             ensure!(Instant::now() < deadline, "{name} does not listen: {}", self.said(name));
             std::thread::sleep(Duration::from_millis(50));
@@ -99,7 +99,7 @@ impl<'a> Programs<'a> {
     pub fn ask(&self, method: &str, port: u16, path: &str) -> Result<String> {
         let exchange = || -> Result<String> {
             let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-            stream.set_read_timeout(Some(START_PATIENCE))?;
+            stream.set_read_timeout(Some(START_TIMEOUT))?;
             write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: 0\r\n\r\n")?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;

@@ -26,7 +26,7 @@ const SIDE_BY_SIDE: usize = 4;
 /// After the act, for what its last step set going.
 const SETTLE: Duration = Duration::from_millis(150);
 /// How long a record may take to be printed.
-const RECORD_PATIENCE: Duration = Duration::from_secs(3);
+const RECORD_TIMEOUT: Duration = Duration::from_secs(3);
 /// After the last record that is due, for records that are not.
 const EXTRA_WAIT: Duration = Duration::from_millis(300);
 /// One record in so many may be late in the capture's eyes, when this machine took the CPU away between the two.
@@ -167,7 +167,7 @@ fn awaited_records(collector: &Collector, network: &Network, due: usize, within:
         records.retain(|record| within.contains(&record.time_ns));
         Ok(records)
     };
-    let deadline = Instant::now() + RECORD_PATIENCE;
+    let deadline = Instant::now() + RECORD_TIMEOUT;
     while records()?.len() < due && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -20,7 +20,7 @@ use reset_collector_tests::{
     flood,
     metrics::Metrics,
     network::{Layout, Network},
-    poll::look_until,
+    poll::eventually,
     record::Record,
     require_root,
 };
@@ -31,7 +31,7 @@ use rustix::{
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// After the last fault, until all has gone out.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Nobody listens there.
 const CLOSED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1);
 
@@ -124,7 +124,8 @@ fn wait_until_settled(admin: SocketAddr) -> Result<Metrics> {
     let fates = |metrics: &Metrics| term(metrics, "exported_resets_total") + term(metrics, "dropped_resets_total");
     let due = |metrics: &Metrics| term(metrics, "captured_resets_total") + term(metrics, "recovered_resets_total");
     let first = due(&Metrics::read(admin)?);
-    let metrics = look_until(PATIENCE, || look(admin), |metrics| fates(metrics) >= first)?;
+    let metrics =
+        eventually(TIMEOUT, "an outcome for each captured reset", || look(admin), |metrics| fates(metrics) >= first)?;
     ensure!(fates(&metrics) >= first, "{first} captured, and they do not go out: {metrics:?}");
     Ok(metrics)
 }
@@ -248,7 +249,12 @@ fn the_ring_buffer_overflows() -> Result<()> {
         let exported = term(&metrics, "exported_resets_total");
         let sent = network.client.tcp_counter("OutRsts")? - before;
         // The backend writes what it has taken later.
-        let arrived = look_until(PATIENCE, || Ok(backend.logs()?.len() as u64), |arrived| *arrived >= exported)?;
+        let arrived = eventually(
+            TIMEOUT,
+            "all exported records at the backend",
+            || Ok(backend.logs()?.len() as u64),
+            |arrived| *arrived >= exported,
+        )?;
         println!(
             "{sent} resets sent here; {captured} counted, {lost} lost for want of room, {arrived} records arrived"
         );
@@ -278,7 +284,7 @@ fn the_disk_is_full() -> Result<()> {
         signal(backend.pid(), Signal::STOP)?;
         let lost =
             |metrics: &Metrics| metrics.sum("reset_collector_dropped_resets_total", &[("reason", "storage_full")]);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             flood::refused(CLOSED.into(), 100, 1);
             let metrics = look(admin)?;
@@ -290,7 +296,7 @@ fn the_disk_is_full() -> Result<()> {
         let kept = term(&Metrics::read(admin)?, "queued_resets");
         signal(backend.pid(), Signal::CONT)?;
         let settled = |is_so: &dyn Fn(&Metrics) -> bool| -> Result<Metrics> {
-            let metrics = look_until(PATIENCE, || look(admin), is_so)?;
+            let metrics = eventually(TIMEOUT, "the queue after the disk was full", || look(admin), is_so)?;
             ensure!(is_so(&metrics), "{kept} were kept, and: {metrics:?}");
             Ok(metrics)
         };
@@ -298,7 +304,7 @@ fn the_disk_is_full() -> Result<()> {
         println!("a full disk: {kept} kept and sent, {} dropped and counted", lost(&metrics));
         ensure!(kept > 100 && term(&metrics, "dropped_resets_total") == lost(&metrics), "{metrics:?}");
         // What is sent makes room, sooner or later: then nothing is lost any more.
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let before = Metrics::read(admin)?;
             flood::refused(CLOSED.into(), 20, 1);
@@ -379,7 +385,14 @@ fn killed_at_any_instant_it_loses_no_more_than_the_tail() -> Result<()> {
         collector.stop()?;
         let printed: HashSet<&Identity> = runs.iter().flat_map(|run| &run.printed).collect();
         let all_there = |arrived: &HashMap<Identity, u64>| printed.iter().all(|one| arrived.contains_key(*one));
-        look_until(PATIENCE, || arrived(&backend, network.client.inode), all_there)?;
+        // What is missing is reported below.
+        eventually(
+            TIMEOUT,
+            "all printed records at the backend",
+            || arrived(&backend, network.client.inode),
+            all_there,
+        )
+        .ok();
         std::thread::sleep(BACKEND_WRITES);
         check_kills(&runs, &made, &metrics, &arrived(&backend, network.client.inode)?)
     })

@@ -18,12 +18,12 @@ use reset_collector_tests::{
     flood,
     metrics::Metrics,
     network::{Layout, Network},
-    poll::look_until,
+    poll::eventually,
     require_root,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// nobody, by its number.
 const OTHER_USER: u32 = 65_534;
 const CLOSED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 3);
@@ -143,6 +143,6 @@ fn check_threads(pid: u32) -> Result<()> {
     Ok(())
 }
 
-fn awaited<T>(look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    look_until(PATIENCE, look, Option::is_some)?.with_context(|| format!("it did not come within {PATIENCE:?}"))
+fn awaited<T: std::fmt::Debug>(look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    eventually(TIMEOUT, "a value", look, Option::is_some)?.context("nothing")
 }

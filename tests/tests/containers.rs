@@ -24,7 +24,7 @@ const PORT: &str = "7000";
 const SERVER: &str = "127.0.1.1";
 /// Enough that the process lives while it is looked at.
 const TIMES: &str = "200";
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const ID: &str = "3dcad4c4f7e0f0d0b6d1a7a6a0e0f3f57ce9ae0a23b1b3c9a9a3f2e4d5c6b7a8";
 const POD: &str = "b0f1a9e6-7c1d-4a53-9a1c-1f5a0c3d2e4b";
 
@@ -154,7 +154,7 @@ fn each_runtimes_layout() -> Result<()> {
 
 /// The records of an address, once all are there: each connection ends in one at its end.
 fn awaited(collector: &Collector, namespace: u32, from: &str) -> Result<Vec<Record>> {
-    collector.awaited_records(namespace, from, TIMES.parse()?, PATIENCE)
+    collector.awaited_records(namespace, from, TIMES.parse()?, TIMEOUT)
 }
 
 #[test]

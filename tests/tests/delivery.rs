@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
     backend::{Backend, Log},
     collector::Collector,
-    poll::look_until,
+    poll::eventually,
     record::Record,
     require_root, suite,
 };
@@ -26,7 +26,7 @@ const FILTERS: [&str; 8] = [
     "rejected_by_iptables",
     "reset_in_window",
 ];
-const ARRIVAL_PATIENCE: Duration = Duration::from_secs(10);
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[test]
 #[ignore = "needs root: run by `make e2e`"]
@@ -65,7 +65,7 @@ fn awaited(backend: &Backend, printed: &[Record]) -> Result<Vec<Log>> {
         logs.retain(|log| times.contains(&log.time_ns));
         Ok(logs)
     };
-    look_until(ARRIVAL_PATIENCE, look, |logs| logs.len() >= printed.len())
+    eventually(ARRIVAL_TIMEOUT, "all printed records at the backend", look, |logs| logs.len() >= printed.len())
 }
 
 fn compare(printed: &[Record], arrived: &[Log]) -> Result<()> {

@@ -22,7 +22,7 @@ use reset_collector_tests::{
 };
 
 /// SDKs batch for 5 s, and a reset waits 6 s for its span.
-const TRACE_PATIENCE: Duration = Duration::from_secs(40);
+const TRACE_TIMEOUT: Duration = Duration::from_secs(40);
 const SHOP: u16 = 8000;
 const PAYMENT: u16 = 8001;
 const ADMIN: u16 = 9464;
@@ -128,7 +128,7 @@ fn break_checkout(
     let small = programs.ask("POST", SHOP, "/checkout/1000")?;
     ensure!(small == "payment said 200\n", "{small}");
 
-    let deadline = Instant::now() + TRACE_PATIENCE;
+    let deadline = Instant::now() + TRACE_TIMEOUT;
     let spans = loop {
         let spans = jaeger.all_spans()?;
         if is_told(&spans) {

@@ -25,7 +25,7 @@ use reset_collector_tests::{
 };
 use serde_json::Value;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const ADMIN: u16 = 9464;
 const PROMETHEUS: u16 = 9090;
 /// The first reset that the pages propose: nothing listens there.
@@ -45,7 +45,7 @@ fn start_collector(programs: &mut Programs<'_>, file: &str) -> Result<()> {
 fn wait(what: &str, is_so: impl Fn() -> Result<bool>, said: impl Fn() -> String) -> Result<()> {
     /// Of what a program has said, the last is enough.
     const SHOWN: usize = 4096;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !is_so()? {
         let said = said();
         let start = said.floor_char_boundary(said.len().saturating_sub(SHOWN));

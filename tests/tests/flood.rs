@@ -17,7 +17,7 @@ use reset_collector_tests::{
 
 const CONNECTIONS: u64 = 200_000;
 const THREADS: u64 = 2;
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// After so long without a new record there come no more.
 const QUIET: Duration = Duration::from_secs(3);
 /// No ceiling: the default one keeps a flood like this from the backend.
@@ -44,7 +44,7 @@ fn refused_connections_at_full_speed() -> Result<()> {
         let direction = format!("\"{direction}\"");
         collector.count_lines(|line| line.contains(&here) && line.contains(&direction)) as u64
     };
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let (mut transmitted, mut received) = (printed("transmit"), printed("receive"));
     while Instant::now() < deadline {
         std::thread::sleep(QUIET);

@@ -18,13 +18,13 @@ use reset_collector_tests::{
     container::{self, Container},
     network::{Layout, Network},
     owner::build_peer,
-    poll::look_until,
+    poll::eventually,
     record::Record,
 };
 use serde_json::json;
 
 const NEEDED: [&str; 4] = ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"];
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const SERVER: &str = "127.0.1.1";
 const CLIENT: &str = "127.0.6.1";
 const PORT: &str = "7000";
@@ -43,7 +43,7 @@ fn node_agent(arguments: &[&str]) -> Result<Container> {
 /// The workload: clients that another user runs, so that looking at them takes the capabilities.
 fn workload(peer: &Path) -> Result<Container> {
     // It lives until it has been looked at, however busy the machine is; the test ends it.
-    let seconds = (2 * PATIENCE.as_secs()).to_string();
+    let seconds = (2 * TIMEOUT.as_secs()).to_string();
     let mut container = Container::new(peer, &["demand", CLIENT, SERVER, PORT, &TIMES.to_string(), &seconds])?;
     container.set_variable("OTEL_SERVICE_NAME", "inside");
     container.config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
@@ -67,7 +67,7 @@ fn start(command: &mut Command) -> Result<Running> {
 /// Runs the workload and returns the records of its end of the connections.
 fn records_of_workload(collector: &Collector, network: &Network, workload: &Container) -> Result<Vec<Record>> {
     let _running = start(&mut workload.command()?)?;
-    collector.awaited_records(network.server.inode, CLIENT, TIMES, PATIENCE)
+    collector.awaited_records(network.server.inode, CLIENT, TIMES, TIMEOUT)
 }
 
 /// A directory that goes with the test.
@@ -118,7 +118,7 @@ fn as_node_agent_it_knows_every_pods_owners_and_sends_to_a_name() -> Result<()> 
         let logs = backend.logs()?;
         Ok(logs.iter().filter(|log| log.resource.get("service.name").is_some_and(|name| name == "inside")).count())
     };
-    let arrived = look_until(PATIENCE, look, |arrived| *arrived >= TIMES)?;
+    let arrived = eventually(TIMEOUT, "records of the workload at the backend", look, |arrived| *arrived >= TIMES)?;
     ensure!(arrived >= TIMES, "{arrived} of {TIMES} arrived: {}", collector.said());
     Ok(())
 }
@@ -132,7 +132,7 @@ fn as_sidecar_it_knows_the_owners_of_its_pod() -> Result<()> {
     let mut server = Container::new(&peer, &["answer", SERVER, PORT])?;
     server.join("network", Some(&network.server.file()));
     let _server = start(&mut server.command()?)?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while server.pid().is_err() {
         ensure!(Instant::now() < deadline, "the first container of the pod does not start");
         std::thread::sleep(Duration::from_millis(20));

@@ -17,7 +17,7 @@ use reset_collector_tests::{
     collector::Collector,
     flood,
     network::{Layout, Network},
-    poll::look_until,
+    poll::eventually,
     record::Record,
     require_root,
 };
@@ -26,7 +26,7 @@ const STARTS: usize = 200;
 /// Every so many is killed, and has no time to clean up.
 const KILLED_EVERY: usize = 10;
 /// The kernel frees what nobody holds a little later.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const RESETS: u64 = 500;
 /// All that can be attached: programs of cgroups too.
 const EVERYTHING: &str = "correlation: { http_headers: { ports: [8080] } }\n";
@@ -84,7 +84,12 @@ fn two_hundred_starts_leave_nothing() -> Result<()> {
     }
     std::fs::remove_file(&file)?;
     ensure!(most.0 > 10 && most.1 > 5 && most.2 > 5, "what runs is not seen: {most:?}");
-    let left = look_until(PATIENCE, || Ok(Held::now().beyond(&before)), |left| *left == (0, 0, 0))?;
+    let left = eventually(
+        TIMEOUT,
+        "nothing left in the kernel",
+        || Ok(Held::now().beyond(&before)),
+        |left| *left == (0, 0, 0),
+    )?;
     println!("{STARTS} starts, {most:?} programs, maps and links at most; {left:?} left");
     ensure!(left == (0, 0, 0), "programs, maps and links stay in the kernel: {left:?}");
     ensure!(directories.map(names) == before_names, "names stay: {before_names:?}, now {:?}", directories.map(names));
@@ -123,7 +128,7 @@ fn two_side_by_side_see_the_same() -> Result<()> {
 /// What tells each record of another, once each of so many resets has its two.
 fn told(collector: &Collector, network: &Network, resets: u64) -> Result<BTreeSet<(String, SocketAddr, SocketAddr)>> {
     let look = || collector.records(&[network.client.inode]);
-    let records = look_until(PATIENCE, look, |records| records.len() as u64 >= 2 * resets)?;
+    let records = eventually(TIMEOUT, "two records of each reset", look, |records| records.len() as u64 >= 2 * resets)?;
     ensure!(records.len() as u64 == 2 * resets, "{resets} resets, {} records", records.len());
     let told = |record: &Record| (record.text("network.io.direction").to_owned(), record.source, record.destination);
     Ok(records.iter().map(told).collect())

@@ -18,7 +18,7 @@ use reset_collector_tests::{
     collector::program,
     flood,
     network::{Layout, Network},
-    poll::look_until,
+    poll::eventually,
     require_root,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -55,7 +55,8 @@ impl Run {
         let child = command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn()?;
         let run = Self { child, admin, backend, network, _directory: directory };
         // Standard error may be unreadable: the admin endpoint tells when it is ready.
-        let ready = look_until(TIMEOUT, || Ok(run.get("/readyz").is_ok_and(|page| page.contains(" 200 "))), |ok| *ok)?;
+        let ready =
+            eventually(TIMEOUT, "ready", || Ok(run.get("/readyz").is_ok_and(|page| page.contains(" 200 "))), |ok| *ok)?;
         ensure!(ready, "the collector is not ready");
         Ok(run)
     }
@@ -80,7 +81,7 @@ impl Run {
                 logs.iter().filter(|log| log.attributes["tcp.network_namespace"].as_u64() == Some(namespace.into()));
             Ok(here.count() as u64)
         };
-        let arrived = look_until(TIMEOUT, look, |arrived| *arrived >= due)?;
+        let arrived = eventually(TIMEOUT, "records at the backend", look, |arrived| *arrived >= due)?;
         ensure!(arrived == due, "{arrived} of {due} records arrived");
         ensure!(self.get("/healthz")?.contains(" 200 "), "not healthy");
         Ok(arrived)
@@ -93,7 +94,8 @@ impl Run {
     fn end(mut self) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
         let started = Instant::now();
-        let status = look_until(TIMEOUT, || Ok(self.child.try_wait()?), Option::is_some)?.context("it does not end")?;
+        let status = eventually(TIMEOUT, "the end of the process", || Ok(self.child.try_wait()?), Option::is_some)?
+            .context("it does not end")?;
         let took = started.elapsed();
         ensure!(took < END_TIMEOUT, "SIGTERM took {took:?}");
         Ok(status)
@@ -155,7 +157,7 @@ fn a_reader_that_stops_and_goes_on_gets_its_lines() -> Result<()> {
     kill_process(Pid::from_child(&cat), Signal::CONT)?;
     let namespace = format!("\"tcp.network_namespace\":{}", run.network.client.inode);
     let look = || Ok(fs::read_to_string(&file)?.lines().filter(|line| line.contains(&namespace)).count() as u64);
-    let printed = look_until(TIMEOUT, look, |printed| *printed >= arrived)?;
+    let printed = eventually(TIMEOUT, "all records printed", look, |printed| *printed >= arrived)?;
     let status = run.end()?;
     cat.wait()?;
     ensure!(printed == arrived && status.code() == Some(0), "{status}: {printed} of {arrived} lines");

@@ -15,7 +15,7 @@ use reset_collector_tests::{
 
 /// Cases whose connections are older than the collector.
 const OLDER: &str = "older_than_the_collector";
-const RECORD_PATIENCE: Duration = Duration::from_secs(20);
+const RECORD_TIMEOUT: Duration = Duration::from_secs(20);
 /// After the last record that is due, for records that are not.
 const EXTRA_WAIT: Duration = Duration::from_millis(300);
 
@@ -103,7 +103,7 @@ fn awaited(collector: &Collector, namespace: u32, since: SystemTime, due: usize)
         records.retain(|record| record.time_ns >= since_ns);
         Ok(records)
     };
-    let deadline = Instant::now() + RECORD_PATIENCE;
+    let deadline = Instant::now() + RECORD_TIMEOUT;
     while records()?.len() < due && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -28,7 +28,7 @@ const NOISE_RATE: u64 = 5_000;
 const NOISE_PROCESSES: u64 = 2;
 /// One record in so many may be without an owner.
 const NAMELESS_ALLOWED_OF: u64 = 1_000;
-const PATIENCE: Duration = Duration::from_secs(180);
+const TIMEOUT: Duration = Duration::from_secs(180);
 const PORT: &str = "7000";
 /// The noise is stopped when the resets are done.
 const NOISE_SECONDS: &str = "600";
@@ -134,7 +134,7 @@ fn wait_for(tally: &Mutex<Tally>, records: u64) {
         let tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
         tally.values().flat_map(HashMap::values).sum()
     };
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while total() < records && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -27,7 +27,7 @@ const FILES: [&str; 7] = [
     "/usr/share/reset-collector/schema.json",
 ];
 /// It takes ten seconds on a machine with nothing else to do.
-const PATIENCE_S: &str = "300";
+const TIMEOUT_S: &str = "300";
 /// What the unit leaves open, by `systemd-analyze security`: it needs the host's processes and network.
 const EXPOSURE_TENTHS: &str = "25";
 
@@ -89,7 +89,7 @@ fn the_package_installs_runs_and_goes() -> Result<()> {
     // Everything that the script starts ends with it; what it writes lies in memory and goes as well.
     let script = crate_directory().join("package/in_a_root_of_its_own");
     let mut command = Command::new("timeout");
-    command.args([PATIENCE_S, "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command.args([TIMEOUT_S, "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
     println!("{}", printed(command.arg(script).arg(&directory.0).arg(&deb).arg(EXPOSURE_TENTHS))?);
     Ok(())
 }

@@ -35,7 +35,7 @@ held = [listener.accept()[0] for _ in range(count)]
 print('held', flush=True)
 sys.stdin.read()
 ";
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[test]
 #[ignore = "needs root: run by `make e2e`"]
@@ -57,7 +57,7 @@ fn ten_thousand_older_connections_are_named() -> Result<()> {
         drop(client);
     }
     // A reset sent and one received of each.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let here = format!("\"network.namespace.inode\":{}", network.server.inode);
     while collector.count_lines(|line| line.contains(&here)) < 2 * CONNECTIONS && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(50));

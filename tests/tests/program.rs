@@ -26,12 +26,12 @@ use reset_collector_tests::{
     collector::{Collector, program},
     flood,
     network::{Layout, Network},
-    poll::look_until,
+    poll::eventually,
     require_root,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// `signals::EXIT_AT_ONCE` as README tells it.
 const EXIT_AT_ONCE: i32 = 3;
 const CLOSED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
@@ -69,7 +69,7 @@ fn signal(child: &Child, signal: Signal) -> Result<()> {
 
 /// How it ended and what it still said.
 fn end(mut child: Child, mut stderr: impl Read) -> Result<(ExitStatus, String)> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let status = loop {
         match child.try_wait()? {
             Some(status) => break status,
@@ -165,7 +165,7 @@ fn a_reader_that_goes_leaves_a_run_that_exports() -> Result<()> {
         log.attributes["tcp.network_namespace"].as_u64() == Some(network.client.inode.into())
     };
     let look = || Ok(backend.logs()?.iter().filter(here).count() as u64);
-    let arrived = look_until(PATIENCE, look, |arrived| *arrived >= 2 * RESETS)?;
+    let arrived = eventually(TIMEOUT, "all records at the backend", look, |arrived| *arrived >= 2 * RESETS)?;
     ensure!(arrived == 2 * RESETS && child.try_wait()?.is_none(), "{arrived} records arrived");
     signal(&child, Signal::TERM)?;
     let (status, said) = end(child, stderr)?;
@@ -220,7 +220,7 @@ struct Ear(UnixDatagram);
 impl Ear {
     fn at(address: &UnixAddress) -> Result<Self> {
         let socket = UnixDatagram::bind_addr(address)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
         Ok(Self(socket))
     }
 
@@ -368,7 +368,7 @@ fn a_swapped_config_map_is_taken_over_and_a_bad_one_is_not() -> Result<()> {
     let mut volume = ConfigMap::mount("filters: []")?;
     let collector = Collector::start(&["--config", &volume.file().to_string_lossy()], &[])?;
     let wait = |what: &str, is_so: &dyn Fn() -> Result<bool>| -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !is_so()? {
             ensure!(Instant::now() < deadline, "{what}: {}", collector.said());
             std::thread::sleep(Duration::from_millis(20));

@@ -23,7 +23,7 @@ use reset_collector_tests::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Longer than any stage of the pipeline holds a reset without traces.
 const SETTLED: Duration = Duration::from_millis(180);
 /// Of the actor's last reset.
@@ -104,7 +104,7 @@ impl Bench {
         let before = taken();
         fs::write(&self.file, filters)?;
         kill_process(Pid::from_raw(self.collector.pid().cast_signed()).context("no pid")?, Signal::HUP)?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while taken() == before {
             ensure!(Instant::now() < deadline, "{filters} is not taken: {}", self.collector.said());
             std::thread::sleep(Duration::from_millis(2));
@@ -117,7 +117,7 @@ impl Bench {
         let before = self.collector.records(&[self.namespace])?.len();
         self.actor.act()?;
         let new = || -> Result<Vec<Record>> { Ok(self.collector.records(&[self.namespace])?.split_off(before)) };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let told = new()?;
             let last = told.iter().filter(|record| is_last(record)).count();

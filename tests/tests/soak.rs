@@ -27,7 +27,7 @@ use rustix::process::{Pid, Signal, kill_process};
 const DEFAULT_SECONDS: u64 = 30;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// After the last fault, until all has gone out.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the backend is well, and how long it is not.
 const WELL: Duration = Duration::from_millis(1_500);
 const ILL: Duration = Duration::from_millis(800);
@@ -128,7 +128,7 @@ fn looks(pid: u32, admin: SocketAddr, over: &AtomicBool) -> Result<Vec<Usage>> {
 /// Other resets of the host go on: what waits then is young.
 fn wait_until_drained(admin: SocketAddr) -> Result<()> {
     let waited_for = Metrics::read(admin)?.sum("reset_collector_captured_resets_total", &[]);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let metrics = Metrics::read(admin)?;
         let settled = |lane: &[(&str, &str); 2]| {

@@ -20,7 +20,7 @@ use reset_collector_tests::{
     require_root,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const CLOSED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 /// A year that no certificate here outlives, and one that is over.
 const LATER: i32 = 4000;
@@ -180,7 +180,7 @@ fn by(protocol: &'static str, servers: &mut Servers, files: &Files) -> Result<()
     next.certify(files, "rotated", "localhost", LATER)?;
     servers.restart("rotated")?;
     let rotated = lanes.iter().find(|lane| lane.row.server == "rotated").context("no such row")?;
-    let (before, deadline) = (rotated.exported(admin)?, Instant::now() + PATIENCE);
+    let (before, deadline) = (rotated.exported(admin)?, Instant::now() + TIMEOUT);
     files.put("rotating.pem", &next.pem)?;
     flood::refused(CLOSED, 5, 1);
     while rotated.exported(admin)? == before {
@@ -246,7 +246,7 @@ impl Lane {
 
     /// What came of it, in time; what came instead.
     fn came_true(&self, admin: SocketAddr, collector: &Collector) -> Result<Result<String, String>> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let (exported, said) = (self.exported(admin)?, collector.said());
             let prefix = format!("{}: ", self.name);

@@ -17,7 +17,7 @@ use reset_collector_tests::{
 };
 
 /// A span waits five seconds in its SDK, and a busy machine may take as long again to send it.
-const ARRIVAL_PATIENCE: Duration = Duration::from_secs(40);
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(40);
 const SETTLED: Duration = Duration::from_secs(7);
 /// Resets that may be found on no span, beside those that never can be: on a machine with much else to do a call may
 /// end so long after its reset, or connect so long after its start, that nothing ties them. None may be on a wrong one.
@@ -269,7 +269,7 @@ fn jaeger_alone_needs_one_line() -> Result<()> {
         ensure!(refused.is_err(), "something listens at port 9");
         std::thread::sleep(Duration::from_millis(500)); // a batch of its own
     }
-    let deadline = Instant::now() + ARRIVAL_PATIENCE;
+    let deadline = Instant::now() + ARRIVAL_TIMEOUT;
     let spans = loop {
         let spans = jaeger.all_spans()?;
         if spans.len() >= 2 * ROUNDS || Instant::now() > deadline {
@@ -358,7 +358,7 @@ fn awaited(
 ) -> Result<Vec<(Truth, Verdict)>> {
     ensure!(!truths.is_empty(), "no program told anything");
     std::thread::sleep(SETTLED);
-    let deadline = Instant::now() + ARRIVAL_PATIENCE - SETTLED;
+    let deadline = Instant::now() + ARRIVAL_TIMEOUT - SETTLED;
     loop {
         let verdicts = judge()?;
         if verdicts.iter().all(|(truth, verdict)| !is_fault(truth, verdict, by)) || Instant::now() > deadline {

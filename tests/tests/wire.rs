@@ -23,7 +23,7 @@ use serde::Deserialize;
 
 const PORT: &str = "8080";
 const PROXY_PORT: &str = "8081";
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection that was reset, as the script that made it knows it.
 #[derive(Debug, Deserialize)]
@@ -110,7 +110,7 @@ fn judge(script: &str, arguments: &[&str], least: usize) -> Result<()> {
     let truths = truths(command)?;
     let ends: usize = truths.iter().map(|truth| truth.ends.len()).sum();
     ensure!(ends >= least, "{ends} ends of connections, not {least}");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let is_told = |records: &[Record]| {
         let mut ends = truths.iter().flat_map(|truth| truth.ends.keys().map(move |end| (truth, end)));
         ends.all(|(truth, end)| !truth.records(end, records).is_empty())

@@ -17,7 +17,7 @@ use std::{
 /// Does work on a thread, and leaves that thread behind when it takes too long.
 pub struct Deadline<Q, A> {
     work: Arc<dyn Fn(Q) -> A + Send + Sync>,
-    patience: Duration,
+    timeout: Duration,
     max_threads: usize,
     /// Threads that live, those left behind included.
     threads: Arc<AtomicUsize>,
@@ -39,9 +39,9 @@ impl Drop for Counted {
 }
 
 impl<Q: Send + 'static, A: Send + 'static> Deadline<Q, A> {
-    /// Does `work`, waits `patience` for it, and has at most `max_threads` threads, hanging ones included.
-    pub fn new(work: impl Fn(Q) -> A + Send + Sync + 'static, patience: Duration, max_threads: usize) -> Self {
-        Self { work: Arc::new(work), patience, max_threads, threads: Arc::default(), worker: None }
+    /// Does `work`, waits `timeout` for it, and has at most `max_threads` threads, hanging ones included.
+    pub fn new(work: impl Fn(Q) -> A + Send + Sync + 'static, timeout: Duration, max_threads: usize) -> Self {
+        Self { work: Arc::new(work), timeout, max_threads, threads: Arc::default(), worker: None }
     }
 
     /// The work's result, or `None` when it took too long or too many threads hang already.
@@ -51,7 +51,7 @@ impl<Q: Send + 'static, A: Send + 'static> Deadline<Q, A> {
             None => self.spawn()?,
         };
         worker.questions.send(question).ok()?;
-        let answer = worker.answers.recv_timeout(self.patience).ok()?;
+        let answer = worker.answers.recv_timeout(self.timeout).ok()?;
         self.worker = Some(worker);
         Some(answer)
     }
@@ -80,7 +80,7 @@ impl<Q: Send + 'static, A: Send + 'static> Deadline<Q, A> {
 
 impl<Q, A> std::fmt::Debug for Deadline<Q, A> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Deadline").field("patience", &self.patience).finish_non_exhaustive()
+        formatter.debug_struct("Deadline").field("timeout", &self.timeout).finish_non_exhaustive()
     }
 }
 

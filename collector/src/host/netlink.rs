@@ -25,7 +25,7 @@ const NEW_LINK: u16 = 16;
 /// `SOCK_DESTROY` (include/uapi/linux/sock_diag.h)
 const SOCKET_DESTROY: u16 = 21;
 /// The kernel answers at once; longer is a fault.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Sets the loopback device of this thread's network namespace up.
 ///
@@ -80,7 +80,7 @@ fn address(address: IpAddr) -> [u8; 16] {
 
 fn ask(protocol: Option<Protocol>, kind: u16, body: &[u8]) -> io::Result<()> {
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(TIMEOUT))?;
     let mut message = ((HEADER_LEN + body.len()) as u32).to_ne_bytes().to_vec();
     message.extend(kind.to_ne_bytes());
     message.extend(REQUEST_WITH_ANSWER.to_ne_bytes());

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Longest that the records may take: the kernel writes them before the acts return.
-const PATIENCE: Duration = Duration::from_millis(300);
+const TIMEOUT: Duration = Duration::from_millis(300);
 /// Between two looks at the ring buffer.
 const PAUSE: Duration = Duration::from_millis(1);
 /// What the client sends and what the server answers, before the client resets the connection.
@@ -114,7 +114,7 @@ pub fn run(
         return Ok(Outcome::Skipped("no hook runs that sees what TCP sends, or what a socket receives".to_owned()));
     }
     let mut strangers = Vec::new();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         kernel.drain(usize::MAX, |bytes| {
             let now = clock::now();

@@ -13,7 +13,7 @@ use probes::{ResetRecord, flag};
 use crate::model::Reset;
 
 /// How long a record in doubt waits: the send follows within microseconds, and the ring buffer is read every 20 ms.
-const PATIENCE: Duration = Duration::from_millis(45);
+const TIMEOUT: Duration = Duration::from_millis(45);
 /// Records in doubt at most; more, and the oldest go on.
 const MAX_HELD: usize = 4_096;
 
@@ -56,6 +56,6 @@ impl Doubts {
 
     /// When the oldest is in doubt no longer.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.held.front().map(|(since, _)| *since + PATIENCE)
+        self.held.front().map(|(since, _)| *since + TIMEOUT)
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     throughput::{BATCHES, Cost, RECORDS, attribute_name, attribute_value, cpu_seconds, send},
 };
 
-const START_PATIENCE: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A Collector that runs until it goes out of scope.
 struct Collector {
@@ -63,7 +63,7 @@ impl Collector {
         let mut command = Command::new(program);
         command.arg("--config").arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
         let collector = Self { child: command.spawn().unwrap(), grpc, _directory: directory };
-        let deadline = Instant::now() + START_PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         while TcpStream::connect(grpc).is_err() {
             assert!(Instant::now() < deadline, "the Collector does not listen");
             std::thread::sleep(Duration::from_millis(20));

@@ -18,7 +18,7 @@ use crate::app::demo::{Options, scenario::Family, segment};
 use crate::host::netlink;
 
 /// How long the other end waits for its reset: longer than the slowest, a keepalive that ran out.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Shortest that the kernel takes for keepalive.
 const SECOND: Duration = Duration::from_secs(1);
 /// A sequence or acknowledgement number that no connection here has, but for one chance in 2^16.
@@ -306,7 +306,7 @@ fn close_in_order(client: TcpStream, mut server: TcpStream) -> io::Result<()> {
 /// Waits until the reset has come, whatever error the socket makes of it.
 fn wait_for_reset<'a>(end: impl Into<SockRef<'a>>) -> io::Result<()> {
     let end = end.into();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while Instant::now() < deadline {
         if end.take_error()?.is_some() {
             return Ok(());
