@@ -7,7 +7,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use probes::{COMM_LEN, RECORD_VERSION, ResetRecord};
 use reset_collector::{
     config::settings::{self, Signals},
-    event::Teller,
+    event::EventBuilder,
     export::console::Console,
     model::resource::{Resource, ResourceValue},
     model::{
@@ -113,22 +113,22 @@ fn bench(criterion: &mut Criterion) {
                 });
             });
         });
-        let mut teller = Teller::new(false, 1);
+        let mut builder = EventBuilder::new(false, 1);
         group.bench_function(format!("log_record/v{ip_version}"), |bencher| {
             bencher.iter(|| {
                 out.clear();
-                each_reset(&decoder, &records, |reset| encode::log_record(&teller.tell(reset), &mut out));
+                each_reset(&decoder, &records, |reset| encode::log_record(&builder.build(reset), &mut out));
                 black_box(&out);
             });
         });
-        let mut teller = Teller::new(true, 1);
+        let mut builder = EventBuilder::new(true, 1);
         group.bench_function(format!("log_record_and_span/v{ip_version}"), |bencher| {
             bencher.iter(|| {
                 out.clear();
                 each_reset(&decoder, &records, |reset| {
-                    let told = teller.tell(reset);
-                    let identity = told.identity.span.expect("traces are on");
-                    encode::log_record_and_span(&told, &identity, &mut out);
+                    let event = builder.build(reset);
+                    let identity = event.contexts.span.expect("traces are on");
+                    encode::log_record_and_span(&event, &identity, &mut out);
                 });
                 black_box(&out);
             });
@@ -137,13 +137,13 @@ fn bench(criterion: &mut Criterion) {
             ("logs", Signals { logs: true, traces: false, metrics: false }),
             ("logs_and_traces", Signals { logs: true, traces: true, metrics: false }),
         ] {
-            let mut teller = Teller::new(signals.traces, 1);
+            let mut builder = EventBuilder::new(signals.traces, 1);
             let mut batcher = Batcher::new(settings::Batch::default(), signals);
             let now = Instant::now();
             group.bench_function(format!("batch_{name}/v{ip_version}"), |bencher| {
                 bencher.iter(|| {
                     each_reset(&decoder, &records, |reset| {
-                        batcher.push(&teller.tell(reset), now);
+                        batcher.push(&builder.build(reset), now);
                         black_box(batcher.take_due(now));
                     });
                 });
@@ -153,7 +153,7 @@ fn bench(criterion: &mut Criterion) {
         group.bench_function(format!("console_json/v{ip_version}"), |bencher| {
             bencher.iter(|| {
                 each_reset(&decoder, &records, |reset| {
-                    console.push(&teller.tell(reset), &mut io::sink()).expect("a sink takes all");
+                    console.push(&builder.build(reset), &mut io::sink()).expect("a sink takes all");
                 });
             });
         });

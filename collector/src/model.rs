@@ -136,6 +136,14 @@ pub struct Actor {
     pub signal: Option<u8>,
 }
 
+impl Actor {
+    /// Its name, if it has one.
+    pub fn name(&self) -> Option<&str> {
+        let name = self.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+        str::from_utf8(name).ok().filter(|name| !name.is_empty())
+    }
+}
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProcessExit {
@@ -377,10 +385,22 @@ fn actor(record: &ResetRecord) -> Option<Actor> {
     (record.thread_id != 0 && pid != 0).then(|| Actor {
         pid,
         thread_id: record.thread_id,
-        comm,
+        comm: printable(comm),
         exiting: record.flags & flag::EXITING != 0,
         signal: signaled.then_some((record.exit_code & SIGNAL) as u8).filter(|&signal| signal != 0),
     })
+}
+
+/// The name with `?` for each control character and each byte that is not UTF-8: a process chooses its own name.
+fn printable(mut comm: [u8; probes::COMM_LEN]) -> [u8; probes::COMM_LEN] {
+    let is_plain = |byte: &u8| *byte == 0 || !byte.is_ascii_control();
+    let is_text = str::from_utf8(&comm).is_ok_and(|text| text.chars().all(|c| c == '\0' || !c.is_control()));
+    if !is_text {
+        for byte in comm.iter_mut().filter(|byte| !is_plain(byte) || !byte.is_ascii()) {
+            *byte = b'?';
+        }
+    }
+    comm
 }
 
 fn trace(record: &ResetRecord) -> Option<Trace> {

@@ -16,7 +16,7 @@ use crate::{
     config::settings::Capture,
     correlate::Correlator,
     enrich::Enricher,
-    event::{Teller, Told},
+    event::{EventBuilder, ResetEvent},
     export::{
         Exporter,
         console::{Console, Reader},
@@ -54,8 +54,8 @@ impl Output {
         self.batcher.signals().traces
     }
 
-    fn take(&mut self, told: &Told<'_>, now: Instant) {
-        if !self.batcher.push(told, now) {
+    fn take(&mut self, event: &ResetEvent<'_>, now: Instant) {
+        if !self.batcher.push(event, now) {
             self.elsewhere += 1;
         }
     }
@@ -107,7 +107,7 @@ pub struct Stages {
     /// Chooses among the rest.
     pub sampler: Sampler,
     /// Puts them into words.
-    pub teller: Teller,
+    pub builder: EventBuilder,
     /// Renders their lines.
     pub console: Console,
     /// Writes these.
@@ -262,9 +262,9 @@ impl Pipeline {
         }
         match verdict {
             Verdict::Keep { .. } => {
-                let told = self.stages.teller.tell(&reset);
-                self.stages.account.exemplars.keep(&reset, &told.identity);
-                if hand_over(&told, &mut self.stages.console, &mut self.stages.outputs, now.instant) {
+                let event = self.stages.builder.build(&reset);
+                self.stages.account.exemplars.keep(&reset, &event.contexts);
+                if hand_over(&event, &mut self.stages.console, &mut self.stages.outputs, now.instant) {
                     self.print();
                 }
             }
@@ -275,10 +275,10 @@ impl Pipeline {
     }
 
     fn tell_summary(&mut self, summary: &Summary, now: Instant) {
-        let told = self.stages.teller.tell(&summary.reset);
-        let sentence = format!("{} ({})", summary.sentence(), told.sentence);
-        let told = Told { sentence: &sentence, ..told };
-        if hand_over(&told, &mut self.stages.console, &mut self.stages.outputs, now) {
+        let event = self.stages.builder.build(&summary.reset);
+        let message = format!("{} ({})", summary.sentence(), event.message);
+        let event = ResetEvent { message: &message, ..event };
+        if hand_over(&event, &mut self.stages.console, &mut self.stages.outputs, now) {
             self.print();
         }
     }
@@ -286,8 +286,8 @@ impl Pipeline {
     /// In a dry run: what a reset meets.
     fn show_fate(&mut self, reset: &Reset, fate: &dyn std::fmt::Display) {
         if self.stages.dry_run {
-            let told = self.stages.teller.tell(reset);
-            self.stages.stdout.push(format!("{fate}: {}\n", told.sentence).as_bytes());
+            let event = self.stages.builder.build(reset);
+            self.stages.stdout.push(format!("{fate}: {}\n", event.message).as_bytes());
         }
     }
 
@@ -323,9 +323,9 @@ impl Pipeline {
 }
 
 /// One reset to the terminal and to every destination. `true`: the terminal's lines are to be written.
-fn hand_over(told: &Told<'_>, console: &mut Console, outputs: &mut [Output], now: Instant) -> bool {
-    outputs.iter_mut().for_each(|output| output.take(told, now));
-    console.add(told)
+fn hand_over(event: &ResetEvent<'_>, console: &mut Console, outputs: &mut [Output], now: Instant) -> bool {
+    outputs.iter_mut().for_each(|output| output.take(event, now));
+    console.add(event)
 }
 
 #[cfg(test)]

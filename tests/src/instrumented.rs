@@ -231,7 +231,7 @@ impl<'a> Judge<'a> {
         let (trace, span) = (text(&log.record["traceId"]), text(&log.record["spanId"]));
         let method = log.attributes.get("tcp.reset.trace.method").map(text).unwrap_or_default();
         // Without a method the trace is one of the collector's own, begun for this reset: no program has a span in it.
-        let alone = |spans: &Vec<&Span>| spans.iter().all(|span| span.operation == "tcp.reset");
+        let alone = |spans: &Vec<&Span>| spans.iter().all(|span| span.operation.starts_with("tcp.reset "));
         let none = method.is_empty() && self.traces.get(trace.as_str()).is_none_or(alone);
         let Some((true_trace, true_span)) = self.true_span(truth) else {
             return if none {
@@ -254,7 +254,7 @@ impl<'a> Judge<'a> {
         let in_trace = self.traces.get(trace.as_str()).map(Vec::as_slice).unwrap_or_default();
         let named = in_trace.iter().find(|found| found.span_id == span);
         // A span that had left before its reset was read gets the event by a child, which the record then names.
-        let child = named.is_some_and(|found| found.operation == "tcp.reset");
+        let child = named.is_some_and(|found| found.operation.starts_with("tcp.reset "));
         let application = if child { named.and_then(|found| found.parent_id.clone()) } else { Some(span.clone()) };
         let told = named.is_some_and(|found| found.resets().any(|event| is_of(event, log)));
         if trace != true_trace {
@@ -282,7 +282,7 @@ impl<'a> Judge<'a> {
         }
         let is_about = |found: &&Span| {
             let about = found.parent_id.iter().chain(&found.links).any(|about| Some(about.as_str()) == span);
-            found.operation == "tcp.reset" && about && told(found)
+            found.operation.starts_with("tcp.reset ") && about && told(found)
         };
         if self.traces.values().flatten().copied().any(|found| is_about(&found)) {
             return Verdict::Right(format!("{method}, child"));
@@ -322,7 +322,7 @@ impl<'a> Judge<'a> {
     /// Events of resets on spans of the programs that no truth puts there.
     pub fn strangers(&self, truths: &[Truth]) -> Vec<String> {
         let mut strangers = Vec::new();
-        for span in self.traces.values().flatten().filter(|span| span.operation != "tcp.reset") {
+        for span in self.traces.values().flatten().filter(|span| !span.operation.starts_with("tcp.reset ")) {
             for event in span.resets() {
                 let fits = |truth: &&Truth| {
                     port(event, "network.peer.port") == Some(truth.peer_port)

@@ -12,7 +12,7 @@ use reset_collector::{
     account::DropReason,
     config,
     model::{
-        attribute::Attribute,
+        attribute::{Attribute, DESCRIPTION, DESCRIPTION_MEANING},
         cause::EXPLANATIONS,
         reason::{List, REASONS},
     },
@@ -125,10 +125,12 @@ fn attributes() -> String {
     for attribute in Attribute::ALL {
         put(&mut page, format_args!("| `{}` | {} |\n", attribute.name(), cell(attribute.meaning())));
     }
+    put(&mut page, format_args!("| `{DESCRIPTION}` | {DESCRIPTION_MEANING} |\n"));
     page.push_str(
         "\nThe log record has the event name `tcp.reset`, the kernel's time as its timestamp, one sentence as its body, and \
          `trace_id` and `span_id` of the span that carries the event, or of the application's span where traces are not \
-         exported and it is known.\n\n## Of the resource\n\nThe resource is the workload that owns the socket. A reset without \
+         exported and it is known. The collector's own span is named `tcp.reset CAUSE`; its status is Error, with the same \
+         sentence, exactly where `error.type` is set.\n\n## Of the resource\n\nThe resource is the workload that owns the socket. A reset without \
          an owner has the host's alone.\n\n| attribute | meaning | from |\n| --- | --- | --- |\n",
     );
     for (names, meaning, source) in RESOURCE {

@@ -171,7 +171,7 @@ fn build_shop(source: &Path, to: &Path) -> Result<PathBuf> {
 
 /// A span that the collector did not make itself.
 fn is_the_applications(span: &Span) -> bool {
-    span.operation != "tcp.reset"
+    !span.operation.starts_with("tcp.reset ")
 }
 
 /// The services and causes that spans tell of.

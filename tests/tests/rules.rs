@@ -28,8 +28,16 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const SETTLED: Duration = Duration::from_millis(180);
 /// Of the actor's last reset.
 const LAST_PORT: u16 = 41099;
-/// Attributes that none of these resets can have: traces need a tracer (`traces.rs`), and a rule may not ask the weight.
-const NOT_HERE: [Attribute; 2] = [Attribute::TraceMethod, Attribute::AdjustedCount];
+/// Attributes that none of these resets can have: a trace needs a tracer (`traces.rs`), an exit or another actor needs a
+/// process of its own (`tests/actors/killed.py`), and a rule may not test the adjusted count.
+const NOT_HERE: [Attribute; 6] = [
+    Attribute::TraceMethod,
+    Attribute::AdjustedCount,
+    Attribute::ExitCode,
+    Attribute::ExitSignal,
+    Attribute::ActorPid,
+    Attribute::ActorName,
+];
 const RESOURCE: &str = "team=red,container.id=0123abcd,k8s.pod.name=shop-1,k8s.namespace.name=prod,service.version=1.2";
 /// Keys of the resource that the actor's process has.
 const RESOURCE_KEYS: [&str; 13] = [

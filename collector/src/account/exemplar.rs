@@ -15,7 +15,7 @@ use probes::{COUNTERS, Cause, Direction, Origin, counter_index};
 use prost::Message;
 
 use crate::{
-    event::{Identity, SpanId, TraceId},
+    event::{SpanContexts, SpanId, TraceId},
     model::{Reset, TraceMethod},
 };
 
@@ -45,9 +45,9 @@ struct Kept {
 
 impl Exemplars {
     /// Keeps a reset whose trace is the application's and known without a doubt.
-    pub fn keep(&self, reset: &Reset, identity: &Identity) {
+    pub fn keep(&self, reset: &Reset, contexts: &SpanContexts) {
         let known = reset.trace.as_ref().is_some_and(|trace| trace.method != TraceMethod::Ambiguous);
-        let (true, Some(log)) = (known, identity.log) else { return };
+        let (true, Some(log)) = (known, contexts.log) else { return };
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.number += 1;
         let number = kept.number;

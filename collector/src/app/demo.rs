@@ -26,7 +26,7 @@ use crate::app::demo::{
 use crate::{
     config::settings,
     enrich::host as host_resource,
-    event::Teller,
+    event::EventBuilder,
     export::console::Console,
     host::{
         namespace::{self, Namespace, NamespaceError},
@@ -227,7 +227,7 @@ fn out_rsts(snmp: &str) -> Option<u64> {
 struct Watch<'a, W> {
     kernel: Kernel,
     decoder: Decoder,
-    teller: Teller,
+    builder: EventBuilder,
     console: Console,
     out: &'a mut W,
     doubts: Doubts,
@@ -245,7 +245,7 @@ impl<'a, W: Write> Watch<'a, W> {
         let host = Resource::new(host_resource::attributes(Path::new("/proc")));
         Self {
             decoder: Decoder::new(reasons, host),
-            teller: Teller::from_os(false),
+            builder: EventBuilder::from_os(false),
             console,
             out,
             doubts: Doubts::default(),
@@ -299,7 +299,7 @@ impl<'a, W: Write> Watch<'a, W> {
         let Some(run) = runs.iter_mut().find(is_own) else { return Ok(()) };
         run.observed.given.push((reset.direction, reset.cause));
         // A reader that goes away ends the lines in order; the outcome is still wanted.
-        self.console.push(&self.teller.tell(reset), self.out).map_err(DemoError::Output).map(drop)
+        self.console.push(&self.builder.build(reset), self.out).map_err(DemoError::Output).map(drop)
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     config::settings::{self, Destination, Protocol, Settings},
     correlate::Correlator,
     enrich::{Enricher, pods::Pods},
-    event::Teller,
+    event::EventBuilder,
     export::{
         Exporter,
         console::{self, Console},
@@ -299,7 +299,7 @@ fn stages(
         capture: settings.capture.clone(),
         filters: settings.filters.clone(),
         sampler: Sampler::new(settings.sampling.clone()),
-        teller: Teller::from_os(spans),
+        builder: EventBuilder::from_os(spans),
         console: Console::for_stdout(settings.export.console),
         stdout: started.stdout.clone(),
         outputs,

@@ -13,7 +13,7 @@ use crate::config::{
 };
 use crate::{
     filter::{self, Condition, End, FactSets, IPV4, IPV6},
-    model::{Cause, Direction, Origin, State, TraceMethod, attribute::Attribute},
+    model::{Cause, Direction, Origin, State, TraceMethod, attribute::Attribute, cause::Severity},
 };
 
 /// Matches in each other at most.
@@ -165,7 +165,7 @@ fn read_record_test(reader: &mut Reader<'_>, node: NodeId, attribute: Attribute)
                 parse_duration(text).map(|time| time.as_secs_f64()).or_else(|| parse_number(text))
             })
         }
-        A::Retransmits | A::NetworkNamespace => {
+        A::Retransmits | A::NetworkNamespace | A::ExitCode | A::ExitSignal | A::ActorPid => {
             read_number(reader, node, attribute, "a number, a range \"1-100\", or { gte: 1 }", parse_number)
         }
         A::Reason => {
@@ -175,6 +175,13 @@ fn read_record_test(reader: &mut Reader<'_>, node: NodeId, attribute: Attribute)
                 reader.warning(node, "the kernel's reasons are written in capitals", "NO_SOCKET; `explain` lists them");
             }
             Some(Condition::Text { attribute, patterns })
+        }
+        A::ActorName => {
+            let patterns = read_patterns(reader, node, "names of programs, as ss or \"cilium-*\"")?;
+            Some(Condition::Text { attribute, patterns })
+        }
+        A::Severity => {
+            read_words(reader, node, attribute, &[Severity::Info, Severity::Warn, Severity::Error].map(Severity::word))
         }
         A::ErrorType => read_words(reader, node, attribute, &["connection_refused", "connection_reset", "timed_out"]),
         A::TraceMethod => read_words(reader, node, attribute, &TraceMethod::ALL.map(TraceMethod::word)),

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Appends the sentence for a reset: one line, no full stop, control characters of foreign text escaped.
-pub fn sentence(reset: &Reset, out: &mut String) {
+pub fn render(reset: &Reset, out: &mut String) {
     let mut line = Line { reset, out };
     match reset.direction {
         Direction::Receive if reset.cause == Cause::UnmatchedReset => line.unmatched(),

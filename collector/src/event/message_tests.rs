@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 fn told(reset: &Reset) -> String {
     let mut out = String::new();
-    sentence(reset, &mut out);
+    render(reset, &mut out);
     out
 }
 

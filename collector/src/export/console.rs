@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use crate::{
     config::settings,
     event::{
-        Told,
+        ResetEvent,
         message::{push_comm, push_endpoint, push_hex},
     },
     export::line_writer::{LineWriter, use_colour},
@@ -90,10 +90,10 @@ impl Console {
 
     /// Adds the line of a reset. `true`: much has gathered, and [`Self::flush`] is to be called now, else when no more
     /// come at once.
-    pub fn add(&mut self, told: &Told<'_>) -> bool {
+    pub fn add(&mut self, event: &ResetEvent<'_>) -> bool {
         match self.mode {
-            Mode::Pretty { colour } => pretty_line(told, colour, &mut self.buffer),
-            Mode::Json => json_line(told, &mut self.buffer),
+            Mode::Pretty { colour } => pretty_line(event, colour, &mut self.buffer),
+            Mode::Json => json_line(event, &mut self.buffer),
             Mode::Off => {}
         }
         self.buffer.len() >= BUFFER_BYTES
@@ -103,8 +103,8 @@ impl Console {
     ///
     /// # Errors
     /// As [`Self::flush`].
-    pub fn push(&mut self, told: &Told<'_>, out: &mut impl Write) -> io::Result<Reader> {
-        if self.add(told) { self.flush(out) } else { Ok(Reader::There) }
+    pub fn push(&mut self, event: &ResetEvent<'_>, out: &mut impl Write) -> io::Result<Reader> {
+        if self.add(event) { self.flush(out) } else { Ok(Reader::There) }
     }
 
     /// Writes what has gathered.
@@ -148,26 +148,26 @@ impl Paint {
 }
 
 /// `20:59:39.123 WARN  sentence   source → destination  cause  state  reason  process  trace`
-fn pretty_line(told: &Told<'_>, colour: bool, out: &mut String) {
+fn pretty_line(event: &ResetEvent<'_>, colour: bool, out: &mut String) {
     let paint = Paint(colour);
-    let reset = told.reset;
+    let reset = event.reset;
     paint.on(Paint::DIM, out);
     out.push_str(str::from_utf8(&rfc3339(reset.time_unix_ns)[11..23]).unwrap_or_default());
     paint.off(out);
     out.push(' ');
-    let severity = match told.severity {
+    let severity = match event.severity {
         Severity::Info => Paint::GREEN,
         Severity::Warn => Paint::YELLOW,
         Severity::Error => Paint::RED,
     };
     paint.on(severity, out);
-    out.push_str(told.severity.word());
+    out.push_str(event.severity.word());
     paint.off(out);
-    pad(out, told.severity.word().len(), 6);
+    pad(out, event.severity.word().len(), 6);
     paint.on(Paint::BOLD, out);
-    out.push_str(told.sentence);
+    out.push_str(event.message);
     paint.off(out);
-    pad(out, told.sentence.chars().count(), SENTENCE_COLUMNS);
+    pad(out, event.message.chars().count(), SENTENCE_COLUMNS);
     paint.on(Paint::DIM, out);
     let mut column = out.len();
     push_endpoint(out, reset.source());
@@ -190,7 +190,7 @@ fn pretty_line(told: &Told<'_>, colour: bool, out: &mut String) {
         }
         None => out.push('-'),
     }
-    if let Some(trace) = told.identity.log.filter(|_| reset.trace.is_some()) {
+    if let Some(trace) = event.contexts.log.filter(|_| reset.trace.is_some()) {
         pad(out, out[column..].chars().count(), 26);
         out.push_str("trace ");
         push_id(out, &trace.trace_id);
@@ -205,19 +205,19 @@ fn pad(out: &mut String, length: usize, columns: usize) {
 }
 
 /// One JSON object: the record's own fields, the attributes by their names, the resource's under `resource`.
-fn json_line(told: &Told<'_>, out: &mut String) {
-    let reset = told.reset;
+fn json_line(event: &ResetEvent<'_>, out: &mut String) {
+    let reset = event.reset;
     out.push_str("{\"time\":\"");
     out.push_str(str::from_utf8(&rfc3339(reset.time_unix_ns)).unwrap_or_default());
     out.push_str("\",\"observed_time\":\"");
     out.push_str(str::from_utf8(&rfc3339(reset.observed_unix_ns)).unwrap_or_default());
     out.push_str("\",\"severity\":\"");
-    out.push_str(told.severity.word());
+    out.push_str(event.severity.word());
     out.push_str("\",\"event_name\":\"");
     out.push_str(EVENT_NAME);
     out.push_str("\",\"body\":");
-    push_json_text(out, told.sentence);
-    if let Some(identity) = told.identity.log {
+    push_json_text(out, event.message);
+    if let Some(identity) = event.contexts.log {
         out.push_str(",\"trace_id\":\"");
         push_id(out, &identity.trace_id);
         out.push('"');

@@ -1,14 +1,14 @@
 use super::*;
 use crate::{
-    event::Teller,
+    event::EventBuilder,
     model::{Reset, Trace, TraceMethod, sample},
 };
 use proptest::prelude::*;
 
 fn line(console: &mut Console, reset: &Reset) -> String {
     let mut out = Vec::new();
-    let mut teller = Teller::new(true, 1);
-    assert_eq!(console.push(&teller.tell(reset), &mut out).unwrap(), Reader::There);
+    let mut builder = EventBuilder::new(true, 1);
+    assert_eq!(console.push(&builder.build(reset), &mut out).unwrap(), Reader::There);
     assert_eq!(console.flush(&mut out).unwrap(), Reader::There);
     String::from_utf8(out).unwrap()
 }
@@ -129,25 +129,25 @@ fn a_reader_that_goes_away_ends_the_lines_in_order() {
             Ok(())
         }
     }
-    let (mut console, mut teller, reset) = (json(), Teller::new(true, 1), sample::reset());
-    assert_eq!(console.push(&teller.tell(&reset), &mut Closed).unwrap(), Reader::There, "lines gather first");
+    let (mut console, mut builder, reset) = (json(), EventBuilder::new(true, 1), sample::reset());
+    assert_eq!(console.push(&builder.build(&reset), &mut Closed).unwrap(), Reader::There, "lines gather first");
     assert_eq!(console.flush(&mut Full).unwrap_err().kind(), ErrorKind::StorageFull);
     assert!(console.is_on());
-    assert_eq!(console.push(&teller.tell(&reset), &mut Closed).unwrap(), Reader::There);
+    assert_eq!(console.push(&builder.build(&reset), &mut Closed).unwrap(), Reader::There);
     assert_eq!(console.flush(&mut Closed).unwrap(), Reader::Gone);
     assert!(!console.is_on());
     let mut out = Vec::new();
-    console.push(&teller.tell(&reset), &mut out).unwrap();
+    console.push(&builder.build(&reset), &mut out).unwrap();
     console.flush(&mut out).unwrap();
     assert!(out.is_empty());
 }
 
 #[test]
 fn much_is_written_before_the_flush() {
-    let (mut console, mut teller, mut out) = (json(), Teller::new(true, 1), Vec::new());
+    let (mut console, mut builder, mut out) = (json(), EventBuilder::new(true, 1), Vec::new());
     let reset = sample::reset();
     for _ in 0..1000 {
-        console.push(&teller.tell(&reset), &mut out).unwrap();
+        console.push(&builder.build(&reset), &mut out).unwrap();
     }
     assert!(out.len() >= BUFFER_BYTES && console.buffer.len() < BUFFER_BYTES);
     console.flush(&mut out).unwrap();

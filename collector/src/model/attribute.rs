@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use crate::model::{Cause, Reset};
+use crate::model::{Actor, Cause, ProcessExit, Reset, cause::severity};
 
 /// A value of an attribute, borrowed where it can be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,6 +49,7 @@ macro_rules! attributes {
 attributes! {
     Cause "tcp.reset.cause" "Why, the same word on every kernel; `explain` lists them",
     Origin "tcp.reset.origin" "Who wanted it: active, passive, firewall or peer",
+    Severity "tcp.reset.severity" "INFO, WARN or ERROR, by what was lost",
     Reason "tcp.reset.reason" "The kernel's own name for the reason",
     Direction "network.io.direction" "transmit or receive, seen from this host",
     Transport "network.transport" "Always tcp",
@@ -58,7 +59,11 @@ attributes! {
     PeerAddress "network.peer.address" "Address of the other end",
     PeerPort "network.peer.port" "Port of the other end",
     ConnectionState "network.connection.state" "State of the connection before the reset",
-    ErrorType "error.type" "How the local application is failed: connection_refused, connection_reset or timed_out",
+    ErrorType "error.type" "Error that the local application gets: connection_refused, connection_reset or timed_out",
+    ExitCode "process.exit.code" "Exit code of the owner, where it ended by itself and its end closed the connection",
+    ExitSignal "process.exit.signal" "Signal that ended the owner, where its end closed the connection",
+    ActorPid "tcp.reset.actor.pid" "Process that destroyed the connection, where it is not the owner",
+    ActorName "tcp.reset.actor.name" "Its name at the time of the reset",
     BytesSent "tcp.connection.bytes_sent" "Bytes that this end sent on the connection",
     BytesReceived "tcp.connection.bytes_received" "Bytes that this end received on the connection",
     UnreadBytes "tcp.connection.unread_bytes" "Bytes received that the application had not read",
@@ -72,6 +77,11 @@ attributes! {
     AdjustedCount "tcp.reset.adjusted_count" "How many resets the record stands for; left out when one",
 }
 
+/// The message as an attribute of the span and the span event; the log record has it as its body.
+pub const DESCRIPTION: &str = "tcp.reset.description";
+/// What [`DESCRIPTION`] means, for the reference page.
+pub const DESCRIPTION_MEANING: &str = "One sentence that explains the reset; on spans and span events only";
+
 const NS_PER_S: f64 = 1e9;
 const US_PER_S: f64 = 1e6;
 
@@ -82,6 +92,7 @@ impl Attribute {
         Some(match self {
             Self::Cause => Value::Text(reset.cause.word()),
             Self::Origin => Value::Text(reset.origin.word()),
+            Self::Severity => Value::Text(severity(reset).word()),
             Self::Reason => Value::Text(reset.reason?),
             Self::Direction => Value::Text(reset.direction.word()),
             Self::Transport => Value::Text("tcp"),
@@ -92,6 +103,16 @@ impl Attribute {
             Self::PeerPort => port(reset.peer.port),
             Self::ConnectionState => Value::Text(reset.state?.word()),
             Self::ErrorType => Value::Text(error_type(reset)?),
+            Self::ExitCode => match reset.exit? {
+                ProcessExit::Code(code) => count(code),
+                ProcessExit::Signal(_) => return None,
+            },
+            Self::ExitSignal => match reset.exit? {
+                ProcessExit::Signal(signal) => count(signal),
+                ProcessExit::Code(_) => return None,
+            },
+            Self::ActorPid => count(other_actor(reset)?.pid),
+            Self::ActorName => Value::Text(other_actor(reset)?.name()?),
             Self::BytesSent => count(connection.bytes_sent?),
             Self::BytesReceived => count(connection.bytes_received?),
             Self::UnreadBytes => count(connection.unread_bytes?),
@@ -116,7 +137,12 @@ fn count(count: impl Into<u64>) -> Value<'static> {
     Value::Integer(i64::try_from(count.into()).unwrap_or(i64::MAX))
 }
 
-/// How the local application is failed by the reset: `None` where it is not, as when it chose the reset itself.
+/// The process that acted, where it is not the owner.
+pub fn other_actor(reset: &Reset) -> Option<&Actor> {
+    reset.actor.as_ref().filter(|actor| reset.owner.is_none_or(|owner| owner.pid != actor.pid))
+}
+
+/// The error that the local application gets; `None` if it gets none, for instance because it chose the reset itself.
 pub fn error_type(reset: &Reset) -> Option<&'static str> {
     match reset.cause {
         Cause::RefusedByPeer => Some("connection_refused"),

@@ -214,12 +214,39 @@ proptest! {
             Err(_) => prop_assert!(!valid),
             Ok(reset) => {
                 prop_assert!(valid);
-                let mut teller = crate::event::Teller::new(true, 1);
-                let told = teller.tell(&reset);
+                let mut builder = crate::event::EventBuilder::new(true, 1);
+                let event = builder.build(&reset);
                 let mut out = Vec::new();
-                crate::otlp::encode::log_record(&told, &mut out);
+                crate::otlp::encode::log_record(&event, &mut out);
                 prop_assert!(!out.is_empty());
             }
         }
     }
+}
+
+#[test]
+fn how_the_owner_ended_and_who_acted_are_attributes() {
+    use attribute::{Attribute, Value};
+    let value = |reset: &Reset, attribute: Attribute| match attribute.value(reset) {
+        Some(Value::Integer(number)) => Some(number.to_string()),
+        Some(Value::Text(text)) => Some(text.to_owned()),
+        other => other.map(|value| format!("{value:?}")),
+    };
+    let all = [Attribute::ExitCode, Attribute::ExitSignal, Attribute::ActorPid, Attribute::ActorName];
+    let of = |record: ResetRecord| {
+        let reset = decode(&record).unwrap();
+        all.map(|attribute| value(&reset, attribute)).map(Option::unwrap_or_default)
+    };
+    let acting = ResetRecord { thread_id: 5, ..record() };
+    assert_eq!(of(acting), ["", "", "", ""], "the owner itself");
+    let exited = ResetRecord { flags: flag::EXITING, exit_code: 3 << 8, ..acting };
+    assert_eq!(of(exited), ["3", "", "", ""]);
+    let killed = ResetRecord { flags: flag::EXITING | flag::SIGNALED, exit_code: 9, ..acting };
+    assert_eq!(of(killed), ["", "9", "", ""]);
+    let mut actor_comm = [0; probes::COMM_LEN];
+    actor_comm[..5].copy_from_slice(b"ss\x1b\xffK");
+    let other = ResetRecord { actor_pid: 99, actor_comm, ..acting };
+    assert_eq!(of(other), ["", "", "99", "ss??K"], "control characters and invalid UTF-8 are replaced");
+    actor_comm[..5].copy_from_slice("s\u{fc}s\0".as_bytes());
+    assert_eq!(of(ResetRecord { actor_comm, ..other })[3], "s\u{fc}s");
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::{
     config::settings::{self, Signals},
-    event::Told,
+    event::ResetEvent,
     model::resource::Resource,
     otlp::{encode, protobuf},
 };
@@ -68,32 +68,32 @@ impl Batcher {
     /// Takes one reset. `false`: it has nothing to send, as its event stands on the application's own span and logs are
     /// off. A batch that it does not fit into, or that it makes full, is closed: take it with [`Self::take_due`] before
     /// the next push, since closed batches wait in memory.
-    pub fn push(&mut self, told: &Told<'_>, now: Instant) -> bool {
-        let span = told.identity.span.filter(|_| self.signals.traces);
+    pub fn push(&mut self, event: &ResetEvent<'_>, now: Instant) -> bool {
+        let span = event.contexts.span.filter(|_| self.signals.traces);
         if !self.signals.logs && span.is_none() {
             return false;
         }
         self.record.clear();
         let log_length = match span {
-            Some(identity) if self.signals.logs => encode::log_record_and_span(told, &identity, &mut self.record),
+            Some(identity) if self.signals.logs => encode::log_record_and_span(event, &identity, &mut self.record),
             Some(identity) => {
-                encode::span(told, &identity, &mut self.record);
+                encode::span(event, &identity, &mut self.record);
                 0
             }
             None => {
-                encode::log_record(told, &mut self.record);
+                encode::log_record(event, &mut self.record);
                 self.record.len()
             }
         };
         let (log, span_bytes) = self.record.split_at(log_length);
-        let resource = encode::resource(&told.reset.resource);
+        let resource = encode::resource(&event.reset.resource);
         let fits = self.logs.fits(resource, log, self.settings.max_bytes)
             && self.spans.fits(resource, span_bytes, self.settings.max_bytes);
         if !fits {
             self.close();
         }
         let (log, span_bytes) = self.record.split_at(log_length);
-        let group = self.groups.of(&told.reset.resource);
+        let group = self.groups.of(&event.reset.resource);
         if self.signals.logs {
             self.logs.push(group, resource, log);
         }

@@ -9,7 +9,7 @@ use prost::Message;
 
 use super::*;
 use crate::{
-    event::Teller,
+    event::EventBuilder,
     model::{Reset, Trace, TraceMethod, sample},
 };
 
@@ -37,11 +37,11 @@ fn service(resource: &Option<Resource>) -> String {
 
 #[test]
 fn one_group_for_each_workload() {
-    let (mut batcher, mut teller, now) = (batcher(100, 1 << 20, BOTH), Teller::new(true, 1), Instant::now());
+    let (mut batcher, mut builder, now) = (batcher(100, 1 << 20, BOTH), EventBuilder::new(true, 1), Instant::now());
     let (checkout, cart, checkout_again) = (of("checkout"), of("cart"), of("checkout"));
     for (time, reset) in [&checkout, &cart, &checkout, &checkout_again, &cart].into_iter().enumerate() {
         let reset = Reset { time_unix_ns: time as u64, ..reset.clone() };
-        assert!(batcher.push(&teller.tell(&reset), now));
+        assert!(batcher.push(&builder.build(&reset), now));
     }
     let batch = batcher.take().unwrap();
     assert_eq!((batch.resets, batcher.take()), (5, None));
@@ -67,11 +67,11 @@ fn one_group_for_each_workload() {
 
 #[test]
 fn closed_by_number() {
-    let (mut batcher, mut teller, now) = (batcher(2, 1 << 20, BOTH), Teller::new(true, 1), Instant::now());
+    let (mut batcher, mut builder, now) = (batcher(2, 1 << 20, BOTH), EventBuilder::new(true, 1), Instant::now());
     let reset = sample::reset();
-    batcher.push(&teller.tell(&reset), now);
+    batcher.push(&builder.build(&reset), now);
     assert_eq!(batcher.take_due(now), None);
-    batcher.push(&teller.tell(&reset), now);
+    batcher.push(&builder.build(&reset), now);
     assert_eq!((batcher.held(), batcher.next_deadline()), (2, None));
     assert_eq!(batcher.take_due(now).unwrap().resets, 2);
     assert_eq!((batcher.take_due(now), batcher.held()), (None, 0));
@@ -79,11 +79,11 @@ fn closed_by_number() {
 
 #[test]
 fn closed_by_age_of_the_first() {
-    let (mut batcher, mut teller, start) = (batcher(100, 1 << 20, BOTH), Teller::new(true, 1), Instant::now());
+    let (mut batcher, mut builder, start) = (batcher(100, 1 << 20, BOTH), EventBuilder::new(true, 1), Instant::now());
     let reset = sample::reset();
     assert_eq!((batcher.next_deadline(), batcher.take_due(start + Duration::from_secs(9))), (None, None));
-    batcher.push(&teller.tell(&reset), start);
-    batcher.push(&teller.tell(&reset), start + Duration::from_millis(150));
+    batcher.push(&builder.build(&reset), start);
+    batcher.push(&builder.build(&reset), start + Duration::from_millis(150));
     let deadline = start + Duration::from_millis(200);
     assert_eq!(batcher.next_deadline(), Some(deadline));
     assert_eq!(batcher.take_due(deadline - Duration::from_nanos(1)), None);
@@ -104,7 +104,7 @@ fn only_the_signals_that_go_out() {
         };
         let reset = Reset { trace: Some(trace), ..sample::reset() };
         let mut batcher = batcher(100, 1 << 20, signals);
-        let taken = batcher.push(&Teller::new(signals.traces, 1).tell(&reset), Instant::now());
+        let taken = batcher.push(&EventBuilder::new(signals.traces, 1).build(&reset), Instant::now());
         let batch = batcher.take();
         assert_eq!(taken, batch.is_some());
         batch.map(|batch| (batch.resets, batch.logs.is_some(), batch.traces.is_some()))
@@ -120,10 +120,10 @@ fn only_the_signals_that_go_out() {
 
 #[test]
 fn a_reset_above_the_limit_goes_alone() {
-    let (mut batcher, mut teller, now) = (batcher(100, 10, BOTH), Teller::new(true, 1), Instant::now());
+    let (mut batcher, mut builder, now) = (batcher(100, 10, BOTH), EventBuilder::new(true, 1), Instant::now());
     let reset = sample::reset();
     for _ in 0..3 {
-        batcher.push(&teller.tell(&reset), now);
+        batcher.push(&builder.build(&reset), now);
     }
     for _ in 0..3 {
         assert_eq!(batcher.take().unwrap().resets, 1);
@@ -139,12 +139,12 @@ proptest! {
         max_resets in 1_usize..30,
         max_bytes in 4096_usize..20_000,
     ) {
-        let (mut batcher, mut teller, now) = (batcher(max_resets, max_bytes, BOTH), Teller::new(true, 1), Instant::now());
+        let (mut batcher, mut builder, now) = (batcher(max_resets, max_bytes, BOTH), EventBuilder::new(true, 1), Instant::now());
         let resets: Vec<_> = (0..6).map(|number| of(&format!("service-{number}"))).collect();
         let mut batches = Vec::new();
         for (time, number) in services.iter().enumerate() {
             let reset = Reset { time_unix_ns: time as u64, ..resets[*number].clone() };
-            prop_assert!(batcher.push(&teller.tell(&reset), now));
+            prop_assert!(batcher.push(&builder.build(&reset), now));
             while let Some(batch) = batcher.take_due(now) {
                 batches.push(batch);
             }

@@ -6,12 +6,12 @@
 use std::{borrow::Cow, ops::Range};
 
 use crate::{
-    event::{SpanIdentity, Told},
+    event::{ResetEvent, SpanContext, message},
     model::resource::{Resource, ResourceValue},
     model::{
         Reset,
         address::AddressText,
-        attribute::{Attribute, Value},
+        attribute::{Attribute, DESCRIPTION, Value, error_type},
         cause::Severity,
     },
     otlp::protobuf,
@@ -133,19 +133,20 @@ pub fn scope() -> Vec<u8> {
 }
 
 /// Appends a `LogRecord` message.
-pub fn log_record(told: &Told<'_>, out: &mut Vec<u8>) {
-    write_log_record(told, out);
+pub fn log_record(event: &ResetEvent<'_>, out: &mut Vec<u8>) {
+    write_log_record(event, out);
 }
 
 /// Appends a `LogRecord` message and then a `Span` message; gives the place between. The same as [`log_record`] and
 /// [`span`], with the attributes encoded once for both.
-pub fn log_record_and_span(told: &Told<'_>, identity: &SpanIdentity, out: &mut Vec<u8>) -> usize {
-    let encoded = write_log_record(told, out);
+pub fn log_record_and_span(event: &ResetEvent<'_>, identity: &SpanContext, out: &mut Vec<u8>) -> usize {
+    let encoded = write_log_record(event, out);
     let between = out.len();
-    write_span(told, identity, out, |out| {
+    write_span(event, identity, out, |out| {
         let start = out.len();
         out.extend_from_within(encoded);
         set_field(&mut out[start..], event_field::ATTRIBUTES);
+        description(event.message, event_field::ATTRIBUTES, out);
     });
     between
 }
@@ -161,17 +162,17 @@ fn set_field(mut fields: &mut [u8], number: u32) {
 }
 
 /// Gives where the attributes lie in `out`.
-fn write_log_record(told: &Told<'_>, out: &mut Vec<u8>) -> Range<usize> {
-    let reset = told.reset;
+fn write_log_record(event: &ResetEvent<'_>, out: &mut Vec<u8>) -> Range<usize> {
+    let reset = event.reset;
     protobuf::fixed64(out, log_field::TIME, reset.time_unix_ns);
-    protobuf::integer(out, log_field::SEVERITY_NUMBER, severity_number(told.severity));
-    protobuf::bytes(out, log_field::SEVERITY_TEXT, told.severity.word().as_bytes());
-    protobuf::length(out, log_field::BODY, protobuf::field_length(common_field::STRING, told.sentence.len()));
-    protobuf::bytes(out, common_field::STRING, told.sentence.as_bytes());
+    protobuf::integer(out, log_field::SEVERITY_NUMBER, severity_number(event.severity));
+    protobuf::bytes(out, log_field::SEVERITY_TEXT, event.severity.word().as_bytes());
+    protobuf::length(out, log_field::BODY, protobuf::field_length(common_field::STRING, event.message.len()));
+    protobuf::bytes(out, common_field::STRING, event.message.as_bytes());
     let start = out.len();
     attributes(reset, log_field::ATTRIBUTES, out);
     let encoded = start..out.len();
-    if let Some(identity) = told.identity.log {
+    if let Some(identity) = event.contexts.log {
         if identity.sampled {
             protobuf::fixed32(out, log_field::FLAGS, SAMPLED);
         }
@@ -197,17 +198,17 @@ pub const fn severity_number(severity: Severity) -> u64 {
 /// Appends a `Span` message with these ids, carrying the event. The span runs from the connection's establishment to
 /// the reset; where that time is not known it is the reset's alone, and as short as a span can be: Jaeger puts a warning
 /// on a span without a duration.
-pub fn span(told: &Told<'_>, identity: &SpanIdentity, out: &mut Vec<u8>) {
-    write_span(told, identity, out, |out| attributes(told.reset, event_field::ATTRIBUTES, out));
+pub fn span(event: &ResetEvent<'_>, identity: &SpanContext, out: &mut Vec<u8>) {
+    write_span(event, identity, out, |out| event_attributes(event.reset, event.message, out));
 }
 
 fn write_span(
-    told: &Told<'_>,
-    identity: &SpanIdentity,
+    event: &ResetEvent<'_>,
+    identity: &SpanContext,
     out: &mut Vec<u8>,
-    event_attributes: impl FnOnce(&mut Vec<u8>),
+    write_event_attributes: impl FnOnce(&mut Vec<u8>),
 ) {
-    let reset = told.reset;
+    let reset = event.reset;
     let duration = reset.connection.duration_ns.unwrap_or(0).max(SHORTEST_SPAN_NS);
     let start = reset.time_unix_ns.saturating_sub(duration);
     protobuf::bytes(out, span_field::TRACE_ID, &identity.trace_id);
@@ -215,20 +216,25 @@ fn write_span(
     if let Some(parent) = identity.parent {
         protobuf::bytes(out, span_field::PARENT, &parent);
     }
-    protobuf::bytes(out, span_field::NAME, EVENT_NAME.as_bytes());
+    let cause = reset.cause.word();
+    protobuf::length(out, span_field::NAME, EVENT_NAME.len() + 1 + cause.len());
+    for part in [EVENT_NAME, " ", cause] {
+        out.extend_from_slice(part.as_bytes());
+    }
     protobuf::integer(out, span_field::KIND, KIND_INTERNAL);
     protobuf::fixed64(out, span_field::START, start);
     protobuf::fixed64(out, span_field::END, reset.time_unix_ns);
     for attribute in SPAN_ATTRIBUTES {
         write_attribute(reset, *attribute, span_field::ATTRIBUTES, out);
     }
+    description(event.message, span_field::ATTRIBUTES, out);
     protobuf::message(out, span_field::EVENTS, |out| {
         event_head(reset, out);
-        event_attributes(out);
+        write_event_attributes(out);
     });
     links(reset, out);
-    if told.severity == Severity::Error {
-        let message = told.sentence.as_bytes();
+    if error_type(reset).is_some() {
+        let message = event.message.as_bytes();
         let code = 1 + protobuf::varint_length(STATUS_ERROR);
         protobuf::length(out, span_field::STATUS, protobuf::field_length(status_field::MESSAGE, message.len()) + code);
         protobuf::bytes(out, status_field::MESSAGE, message);
@@ -241,9 +247,10 @@ fn write_span(
 /// A span without a duration is none to backends.
 const SHORTEST_SPAN_NS: u64 = 1;
 
-/// What a span of ours says of itself, for the searches of backends that look at spans and not at their events.
+/// Attributes of the collector's own spans, beside the description: some backends search spans but not their events.
 const SPAN_ATTRIBUTES: &[Attribute] = &[
     Attribute::Cause,
+    Attribute::Severity,
     Attribute::Direction,
     Attribute::LocalAddress,
     Attribute::LocalPort,
@@ -265,11 +272,22 @@ fn links(reset: &Reset, out: &mut Vec<u8>) {
     }
 }
 
-/// Appends the content of a `Span.Event` message alone, to be put on a span of ours or of the application
-/// (`Span.events` is field 11).
+/// Appends the content of a `Span.Event` message for a span of the application (`Span.events` is field 11).
 pub fn span_event(reset: &Reset, out: &mut Vec<u8>) {
+    let mut text = String::new();
+    message::render(reset, &mut text);
     event_head(reset, out);
+    event_attributes(reset, &text, out);
+}
+
+fn event_attributes(reset: &Reset, message: &str, out: &mut Vec<u8>) {
     attributes(reset, event_field::ATTRIBUTES, out);
+    description(message, event_field::ATTRIBUTES, out);
+}
+
+fn description(message: &str, field: u32, out: &mut Vec<u8>) {
+    static KEY: Key = Key::new(DESCRIPTION);
+    write_text(out, field, &KEY, message.as_bytes());
 }
 
 fn event_head(reset: &Reset, out: &mut Vec<u8>) {

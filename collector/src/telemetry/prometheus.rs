@@ -249,7 +249,7 @@ mod tests {
     use super::*;
     use crate::{
         account::Account,
-        event::Teller,
+        event::EventBuilder,
         model::{Reset, Trace, TraceMethod, sample, signal::Signal},
     };
 
@@ -308,7 +308,7 @@ mod tests {
         let reset = Reset { trace: Some(trace()), ..sample::reset() };
         counts[counter_index(reset.cause, reset.origin, reset.direction) as usize] = 3;
         account.kernel_counted(&counts, 0, &[]);
-        let identity = Teller::new(true, 1).tell(&reset).identity;
+        let identity = EventBuilder::new(true, 1).build(&reset).contexts;
         account.exemplars.keep(&reset, &identity);
         let page = |format| render(&account.snapshot(), &account.exemplars, None, format);
         let (text, open) = (page(Format::Text), page(Format::OpenMetrics));
@@ -360,26 +360,26 @@ mod tests {
         let request = ExportMetricsServiceRequest {
             resource_metrics: vec![ResourceMetrics { scope_metrics, ..ResourceMetrics::default() }],
         };
-        let exemplars = |told| {
+        let exemplars = |sent| {
             let mut bytes = request.encode_to_vec();
-            let told = account.exemplars.put_into(&mut bytes, told);
+            let sent = account.exemplars.put_into(&mut bytes, sent);
             let read = ExportMetricsServiceRequest::decode(&bytes[..]).unwrap();
             let data = read.resource_metrics[0].scope_metrics[0].metrics[0].data.clone();
             let Some(metric::Data::Sum(sum)) = data else { panic!("no sum") };
-            (told, sum.data_points.into_iter().map(|point| point.exemplars).collect::<Vec<_>>())
+            (sent, sum.data_points.into_iter().map(|point| point.exemplars).collect::<Vec<_>>())
         };
         assert_eq!(exemplars(0), (0, vec![vec![], vec![]]), "none yet");
         let ambiguous = Trace { method: TraceMethod::Ambiguous, ..trace() };
         for unknown in [None, Some(ambiguous)] {
             let reset = Reset { trace: unknown, ..reset.clone() };
-            account.exemplars.keep(&reset, &Teller::new(true, 1).tell(&reset).identity);
+            account.exemplars.keep(&reset, &EventBuilder::new(true, 1).build(&reset).contexts);
         }
         assert_eq!(exemplars(0).0, 0, "no trace of an application's");
-        account.exemplars.keep(&reset, &Teller::new(true, 1).tell(&reset).identity);
-        let (told, points) = exemplars(0);
-        assert_eq!((told, points[0].len(), points[1].len()), (1, 0, 1));
+        account.exemplars.keep(&reset, &EventBuilder::new(true, 1).build(&reset).contexts);
+        let (sent, points) = exemplars(0);
+        assert_eq!((sent, points[0].len(), points[1].len()), (1, 0, 1));
         assert_eq!((&points[1][0].trace_id[..], points[1][0].time_unix_nano), (&[1; 16][..], reset.time_unix_ns));
-        assert_eq!(exemplars(told), (1, vec![vec![], vec![]]), "told already");
+        assert_eq!(exemplars(sent), (1, vec![vec![], vec![]]), "sent already");
     }
 
     fn trace() -> Trace {

@@ -11,7 +11,7 @@ use prost::Message;
 
 use super::*;
 use crate::{
-    event::{Identity, LogIdentity, Teller},
+    event::{EventBuilder, LogSpanContext, SpanContexts},
     model::{Cause, Connection, Trace, TraceMethod, sample},
 };
 
@@ -38,20 +38,20 @@ fn key_values(reset: &Reset, attributes: &[Attribute]) -> Vec<KeyValue> {
         .collect()
 }
 
-fn expected_log(told: &Told<'_>) -> LogRecord {
-    let identity = told.identity.log;
-    let severity = match told.severity {
+fn expected_log(event: &ResetEvent<'_>) -> LogRecord {
+    let identity = event.contexts.log;
+    let severity = match event.severity {
         Severity::Info => SeverityNumber::Info,
         Severity::Warn => SeverityNumber::Warn,
         Severity::Error => SeverityNumber::Error,
     };
     LogRecord {
-        time_unix_nano: told.reset.time_unix_ns,
-        observed_time_unix_nano: told.reset.observed_unix_ns,
+        time_unix_nano: event.reset.time_unix_ns,
+        observed_time_unix_nano: event.reset.observed_unix_ns,
         severity_number: severity as i32,
-        severity_text: told.severity.word().to_owned(),
-        body: Some(text(told.sentence)),
-        attributes: key_values(told.reset, Attribute::ALL),
+        severity_text: event.severity.word().to_owned(),
+        body: Some(text(event.message)),
+        attributes: key_values(event.reset, Attribute::ALL),
         dropped_attributes_count: 0,
         flags: identity.map_or(0, |identity| u32::from(identity.sampled)),
         trace_id: identity.map_or_else(Vec::new, |identity| identity.trace_id.to_vec()),
@@ -60,17 +60,23 @@ fn expected_log(told: &Told<'_>) -> LogRecord {
     }
 }
 
-fn expected_event(reset: &Reset) -> span::Event {
+fn with_description(mut attributes: Vec<KeyValue>, message: &str) -> Vec<KeyValue> {
+    let key = "tcp.reset.description".to_owned();
+    attributes.push(KeyValue { key, value: Some(text(message)), ..KeyValue::default() });
+    attributes
+}
+
+fn expected_event(reset: &Reset, message: &str) -> span::Event {
     span::Event {
         time_unix_nano: reset.time_unix_ns,
         name: "tcp.reset".to_owned(),
-        attributes: key_values(reset, Attribute::ALL),
+        attributes: with_description(key_values(reset, Attribute::ALL), message),
         dropped_attributes_count: 0,
     }
 }
 
-fn expected_span(told: &Told<'_>, identity: &SpanIdentity) -> Span {
-    let reset = told.reset;
+fn expected_span(event: &ResetEvent<'_>, identity: &SpanContext) -> Span {
+    let reset = event.reset;
     let candidates = reset.trace.iter().flat_map(|trace| &trace.candidates);
     let link = |(trace_id, span_id): &([u8; 16], [u8; 8])| span::Link {
         trace_id: trace_id.to_vec(),
@@ -82,44 +88,44 @@ fn expected_span(told: &Told<'_>, identity: &SpanIdentity) -> Span {
         span_id: identity.span_id.to_vec(),
         parent_span_id: identity.parent.map_or_else(Vec::new, |parent| parent.to_vec()),
         flags: if identity.parent.is_some() { 0x301 } else { 0x101 },
-        name: "tcp.reset".to_owned(),
+        name: format!("tcp.reset {}", reset.cause.word()),
         kind: span::SpanKind::Internal as i32,
         start_time_unix_nano: reset.time_unix_ns.saturating_sub(reset.connection.duration_ns.unwrap_or(0).max(1)),
         end_time_unix_nano: reset.time_unix_ns,
-        attributes: key_values(reset, SPAN_ATTRIBUTES),
-        events: vec![expected_event(reset)],
+        attributes: with_description(key_values(reset, SPAN_ATTRIBUTES), event.message),
+        events: vec![expected_event(reset, event.message)],
         links: candidates.map(link).collect(),
-        status: (told.severity == Severity::Error).then(|| Status { message: told.sentence.to_owned(), code: 2 }),
+        status: error_type(reset).map(|_| Status { message: event.message.to_owned(), code: 2 }),
         ..Span::default()
     }
 }
 
 /// Encodes a reset and holds the bytes to what the official messages say.
 fn check(reset: &Reset, spans: bool) -> (LogRecord, Option<Span>) {
-    let mut teller = Teller::new(spans, 7);
-    let told = teller.tell(reset);
+    let mut builder = EventBuilder::new(spans, 7);
+    let event = builder.build(reset);
     let mut out = Vec::new();
-    log_record(&told, &mut out);
+    log_record(&event, &mut out);
     let log = LogRecord::decode(out.as_slice()).unwrap();
-    assert_eq!(log, expected_log(&told));
+    assert_eq!(log, expected_log(&event));
     // Times of zero are left out by prost; here they are written, which says the same.
     let minimal = reset.observed_unix_ns > 0 && reset.time_unix_ns > reset.connection.duration_ns.unwrap_or(0).max(1);
     assert!(!minimal || out.len() == log.encoded_len(), "no byte more than needed");
-    let span = told.identity.span.map(|identity| {
+    let span = event.contexts.span.map(|identity| {
         out.clear();
-        span(&told, &identity, &mut out);
+        span(&event, &identity, &mut out);
         let span = Span::decode(out.as_slice()).unwrap();
-        assert_eq!(span, expected_span(&told, &identity));
+        assert_eq!(span, expected_span(&event, &identity));
         assert!(!minimal || out.len() == span.encoded_len(), "no byte more than needed");
         out.clear();
-        let between = log_record_and_span(&told, &identity, &mut out);
+        let between = log_record_and_span(&event, &identity, &mut out);
         assert_eq!(LogRecord::decode(&out[..between]).unwrap(), log);
         assert_eq!(Span::decode(&out[between..]).unwrap(), span);
         span
     });
     out.clear();
     span_event(reset, &mut out);
-    assert_eq!(span::Event::decode(out.as_slice()).unwrap(), expected_event(reset));
+    assert_eq!(span::Event::decode(out.as_slice()).unwrap(), expected_event(reset, event.message));
     (log, span)
 }
 
@@ -203,20 +209,26 @@ fn an_ambiguous_reset_links_to_its_candidates_and_names_none() {
 
 #[test]
 fn each_reset_has_ids_of_its_own() {
-    let (mut teller, reset) = (Teller::from_os(true), sample::reset());
+    let (mut builder, reset) = (EventBuilder::from_os(true), sample::reset());
     let mut seen = std::collections::HashSet::new();
     for _ in 0..1000 {
-        let span = teller.tell(&reset).identity.span.unwrap();
+        let span = builder.build(&reset).contexts.span.unwrap();
         assert!(seen.insert(span.trace_id.to_vec()) && seen.insert(span.span_id.to_vec()));
     }
-    assert_ne!(Teller::from_os(true).tell(&reset).identity, teller.tell(&reset).identity);
+    assert_ne!(EventBuilder::from_os(true).build(&reset).contexts, builder.build(&reset).contexts);
 }
 
+/// A span has failed exactly where the application gets an error: a process that its master kills gets none.
 #[test]
-fn only_an_error_is_a_failed_span() {
-    let status = |cause| check(&Reset { cause, ..sample::reset() }, true).1.unwrap().status;
-    assert_eq!(status(Cause::LingerZero), None);
-    assert_eq!(status(Cause::KeepaliveTimeout).unwrap().code, 2);
+fn a_span_has_failed_where_the_application_gets_an_error() {
+    let span = |cause| check(&Reset { cause, ..sample::reset() }, true).1.unwrap();
+    for cause in [Cause::LingerZero, Cause::ProcessKilled, Cause::ClosedWithUnreadData] {
+        assert_eq!(span(cause).status, None, "{}", cause.word());
+    }
+    let failed = span(Cause::KeepaliveTimeout);
+    assert_eq!(failed.name, "tcp.reset keepalive_timeout");
+    let status = failed.status.unwrap();
+    assert_eq!((status.code, status.message.contains("keepalive")), (2, true));
 }
 
 #[test]
@@ -258,10 +270,10 @@ fn the_scope_is_this_program() {
 #[test]
 fn flags_of_a_log_are_written_only_where_known() {
     let reset = sample::reset();
-    let log = Some(LogIdentity { trace_id: [1; 16], span_id: None, sampled: false });
-    let mut teller = Teller::new(false, 1);
-    let told = Told { identity: Identity { log, span: None }, ..teller.tell(&reset) };
+    let log = Some(LogSpanContext { trace_id: [1; 16], span_id: None, sampled: false });
+    let mut builder = EventBuilder::new(false, 1);
+    let event = ResetEvent { contexts: SpanContexts { log, span: None }, ..builder.build(&reset) };
     let mut out = Vec::new();
-    log_record(&told, &mut out);
+    log_record(&event, &mut out);
     assert_eq!(LogRecord::decode(out.as_slice()).unwrap().flags, 0);
 }
