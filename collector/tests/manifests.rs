@@ -13,7 +13,7 @@ use k8s_openapi::{
     Metadata, Resource,
     api::{
         apps::v1::{DaemonSet, Deployment},
-        core::v1::{ConfigMap, Container, Namespace, PodSpec, PodTemplateSpec, ServiceAccount},
+        core::v1::{ConfigMap, Container, Namespace, PodSpec, PodTemplateSpec, Service, ServiceAccount},
         networking::v1::NetworkPolicy,
         rbac::v1::{ClusterRole, ClusterRoleBinding},
     },
@@ -21,6 +21,7 @@ use k8s_openapi::{
     schemars::{JsonSchema, SchemaGenerator},
     serde::de::DeserializeOwned,
 };
+use reset_collector::config;
 use serde_json::{Value, json};
 
 fn directory() -> PathBuf {
@@ -74,6 +75,7 @@ fn schemas() -> BTreeMap<(&'static str, &'static str), Value> {
         of::<Deployment>(),
         of::<Namespace>(),
         of::<NetworkPolicy>(),
+        of::<Service>(),
         of::<ServiceAccount>(),
     ])
 }
@@ -210,4 +212,50 @@ fn roles_are_bound_and_the_kustomization_has_every_file() {
     there.sort_unstable();
     there.dedup();
     assert_eq!(listed, there);
+}
+
+#[test]
+fn no_port_of_the_node_is_taken_and_no_application_sees_the_nodes_processes() {
+    for (file, _, template) in pods() {
+        let pod = template.spec.unwrap();
+        assert_ne!(pod.host_network, Some(true), "{file}");
+        for container in containers(&pod) {
+            let ports = container.ports.iter().flatten();
+            assert!(ports.into_iter().all(|port| port.host_port.is_none()), "{file}: {}", container.name);
+        }
+        // The collector alone may share the node's pids.
+        assert!(pod.host_pid != Some(true) || containers(&pod).count() == 1, "{file}: hostPID beside an application");
+    }
+}
+
+#[test]
+fn the_service_leads_to_the_collector_of_the_senders_node() {
+    let (file, service) = all::<Service>().into_iter().next().unwrap();
+    let spec = service.spec.unwrap();
+    assert_eq!(spec.internal_traffic_policy.as_deref(), Some("Local"), "{file}");
+    let selector = spec.selector.unwrap();
+    let (_, _, template) =
+        pods().into_iter().find(|(_, labels, _)| *labels == selector).expect("a pod that it selects");
+    let pod = template.spec.unwrap();
+    let names: Vec<_> = containers(&pod).flat_map(|container| container.ports.iter().flatten()).collect();
+    for port in spec.ports.unwrap() {
+        let Some(IntOrString::String(target)) = &port.target_port else { panic!("{file}: {port:?}") };
+        let there = names.iter().find(|named| named.name.as_ref() == Some(target));
+        assert_eq!(there.map(|named| named.container_port), Some(port.port), "{file}: {target}");
+    }
+}
+
+#[test]
+fn an_ipv6_node_takes_the_same_configuration() {
+    for (file, map) in all::<ConfigMap>() {
+        for address in ["192.0.2.1", "fd00:10:1::5"] {
+            let variable = |name: &str| Some(if name == "HOST_IP" { address } else { "x" }.to_owned());
+            let text = map.data.as_ref().unwrap()["reset-collector.yaml"].as_str();
+            if let Err(errors) = config::parse(text, &file, &variable) {
+                panic!("{file} on a node at {address}: {errors}");
+            }
+            // The kubelet's probes reach a pod by the family that the node has.
+            assert!(text.contains("admin: { endpoint: \"[::]:9464\" }"), "{file}");
+        }
+    }
 }
