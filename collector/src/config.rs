@@ -32,12 +32,35 @@ use crate::config::settings::Settings;
 pub const MAX_FILE_SIZE: u64 = 1 << 20;
 
 /// A valid configuration.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, Default)]
 pub struct Config {
     /// The settings.
     pub settings: Settings,
     /// What may not mean what was meant.
     pub warnings: Vec<Diagnostic>,
+    /// The file, for errors that are found later.
+    pub source: Source,
+}
+
+/// The file that settings came from.
+#[derive(Debug, Default)]
+pub struct Source {
+    name: String,
+    text: String,
+    tree: yaml::Tree,
+    root: Option<yaml::NodeId>,
+}
+
+impl Source {
+    /// An error at a key, or where the file does not have it, at the nearest key around it. `[0]` is an item of a list.
+    pub fn error(&self, path: &[&str], message: impl Into<String>, allowed: &str) -> Diagnostic {
+        let key = path.join(".").replace(".[", "[");
+        let Some(root) = self.root else {
+            return Diagnostic::of_file(&self.name, message, allowed).at_key(key);
+        };
+        let place = self.tree.node(self.tree.find(root, path)).place.clone();
+        diagnostic::located(&self.text, &self.name, diagnostic::Problem::error(place, key, message).allowed(allowed))
+    }
 }
 
 /// Reads a file, with the variables of this process's environment.
@@ -93,18 +116,19 @@ pub fn parse(text: &str, name: &str, env: &dyn Fn(&str) -> Option<String>) -> Re
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut settings = Settings::default();
-    let problems = match yaml::parse(text) {
-        Ok((tree, Some(root))) => {
-            let mut reader = Reader::new(&tree, env);
-            sections::File.read(&mut reader, root, &mut settings);
-            sections::check(&mut reader, root, &settings);
-            reader.into_problems()
-        }
-        Ok((_, None)) => diagnostic::Problems::default(),
-        Err(problem) => problem.into(),
+    let (tree, root) = match yaml::parse(text) {
+        Ok(parsed) => parsed,
+        Err(problem) => return Err(diagnostic::located(text, name, problem).into()),
     };
+    let mut problems = diagnostic::Problems::default();
+    if let Some(root) = root {
+        let mut reader = Reader::new(&tree, env);
+        sections::File.read(&mut reader, root, &mut settings);
+        sections::check(&mut reader, root, &settings);
+        problems = reader.into_problems();
+    }
     let warnings = diagnostic::diagnostics(text, name, problems)?;
-    Ok(Config { settings, warnings })
+    Ok(Config { settings, warnings, source: Source { name: name.to_owned(), text: text.to_owned(), tree, root } })
 }
 
 /// Settings as a file would have them, every key; values of headers redacted.

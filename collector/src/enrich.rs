@@ -165,6 +165,11 @@ impl Enricher {
             node.filter(|name| !name.is_empty())
                 .map(|name| (Cow::Borrowed("k8s.node.name"), ResourceValue::Text(name.to_owned()))),
         );
+        for (name, value) in &settings.resource {
+            if host.iter().all(|(known, _)| known != name) {
+                host.push((Cow::Owned(name.clone()), ResourceValue::Text(value.clone())));
+            }
+        }
         Self {
             command_line: settings.command_line,
             foreign_pids: process::has_foreign_pids(&proc),

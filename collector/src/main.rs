@@ -18,7 +18,7 @@ use reset_collector::{
         explain::explain,
         run::{self, Options},
     },
-    config::{self, Config, environment, settings::Settings},
+    config::{self, Config, ConfigErrors, environment},
     host::report,
     kernel::KERNEL_BTF,
     pushdown,
@@ -113,11 +113,12 @@ fn main() -> ExitCode {
 fn execute(command: Command, log: &Log) -> Result<ExitCode> {
     match command {
         Command::Run { config, btf, dry_run } => {
-            let settings = match settings(config.as_deref()) {
-                Ok(settings) => settings,
+            let read = match configuration(config.as_deref()) {
+                Ok(read) => read,
                 Err(error) => return Ok(refuse(log, &error)),
             };
-            run::run(&settings, &Options { config, btf, dry_run }, log)?;
+            read.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            run::run(&read.settings, &Options { config, btf, dry_run }, log)?;
         }
         Command::Demo { btf } => return demo(btf),
         Command::Hold => demo::hold(),
@@ -132,27 +133,27 @@ fn execute(command: Command, log: &Log) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The settings of a file, or the defaults; where they name no destination, the environment's.
-fn settings(path: Option<&Path>) -> Result<Settings> {
-    let mut settings = match path {
-        None => Settings::default(),
-        Some(path) => {
-            let config = config::load(path)?;
-            config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-            config.settings
-        }
-    };
-    if settings.export.otlp.is_empty() {
-        settings.export.otlp = environment::read(|name| std::env::var(name).ok())?.destinations;
+/// The configuration of a file, or the defaults; where it has no destination, with the environment's. Refused where `run`
+/// could not use it on this host.
+fn configuration(path: Option<&Path>) -> Result<Config> {
+    let mut config = path.map_or_else(|| Ok(Config::default()), config::load)?;
+    if config.settings.export.otlp.is_empty() {
+        config.settings.export.otlp = environment::read(|name| std::env::var(name).ok())?.destinations;
     }
-    Ok(settings)
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let _inside = runtime.enter();
+    check::preflight(&config)?;
+    Ok(config)
 }
 
 /// What the configuration means and what this host offers, on standard output.
 fn check_host_and_file(log: &Log, path: Option<&Path>, btf: Option<PathBuf>, format: Format) -> Result<ExitCode> {
-    let checked = match path {
-        Some(path) => config::load(path),
-        None => Ok(Config { settings: settings(None)?, warnings: Vec::new() }),
+    let checked = match configuration(path) {
+        Ok(config) => Ok(config),
+        Err(error) => match error.downcast::<ConfigErrors>() {
+            Ok(errors) => Err(errors),
+            Err(other) => return Ok(refuse(log, &other)),
+        },
     };
     let program = |config: &Config| {
         pushdown::compile(&config.settings.capture, &config.settings.filters, &pushdown::Knowledge::default())
@@ -161,13 +162,16 @@ fn check_host_and_file(log: &Log, path: Option<&Path>, btf: Option<PathBuf>, for
     let text = match (&checked, format) {
         (Ok(config), Format::Text) => format!("{}\n{}", check::text(config, &program(config)), host.text()),
         (Ok(config), Format::Json) => check::json(Ok((config, &program(config))), &host.json()),
-        (Err(errors), Format::Text) => return Ok(fail(log, &anyhow::anyhow!("{errors}"))),
+        (Err(errors), Format::Text) => return Ok(refuse(log, &anyhow::anyhow!("{errors}"))),
         (Err(errors), Format::Json) => check::json(Err(errors), &host.json()),
     };
     io::stdout().lock().write_all(text.as_bytes())?;
     // A file is checked for any host, as in CI; without one it is this host that is checked.
-    let is_good = checked.is_ok() && (path.is_some() || host.is_complete());
-    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(match checked.is_ok() {
+        false => ExitCode::from(EXIT_CONFIG),
+        true if path.is_some() || host.is_complete() => ExitCode::SUCCESS,
+        true => ExitCode::FAILURE,
+    })
 }
 
 fn demo(btf: Option<PathBuf>) -> Result<ExitCode> {

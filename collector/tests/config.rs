@@ -14,6 +14,7 @@ use reset_collector::{
         self, Config, ConfigErrors,
         settings::{Destination, Protocol, Settings},
     },
+    filter::Ports,
 };
 
 fn in_repository(path: &str) -> PathBuf {
@@ -83,12 +84,12 @@ correlation:
   otlp_receiver:
     grpc: { endpoint: 127.0.0.1:4317 }
     http: { endpoint: 127.0.0.1:4318 }
-  http_headers: { ports: [8080] }
+  http_headers: { ports: [8080, "9000-9010"] }
 export:
   signals: [logs, traces, metrics]
   console: auto
   otlp:
-    endpoint: http://localhost:4317
+    endpoint: http://collector:4317
     protocol: grpc
     headers: { authorization: "Bearer ${env:TOKEN}" }
     compression: gzip
@@ -105,7 +106,7 @@ fn the_designs_example_is_valid_and_its_secret_is_not_shown() {
     let settings = parse(DESIGN).unwrap().settings;
     assert_eq!(settings.filters.rules().len(), 3);
     assert_eq!(settings.sampling.rules().len(), 2);
-    assert_eq!(settings.correlation.http_header_ports, [8080]);
+    assert_eq!(settings.correlation.http_header_ports, Ports::new(vec![(8080, 8080), (9000, 9010)]));
     assert_eq!(settings.export.otlp[0].headers[0].1.0, "Bearer hunter2");
     assert_eq!(settings.admin.unwrap().port(), 9464);
     let shown = check::effective(&settings);
@@ -244,7 +245,10 @@ fn the_protocol_moves_the_default_endpoint() {
         (destination.protocol, destination.endpoint.as_str()),
         (Protocol::HttpProtobuf, "http://localhost:4318")
     );
-    let several = parse("export: { otlp: [{}, { endpoint: 'https://otlp.example.com/base/' }] }").unwrap().settings;
+    let several =
+        parse("export: { otlp: [{}, { endpoint: 'https://otlp.example.com/base/', protocol: http/protobuf }] }")
+            .unwrap()
+            .settings;
     assert_eq!(several.export.otlp[1].endpoint, "https://otlp.example.com/base");
 }
 
@@ -262,8 +266,12 @@ fn doubts_are_warnings() {
   - drop: { servise.name: cart }
   - drop: { service.name: \"pay.*\" }
   - drop: { tcp.reset.reason: no_socket }
+  - drop: { k8s.pod.label.app: cart }
 export:
-  otlp: { endpoint: \"http://c:4317\", protocol: grpc, tls: { ca_file: /etc/ca.pem } }
+  otlp:
+    - { endpoint: \"http://c:4317\", protocol: grpc, tls: { ca_file: /etc/ca.pem } }
+    - { endpoint: \"http://c:4318\", headers: { authorization: Bearer $TOKEN } }
+    - { endpoint: \"http://c:4317\", protocol: http/protobuf }
 ";
     let warnings = parse(text).unwrap().warnings;
     let shown: Vec<_> = warnings.iter().map(ToString::to_string).collect();

@@ -69,7 +69,7 @@ impl Drop for Program {
 }
 
 fn enricher(pods: Option<Arc<Pods>>) -> Enricher {
-    let settings = settings::Enrichment { command_line: true, kubernetes: None };
+    let settings = settings::Enrichment { command_line: true, kubernetes: None, resource: Vec::new() };
     Enricher::new(&settings, PathBuf::from("/proc"), pods, Instant::now())
 }
 
@@ -88,6 +88,19 @@ fn text<'a>(resource: &'a Resource, name: &str) -> Option<&'a str> {
 
 fn counter(enricher: &Enricher, name: &str) -> u64 {
     enricher.counters().each().find(|(known, _, _)| *known == name).expect("a counter").2
+}
+
+#[test]
+fn static_attributes_are_on_every_resource() {
+    let attributes = [("deployment.environment.name", "prod"), ("k8s.cluster.name", "eu-1")];
+    let resource = attributes.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let settings = settings::Enrichment { resource, ..settings::Enrichment::default() };
+    let mut enricher = Enricher::new(&settings, PathBuf::from("/proc"), None, Instant::now());
+    assert_eq!(text(&enricher.host(), "deployment.environment.name"), Some("prod"));
+    let program = Program::python("", &[("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,team=a")]);
+    let resource = enriched(&mut enricher, owner(program.pid()), Instant::now());
+    assert_eq!(text(&resource, "deployment.environment.name"), Some("prod"), "the file, not the process");
+    assert_eq!((text(&resource, "team"), text(&resource, "k8s.cluster.name")), (Some("a"), Some("eu-1")));
 }
 
 #[test]

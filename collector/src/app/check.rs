@@ -1,17 +1,76 @@
-//! What `check` and `schema` say of a configuration.
+//! The commands `check` and `schema`, and what `run` requires of a configuration on this host.
 //!
-//! What this host lacks is found out in [`crate::host::report`].
+//! What this host supports is reported by [`crate::host::report`].
+
+use std::path::Path;
 
 use serde::Serialize;
 
 use crate::{
     config::{self, Config, ConfigErrors, Diagnostic, settings::Settings},
+    otlp::client::{Client, ClientError},
     pushdown::Program,
 };
 
 /// The settings as a YAML file, every key; values of headers redacted.
 pub fn effective(settings: &Settings) -> String {
     serde_yaml::to_string(&config::show(settings)).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+}
+
+/// Everything that `run` would refuse, beyond the file's own errors, as far as this build and the host's files decide it:
+/// files of TLS, the directories of queues, features that this program was built without.
+///
+/// # Errors
+/// What would be refused, each at its key.
+pub fn preflight(config: &Config) -> Result<(), ConfigErrors> {
+    let (settings, source) = (&config.settings, &config.source);
+    let mut diagnostics = Vec::new();
+    if settings.enrichment.kubernetes.is_some() && !cfg!(feature = "kubernetes") {
+        let message = "this program was built without the Kubernetes API";
+        let allowed = "a program built with `--features kubernetes`, or null";
+        diagnostics.push(source.error(&["enrichment", "kubernetes"], message, allowed));
+    }
+    for (index, destination) in settings.export.otlp.iter().enumerate() {
+        let item = format!("[{index}]");
+        let mut base = vec!["export", "otlp"];
+        base.extend((settings.export.otlp.len() > 1).then_some(&item[..]));
+        let error =
+            |keys: &[&str], message: String, allowed: &str| source.error(&[&base, keys].concat(), message, allowed);
+        match Client::new(destination) {
+            Ok(_) => {}
+            Err(ClientError::Tls(refused)) => {
+                diagnostics.push(error(&["tls"], refused.to_string(), "files of PEM that this user can read"));
+            }
+            Err(refused) => diagnostics.push(error(&["endpoint"], refused.to_string(), "http://HOST:PORT")),
+        }
+        if let Some(storage) = &destination.queue.storage
+            && let Some(problem) = storage_problem(&storage.directory)
+        {
+            let keys = ["sending_queue", "storage", "directory"];
+            diagnostics.push(error(&keys, problem, "a directory on a local disk, such as /var/lib/reset-collector"));
+        }
+    }
+    if diagnostics.is_empty() { Ok(()) } else { Err(ConfigErrors { diagnostics, left_out: 0 }) }
+}
+
+/// Why a queue cannot be in this directory, whoever runs the collector.
+fn storage_problem(directory: &Path) -> Option<String> {
+    /// File systems of the kernel that hold no data (include/uapi/linux/magic.h).
+    const NO_DATA: &[(u64, &str)] = &[
+        (0x9fa0, "procfs"),
+        (0x6265_6572, "sysfs"),
+        (0x0027_e0eb, "cgroup"),
+        (0x6367_7270, "cgroup2"),
+        (0x7472_6163, "tracefs"),
+        (0x6462_6720, "debugfs"),
+    ];
+    let existing = directory.ancestors().find(|ancestor| ancestor.exists())?;
+    if !existing.is_dir() {
+        return Some(format!("`{}` is not a directory", existing.display()));
+    }
+    let kind = u64::try_from(rustix::fs::statfs(existing).ok()?.f_type).ok()?;
+    let (_, name) = NO_DATA.iter().find(|(magic, _)| *magic == kind)?;
+    Some(format!("`{}` is on {name}, which holds no data", existing.display()))
 }
 
 /// The JSON Schema of the file, for editors.
@@ -75,6 +134,49 @@ mod tests {
         let diagnostic = &report["diagnostics"][0];
         assert_eq!((&diagnostic["line"], &diagnostic["column"]), (&1.into(), &18.into()));
         assert_eq!((&diagnostic["path"], &diagnostic["severity"]), (&"capture.sent".into(), &"error".into()));
+    }
+
+    /// What `preflight` refuses in a file, as it is shown.
+    fn refused(text: &str) -> String {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _inside = runtime.enter();
+        preflight(&parse(text).unwrap()).map_or_else(|errors| errors.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn what_run_would_refuse_is_refused_at_its_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let (file, free) = (file.display(), directory.path().join("queue"));
+        let cases = [
+            (
+                "export: { otlp: { endpoint: 'https://h:1', tls: { ca_file: /nonexistent/ca.pem } } }".to_owned(),
+                "f.yaml:1:",
+            ),
+            (
+                format!("export: {{ otlp: {{ endpoint: 'https://h:1', tls: {{ ca_file: {file} }} }} }}"),
+                "export.otlp.tls: tls.ca_file",
+            ),
+            (
+                "export: { otlp: { sending_queue: { storage: { directory: /proc/queue } } } }".into(),
+                "`/proc` is on procfs",
+            ),
+            (
+                format!("export: {{ otlp: [{{}}, {{ sending_queue: {{ storage: {{ directory: {file}/q }} }} }}] }}"),
+                "export.otlp[1].sending_queue.storage.directory: ",
+            ),
+        ];
+        for (text, expected) in cases {
+            let refused = refused(&text);
+            assert!(refused.contains(expected), "{text}: {refused}");
+        }
+        let storage =
+            format!("export: {{ otlp: {{ sending_queue: {{ storage: {{ directory: {} }} }} }} }}", free.display());
+        assert_eq!(refused(&storage), "");
+        assert!(!free.exists(), "check makes nothing");
+        let kubernetes = refused("enrichment: { kubernetes: { node_name: n } }");
+        assert_eq!(kubernetes.is_empty(), cfg!(feature = "kubernetes"), "{kubernetes}");
     }
 
     #[test]

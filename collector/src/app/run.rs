@@ -197,7 +197,7 @@ impl Started<'_> {
 fn attach(settings: &Settings, options: &Options) -> Result<Kernel> {
     let btf = btf_of(options);
     let capture = &settings.capture;
-    let ports = &settings.correlation.http_header_ports;
+    let ports: Vec<u16> = settings.correlation.http_header_ports.iter().collect();
     // The switches are the kernel's first rules; the hooks that see every packet are left out where they may be.
     let wanted = |hook: &str| match hook {
         "net_dev_queue" => capture.firewall,
@@ -207,7 +207,7 @@ fn attach(settings: &Settings, options: &Options) -> Result<Kernel> {
     let mut kernel = Kernel::attach(&btf, capture.ring_buffer_bytes, wanted)
         .map_err(|error| anyhow!("{}", report::refusal(&report::Host::read(&btf), &error)))?;
     kernel.set_ceiling(capture.max_records_per_second).context("cannot set the ceiling")?;
-    kernel.set_wire_ports(ports).context("cannot tell the kernel the ports of correlation.http_headers")?;
+    kernel.set_wire_ports(&ports).context("cannot tell the kernel the ports of correlation.http_headers")?;
     // A dry run shows the fate of every reset, so the kernel drops none.
     if !options.dry_run {
         kernel.set_rules(&program(settings, kernel.reasons())).context("cannot give the kernel its rules")?;

@@ -150,7 +150,7 @@ fn take_over(options: &Options, running: &mut Settings, reasons: &ReasonTables, 
         filters: settings.filters.clone(),
         sampler: Sampler::new(settings.sampling.clone()),
         program: (!options.dry_run).then(|| run::program(&settings, reasons)),
-        wire_ports: settings.correlation.http_header_ports.clone(),
+        wire_ports: settings.correlation.http_header_ports.iter().collect(),
     })));
     tracing::info!("{TAKEN}");
     if !after_restart.is_empty() {

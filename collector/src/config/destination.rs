@@ -15,11 +15,12 @@ use crate::config::{
     sections::{MULTIPLIER, file_or_null, key_schema, mapping_schema, section, text_or_null},
     yaml::NodeId,
 };
+use crate::model::signal::Signal;
 
 section! {
     /// One destination.
     DestinationSection(destination: Destination) {
-        "endpoint" => destination.endpoint, Url, "Scheme, host and port, and for HTTP a path before /v1/logs. http:// is without TLS, https:// with it.";
+        "endpoint" => destination.endpoint, Url, "Scheme, host and port, and for HTTP a path before /v1/logs. http:// is without TLS, https:// with it; unix:///PATH is a Unix socket.";
         "signals" => destination.signals, OrNull(SignalList, || NO_SIGNALS), "Which of export.signals go here; null is all of them.";
         "protocol" => destination.protocol, Word(PROTOCOLS), "OTLP by gRPC, or protobuf by HTTP.";
         "headers" => destination.headers, Headers, "Headers on every request; never shown.";
@@ -126,9 +127,9 @@ impl Codec for StorageSection {
         if reader.mapping(node).is_none() {
             return reader.error(node, "expected a mapping", EXAMPLE);
         }
-        let before = reader.problem_count();
+        let before = reader.error_count();
         StorageKeys.read(reader, node, value);
-        if value.directory.as_os_str().is_empty() && reader.problem_count() == before {
+        if value.directory.as_os_str().is_empty() && reader.error_count() == before {
             reader.error(node, "missing key `directory`", EXAMPLE);
         }
     }
@@ -171,27 +172,54 @@ impl Destinations {
     const MAX: usize = 16;
 
     fn read_one(reader: &mut Reader<'_>, node: NodeId) -> Destination {
-        let before = reader.problem_count();
+        let before = reader.error_count();
         let mut destination = reader.base_destination();
         DestinationSection.read(reader, node, &mut destination);
-        if destination.protocol == Protocol::HttpProtobuf && destination.endpoint == Destination::default().endpoint {
-            let is_given = reader.mapping(node).is_some_and(|mut entries| entries.any(|(key, ..)| key == "endpoint"));
-            if is_given {
-                let allowed = "http://localhost:4318, where OTLP/HTTP is taken by convention";
-                reader.warning(node, "port 4317 takes OTLP/gRPC, and the protocol is http/protobuf", allowed);
-            } else {
-                destination.endpoint = "http://localhost:4318".into();
-            }
+        let is_given = reader.mapping(node).is_some_and(|mut entries| entries.any(|(key, ..)| key == "endpoint"));
+        if !is_given
+            && destination.protocol == Protocol::HttpProtobuf
+            && destination.endpoint == Destination::default().endpoint
+        {
+            destination.endpoint = "http://localhost:4318".into();
         }
-        if reader.problem_count() == before {
+        if reader.error_count() == before {
             check(reader, node, &destination);
         }
         destination
     }
 }
 
+/// What must hold between the endpoint and the protocol.
+fn check_endpoint(reader: &mut Reader<'_>, node: NodeId, destination: &Destination) {
+    let Ok(uri) = destination.endpoint.parse::<hyper::Uri>() else { return };
+    let node = reader.find(node, &["endpoint"]);
+    let base = format!("{}://{}", uri.scheme_str().unwrap_or("http"), uri.authority().map_or("", |it| it.as_str()));
+    let path = uri.path();
+    let signal_path = Signal::ALL.iter().map(|signal| signal.http_path()).find(|suffix| path.ends_with(suffix));
+    match (destination.protocol, uri.port_u16()) {
+        (Protocol::Grpc, _) if !matches!(path, "" | "/") => {
+            let allowed = format!("{base}, or protocol: http/protobuf");
+            reader.error(node, format!("a gRPC endpoint has no path, and this has `{}`", shortened(path)), allowed);
+        }
+        (Protocol::HttpProtobuf, _) if let Some(suffix) = signal_path => {
+            let allowed = format!("{base}{}", path.strip_suffix(suffix).unwrap_or_default());
+            reader.error(node, format!("`{suffix}` is appended to the endpoint, which has it already"), allowed);
+        }
+        (Protocol::HttpProtobuf, Some(4317)) => {
+            let allowed = "port 4318, or protocol: grpc";
+            reader.warning(node, "port 4317 takes OTLP/gRPC by convention, and the protocol is http/protobuf", allowed);
+        }
+        (Protocol::Grpc, Some(4318)) => {
+            let allowed = "port 4317, or protocol: http/protobuf";
+            reader.warning(node, "port 4318 takes OTLP/HTTP by convention, and the protocol is grpc", allowed);
+        }
+        _ => {}
+    }
+}
+
 /// What must hold between the keys of a destination.
 fn check(reader: &mut Reader<'_>, node: NodeId, destination: &Destination) {
+    check_endpoint(reader, node, destination);
     let tls = &destination.tls;
     let tls_node = reader.find(node, &["tls"]);
     if tls.cert_file.is_some() != tls.key_file.is_some() {
@@ -315,6 +343,9 @@ impl Codec for Url {
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut String) {
         let allowed = "a scheme, a host and a port, as http://localhost:4317 or https://otlp.example.com:4317";
         read_scalar(reader, node, allowed, value, |text| {
+            if text.strip_prefix("unix://").is_some_and(|path| path.starts_with('/') && path.len() > 1) {
+                return Ok(text.to_owned());
+            }
             let uri: hyper::Uri = text.parse().map_err(|_| format!("`{}` is not a URL", shortened(text)))?;
             let host = uri.authority().map(|authority| (authority.host(), authority.as_str().contains('@')));
             match (uri.scheme_str(), host) {
@@ -338,7 +369,7 @@ impl Codec for Url {
     }
 
     fn schema(&self) -> Json {
-        or_variable(json!({ "type": "string", "pattern": "^https?://[^/@?]+(/[^?]*)?$" }))
+        or_variable(json!({ "type": "string", "pattern": "^(https?://[^/@?]+(/[^?]*)?|unix:///.+)$" }))
     }
 }
 

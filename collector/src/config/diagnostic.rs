@@ -57,14 +57,17 @@ impl Problem {
 pub(super) struct Problems {
     kept: Vec<Problem>,
     left_out: usize,
+    errors: usize,
 }
 
 impl Problems {
-    pub(super) fn count(&self) -> usize {
-        self.kept.len() + self.left_out
+    /// Errors, without the warnings.
+    pub(super) fn errors(&self) -> usize {
+        self.errors
     }
 
     pub(super) fn push(&mut self, problem: Problem) {
+        self.errors += usize::from(!problem.is_warning);
         if self.kept.len() < MAX_KEPT {
             return self.kept.push(problem);
         }
@@ -73,12 +76,6 @@ impl Problems {
         if let (false, Some(warning)) = (problem.is_warning, self.kept.iter_mut().rfind(|kept| kept.is_warning)) {
             *warning = problem;
         }
-    }
-}
-
-impl From<Problem> for Problems {
-    fn from(problem: Problem) -> Self {
-        Self { kept: vec![problem], left_out: 0 }
     }
 }
 
@@ -137,6 +134,13 @@ impl Diagnostic {
     }
 }
 
+impl Diagnostic {
+    /// The same at a key of the configuration.
+    pub(super) fn at_key(self, path: String) -> Self {
+        Self { path, ..self }
+    }
+}
+
 impl fmt::Display for Diagnostic {
     /// Several lines: what, where, the line itself with a caret, what is allowed.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -191,44 +195,40 @@ fn shown(diagnostics: &[Diagnostic], left_out: usize) -> String {
 
 /// The problems as they are shown, in the order of the file: the errors, or where there is none the warnings.
 pub(super) fn diagnostics(text: &str, file: &str, problems: Problems) -> Result<Vec<Diagnostic>, ConfigErrors> {
-    let Problems { kept: mut problems, left_out } = problems;
+    let Problems { kept: mut problems, left_out, .. } = problems;
     if problems.is_empty() {
         return Ok(Vec::new());
     }
     problems.sort_by_key(|problem| problem.place.bytes.start);
     let is_valid = problems.iter().all(|problem| problem.is_warning);
     let secrets = secret_ranges(text);
-    let diagnostics = located(text, file, problems, &secrets);
+    let diagnostics = problems.into_iter().map(|problem| located_in(text, file, problem, &secrets)).collect();
     if is_valid { Ok(diagnostics) } else { Err(ConfigErrors { diagnostics, left_out }) }
 }
 
-fn located(text: &str, file: &str, problems: Vec<Problem>, secrets: &[Range<usize>]) -> Vec<Diagnostic> {
-    problems
-        .into_iter()
-        .map(|problem| {
-            let start = floor_boundary(text, problem.place.bytes.start);
-            let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
-            let line_end = text[start..].find('\n').map_or(text.len(), |newline| start + newline);
-            let end = floor_boundary(text, problem.place.bytes.end).clamp(start, line_end);
-            let shown = ShownLine::new(text, line_start..line_end, start..end, secrets);
-            Diagnostic {
-                severity: if problem.is_warning { Severity::Warning } else { Severity::Error },
-                file: file.to_owned(),
-                line: Some(problem.place.line),
-                column: Some(shown.column),
-                path: problem.path,
-                message: problem.message,
-                allowed: problem.allowed,
-                text: Some(shown.text),
-                caret: shown.caret,
-                width: shown.width,
-            }
-        })
-        .collect()
+/// One problem with its line.
+pub(super) fn located(text: &str, file: &str, problem: Problem) -> Diagnostic {
+    located_in(text, file, problem, &secret_ranges(text))
 }
 
-fn floor_boundary(text: &str, offset: usize) -> usize {
-    text.floor_char_boundary(offset)
+fn located_in(text: &str, file: &str, problem: Problem, secrets: &[Range<usize>]) -> Diagnostic {
+    let start = text.floor_char_boundary(problem.place.bytes.start);
+    let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
+    let line_end = text[start..].find('\n').map_or(text.len(), |newline| start + newline);
+    let end = text.floor_char_boundary(problem.place.bytes.end).clamp(start, line_end);
+    let shown = ShownLine::new(text, line_start..line_end, start..end, secrets);
+    Diagnostic {
+        severity: if problem.is_warning { Severity::Warning } else { Severity::Error },
+        file: file.to_owned(),
+        line: Some(problem.place.line),
+        column: Some(shown.column),
+        path: problem.path,
+        message: problem.message,
+        allowed: problem.allowed,
+        text: Some(shown.text),
+        caret: shown.caret,
+        width: shown.width,
+    }
 }
 
 struct ShownLine {

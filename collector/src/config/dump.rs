@@ -85,7 +85,7 @@ fn address_attribute(end: End) -> Attribute {
     }
 }
 
-fn show_ports((low, high): &(u16, u16)) -> Shown {
+pub(super) fn show_ports((low, high): &(u16, u16)) -> Shown {
     if low == high { Shown::Integer(u64::from(*low)) } else { Shown::Text(format!("{low}-{high}")) }
 }
 

@@ -30,11 +30,14 @@ pub(super) const KNOWN_RESOURCE: &[&str] = &[
     "k8s.container.name",
     "k8s.daemonset.name",
     "k8s.deployment.name",
+    "k8s.job.name",
     "k8s.namespace.name",
     "k8s.node.name",
     "k8s.pod.name",
     "k8s.pod.uid",
+    "k8s.replicaset.name",
     "k8s.statefulset.name",
+    "os.type",
     "process.command_args",
     "process.creation.time",
     "process.executable.name",
@@ -46,8 +49,40 @@ pub(super) const KNOWN_RESOURCE: &[&str] = &[
     "service.version",
 ];
 
-/// Names that begin so are the record's, so that a mistyped one is not taken for a resource attribute.
-const RECORD_NAMESPACES: &[&str] = &["tcp.", "network.", "source.", "destination.", "error.", "client.", "server."];
+/// Namespaces of the record, of spans and of older conventions: no resource has an attribute there.
+const NOT_OF_RESOURCES: &[&str] = &[
+    "tcp.",
+    "network.",
+    "source.",
+    "destination.",
+    "error.",
+    "client.",
+    "server.",
+    "net.",
+    "peer.",
+    "http.",
+    "url.",
+    "span.",
+    "severity",
+];
+
+/// Namespaces that only the collector fills in: it has no other attributes there than those of [`KNOWN_RESOURCE`].
+const RESERVED: &[&str] = &["k8s.", "container.", "process.", "host."];
+
+/// Names of older conventions and of other tools, and the attribute here.
+const OTHER_NAMES: &[(&str, &str)] = &[
+    ("net.peer.ip", "network.peer.address"),
+    ("net.peer.name", "network.peer.address"),
+    ("net.peer.port", "network.peer.port"),
+    ("net.sock.peer.addr", "network.peer.address"),
+    ("net.sock.peer.port", "network.peer.port"),
+    ("net.host.ip", "network.local.address"),
+    ("net.host.name", "network.local.address"),
+    ("net.host.port", "network.local.port"),
+    ("net.transport", "network.transport"),
+    ("process.name", "process.executable.name"),
+    ("process.command", "process.executable.name"),
+];
 
 /// What an attribute's name stands for.
 pub(super) enum Named {
@@ -62,26 +97,38 @@ pub(super) fn attribute(reader: &mut Reader<'_>, node: NodeId, name: &str) -> Op
     if let Some(attribute) = Attribute::from_name(name) {
         return Some(Named::Record(attribute));
     }
+    if KNOWN_RESOURCE.contains(&name) {
+        return Some(Named::Resource);
+    }
     let names = || Attribute::ALL.iter().map(|attribute| attribute.name());
-    let last_part = |known: &&str| known.rsplit('.').next() == Some(name);
-    let meant = names().chain(KNOWN_RESOURCE.iter().copied()).find(last_part);
-    let is_of_record = RECORD_NAMESPACES.iter().any(|namespace| name.starts_with(namespace));
-    if is_of_record || meant.is_some() || name.is_empty() {
-        let is_of_spans = name.starts_with("client.") || name.starts_with("server.");
-        let near = meant.or_else(|| nearest(name, names()).filter(|_| !is_of_spans));
+    let known = || names().chain(KNOWN_RESOURCE.iter().copied());
+    let (with_name, as_suffix) = (format!("{name}.name"), format!(".{name}"));
+    let meant = OTHER_NAMES.iter().find(|(other, _)| *other == name).map(|(_, here)| *here);
+    let meant = meant.or_else(|| known().find(|known| *known == with_name || known.ends_with(&as_suffix)));
+    let is_of_ends = ["client.", "server.", "source.", "destination."].iter().any(|end| name.starts_with(end));
+    if meant.is_some() || name.is_empty() || NOT_OF_RESOURCES.iter().any(|namespace| name.starts_with(namespace)) {
+        let near = meant.or_else(|| nearest(name, names()).filter(|_| !is_of_ends));
         let allowed = match near {
-            None if is_of_spans => "network.local.* is this host's end, network.peer.* the other".into(),
+            None if is_of_ends => "network.local.* is this host's end, network.peer.* the other".into(),
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("any resource attribute, or one of {}", listed(&names().collect::<Vec<_>>())),
         };
         reader.error(node, format!("a reset has no attribute `{}`", shortened(name)), allowed);
         return None;
     }
-    if !KNOWN_RESOURCE.contains(&name)
-        && let Some(near) = nearest(name, KNOWN_RESOURCE.iter().copied().chain(names()))
-    {
-        let message = format!("`{}` is taken for a resource attribute of that name", shortened(name));
-        reader.warning(node, message, format!("did you mean `{near}`?"));
+    let near = nearest(name, known());
+    let is_reserved = RESERVED.iter().any(|namespace| name.starts_with(namespace));
+    if near.is_some() || is_reserved {
+        let message = match is_reserved {
+            true => format!("`{}` is not set by the collector, unless enrichment.resource has it", shortened(name)),
+            false => format!("`{}` is taken as the name of a resource attribute", shortened(name)),
+        };
+        let in_namespace = || known().filter(|known| known.split('.').next() == name.split('.').next());
+        let allowed = match near {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("one of {}", listed(&in_namespace().collect::<Vec<_>>())),
+        };
+        reader.warning(node, message, allowed);
     }
     Some(Named::Resource)
 }
@@ -151,8 +198,8 @@ fn read_record_test(reader: &mut Reader<'_>, node: NodeId, attribute: Attribute)
         }
         A::LocalAddress => read_address(reader, node, End::Local),
         A::PeerAddress => read_address(reader, node, End::Peer),
-        A::LocalPort => read_ports(reader, node, End::Local),
-        A::PeerPort => read_ports(reader, node, End::Peer),
+        A::LocalPort => read_port_test(reader, node, End::Local),
+        A::PeerPort => read_port_test(reader, node, End::Peer),
         A::BytesSent | A::BytesReceived | A::UnreadBytes | A::UnsentBytes | A::UnackedBytes => read_number(
             reader,
             node,
@@ -190,6 +237,10 @@ fn read_record_test(reader: &mut Reader<'_>, node: NodeId, attribute: Attribute)
             None
         }
     }
+}
+
+fn read_port_test(reader: &mut Reader<'_>, node: NodeId, end: End) -> Option<Condition> {
+    read_ports(reader, node).map(|ports| Condition::Port { end, ports })
 }
 
 /// The words of an attribute of a closed list, each with the resets that have it.

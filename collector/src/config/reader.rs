@@ -53,13 +53,18 @@ impl<'a> Reader<'a> {
         environment::read(self.env).map_or_else(|_| Destination::default(), |from| from.base)
     }
 
+    /// Whether `OTEL_EXPORTER_OTLP_*` give a destination, or cannot be used, which is an error of its own.
+    pub(super) fn has_environment_destination(&self) -> bool {
+        environment::read(self.env).map_or(true, |from| !from.destinations.is_empty())
+    }
+
     pub(super) fn into_problems(self) -> Problems {
         self.problems
     }
 
-    /// Problems found so far.
-    pub(super) fn problem_count(&self) -> usize {
-        self.problems.count()
+    /// Errors found so far.
+    pub(super) fn error_count(&self) -> usize {
+        self.problems.errors()
     }
 
     /// Says that a node is wrong.
@@ -104,7 +109,13 @@ impl<'a> Reader<'a> {
         let tree = self.tree;
         match &tree.node(node).content {
             Content::Scalar { text, plain } => match substitute::substitute(text, Sources { env: self.env, files }) {
-                Ok(substituted) => Some(Scalar { text: substituted, written: text, plain: *plain }),
+                Ok(substituted) => {
+                    if substitute::has_bare_name(text) {
+                        let allowed = "${env:NAME}, or $$ for a plain $";
+                        self.warning(node, "`$NAME` without braces is not replaced", allowed);
+                    }
+                    Some(Scalar { text: substituted, written: text, plain: *plain })
+                }
                 Err(substitute::SubstituteError { message, allowed }) => {
                     self.error(node, message, allowed);
                     None

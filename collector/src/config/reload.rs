@@ -115,7 +115,7 @@ pub fn reload(path: &Path, running: &Settings) -> Reload {
 }
 
 fn compare(config: Config, running: &Settings) -> Reload {
-    let Config { mut settings, warnings } = config;
+    let Config { mut settings, warnings, .. } = config;
     let mut after_restart = Vec::new();
     let mut keep = Keep { after_restart: &mut after_restart };
     let (new, old) = (&mut settings, running);
@@ -137,6 +137,7 @@ fn compare(config: Config, running: &Settings) -> Reload {
     keep.running("correlation.otlp_receiver.max_request_size", new_limit, old_limit);
     keep.running("enrichment.command_line", &mut new.enrichment.command_line, &old.enrichment.command_line);
     keep.running("enrichment.kubernetes", &mut new.enrichment.kubernetes, &old.enrichment.kubernetes);
+    keep.running("enrichment.resource", &mut new.enrichment.resource, &old.enrichment.resource);
     keep.running("export.console", &mut new.export.console, &old.export.console);
     keep.running("export.signals", &mut new.export.signals, &old.export.signals);
     keep.running("export.otlp", &mut new.export.otlp, &old.export.otlp);
@@ -198,7 +199,8 @@ mod tests {
             ("[80]", "[]", &[80], &["correlation.http_headers"]),
         ] {
             let Reload::New(new) = compare(read(after), &read(before).settings) else { panic!("no change") };
-            assert_eq!(new.settings.correlation.http_header_ports, expected, "{before} {after}");
+            let ports: Vec<u16> = new.settings.correlation.http_header_ports.iter().collect();
+            assert_eq!(ports, expected, "{before} {after}");
             assert_eq!(new.after_restart, after_restart, "{before} {after}");
         }
     }

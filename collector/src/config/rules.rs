@@ -31,7 +31,7 @@ impl FilterRules {
         }
         let hints =
             &[("match", "write keep: { ... } or drop: { ... }"), ("action", "write keep: { ... } or drop: { ... }")];
-        let before = reader.problem_count();
+        let before = reader.error_count();
         let found = reader.entries(node, &["keep", "drop"], hints)?;
         let (keep, key, condition) = match found.as_slice() {
             [Some(node), None] => (true, "keep", *node),
@@ -41,7 +41,7 @@ impl FilterRules {
                 return None;
             }
             // A key that is not known has been said to be.
-            _ if reader.problem_count() > before => return None,
+            _ if reader.error_count() > before => return None,
             _ => {
                 reader.error(node, "the rule says neither keep nor drop", "keep: { ... } or drop: { ... }");
                 return None;
@@ -156,7 +156,7 @@ impl SamplingRules {
         let keys = [&["match"], RATE_KEYS].concat();
         let hints =
             [RATE_HINTS, &[("keep", "write match: { ... }"), ("drop", "write match: { ... }, ratio: 0")]].concat();
-        let before = reader.problem_count();
+        let before = reader.error_count();
         let found = reader.entries(node, &keys, &hints)?;
         let rate = read_rate(reader, node, &found[1..], before);
         let Some(condition) = found[0] else {
@@ -172,10 +172,10 @@ impl SamplingRules {
 fn read_rate(reader: &mut Reader<'_>, node: NodeId, found: &[Option<NodeId>], before: usize) -> Option<Rate> {
     let &[ratio, limit, burst, group_by] = found else { return None };
     let number = |reader: &mut Reader<'_>, key: &str, node, min, max| {
-        let before = reader.problem_count();
+        let before = reader.error_count();
         let mut number = min;
         reader.within(key, |reader| Number { min, max }.read(reader, node, &mut number));
-        (reader.problem_count() == before).then_some(number)
+        (reader.error_count() == before).then_some(number)
     };
     match (ratio, limit) {
         (Some(_), Some(_)) => {
@@ -183,7 +183,7 @@ fn read_rate(reader: &mut Reader<'_>, node: NodeId, found: &[Option<NodeId>], be
             None
         }
         // An old key for one of them was reported.
-        (None, None) if reader.problem_count() > before => None,
+        (None, None) if reader.error_count() > before => None,
         (None, None) => {
             reader.error(node, "the rule has neither ratio nor max_per_second", "ratio: 0.05, or max_per_second: 100");
             None
@@ -220,7 +220,7 @@ fn read_group_by(reader: &mut Reader<'_>, node: NodeId) -> Option<Vec<Key>> {
         reader.error(node, format!("{} attributes are too many", items.len()), format!("at most {MAX_ATTRIBUTES}"));
         return None;
     }
-    let before = reader.problem_count();
+    let before = reader.error_count();
     let mut keys = Vec::with_capacity(items.len());
     for item in items {
         let Some(name) = reader.scalar(item, "names of attributes: [network.peer.address, tcp.reset.cause]") else {
@@ -235,7 +235,7 @@ fn read_group_by(reader: &mut Reader<'_>, node: NodeId) -> Option<Vec<Key>> {
             None => {}
         }
     }
-    (reader.problem_count() == before || !keys.is_empty()).then_some(keys)
+    (reader.error_count() == before || !keys.is_empty()).then_some(keys)
 }
 
 impl Codec for SamplingRules {
@@ -258,7 +258,7 @@ impl Codec for SamplingRules {
         let mut default = Rate::default();
         if let Some(node) = found[0].filter(|node| !reader.is_null(*node)) {
             reader.within("default", |reader| {
-                let before = reader.problem_count();
+                let before = reader.error_count();
                 if let Some(found) = reader.entries(node, RATE_KEYS, RATE_HINTS)
                     && let Some(rate) = read_rate(reader, node, &found, before)
                 {

@@ -1,20 +1,23 @@
 //! The keys of the file: their names, kinds, limits and meanings, once. Reading, the effective configuration and the JSON
 //! Schema are all made from what stands here; defaults are those of [`crate::config::settings`].
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::{Value as Json, json};
 
 use crate::config::settings::{self, Confinement, Console, Settings};
 use crate::config::{
     destination::{Destinations, SignalList},
+    dump::show_ports,
     field_types::{
         Codec, FilePath, ListenAddress, Number, OrNull, Shown, Size, Switch, Text, Word, count, period, size,
     },
-    reader::{Hint, Reader},
+    reader::{Hint, Reader, shortened},
     rules::{FilterRules, SamplingRules},
+    values::read_ports,
     yaml::NodeId,
 };
+use crate::filter::Ports;
 use crate::model::signal::Signal;
 
 /// Makes a codec of a mapping with these keys, each read into its part of the value.
@@ -96,6 +99,8 @@ section! {
         "log" => "set RESET_COLLECTOR_LOG, or --log-level";
         "logging" => "set RESET_COLLECTOR_LOG, or --log-level";
         "include" => "one file holds the whole configuration";
+        "resource" => "write enrichment: { resource: ... }";
+        "resource_attributes" => "write enrichment: { resource: ... }";
     }
 }
 
@@ -116,6 +121,72 @@ section! {
     EnrichmentSection(enrichment: settings::Enrichment) {
         "command_line" => enrichment.command_line, Switch, "Export process.command_args; command lines may hold secrets.";
         "kubernetes" => enrichment.kubernetes, OrNull(KubernetesSection, || settings::Kubernetes { node_name: String::new() }), "Names of pods from the Kubernetes API; null leaves it alone.";
+        "resource" => enrichment.resource, StaticAttributes, "Resource attributes of everything that is exported, such as deployment.environment.name and k8s.cluster.name.";
+    } hints {
+        "resource_attributes" => "did you mean `resource`?";
+        "attributes" => "did you mean `resource`?";
+    }
+}
+
+/// `enrichment.resource`
+struct StaticAttributes;
+
+impl StaticAttributes {
+    /// More attributes are a mistake: each is repeated with every resource.
+    const MAX: usize = 64;
+
+    /// Why an attribute cannot be set for all resources.
+    fn reserved(name: &str) -> Option<&'static str> {
+        let is_cluster = name.starts_with("k8s.cluster.");
+        match name {
+            "service.name" | "service.instance.id" => Some("each process has its own"),
+            "host.id" | "host.name" => Some("it is read from the host"),
+            _ if name.starts_with("process.") || name.starts_with("container.") => Some("it is read from the process"),
+            _ if name.starts_with("k8s.") && !is_cluster => Some("it is read from the pod"),
+            _ if name.starts_with("telemetry.") => Some("it describes the SDK"),
+            _ => None,
+        }
+    }
+}
+
+impl Codec for StaticAttributes {
+    type Value = Vec<(String, String)>;
+
+    fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Self::Value) {
+        let allowed = "names and texts, as { deployment.environment.name: prod, k8s.cluster.name: eu-1 }";
+        if reader.is_null(node) {
+            return value.clear();
+        }
+        let Some(entries) = reader.mapping(node) else {
+            return reader.error(node, "expected a mapping", allowed);
+        };
+        let mut attributes = Vec::new();
+        for (name, key, text) in entries {
+            if name.trim().is_empty() {
+                reader.error(key, "empty attribute name", allowed);
+            } else if let Some(why) = Self::reserved(name) {
+                reader.error(key, format!("`{}` cannot be set: {why}", shortened(name)), "other attributes");
+            }
+            reader.within(name, |reader| {
+                let mut read = String::new();
+                Text.read(reader, text, &mut read);
+                attributes.push((name.to_owned(), read));
+            });
+        }
+        if attributes.len() > Self::MAX {
+            let message = format!("{} attributes are too many", attributes.len());
+            return reader.error(node, message, format!("at most {}", Self::MAX));
+        }
+        *value = attributes;
+    }
+
+    fn show(&self, value: &Self::Value) -> Shown {
+        Shown::Map(value.iter().map(|(name, text)| (name.clone(), Shown::Text(text.clone()))).collect())
+    }
+
+    fn schema(&self) -> Json {
+        json!({ "type": ["object", "null"], "maxProperties": Self::MAX,
+            "additionalProperties": { "type": ["string", "number", "boolean"] } })
     }
 }
 
@@ -147,7 +218,7 @@ section! {
     /// `correlation`
     CorrelationSection(correlation: settings::Correlation) {
         "otlp_receiver" => (*correlation), ReceiverSection, "Applications send their OTLP here; it goes on unchanged, with reset events added.";
-        "http_headers" => correlation.http_header_ports, Required("ports", Ports, "Server ports."), "Read traceparent from plain HTTP/1.1 of servers on these ports and of their clients, in the kernel. Begun and ended by a restart only.";
+        "http_headers" => correlation.http_header_ports, Required("ports", PortList, "Ports of servers, and ranges of ports."), "Read traceparent from plain HTTP/1.1 of servers on these ports and of their clients, in the kernel. Begun and ended by a restart only.";
         "span_wait" => correlation.span_wait, period(0, 60), "How long a reset waits for its span.";
     } hints {
         "wait" => "it is now `span_wait`";
@@ -247,36 +318,43 @@ impl<C: Codec> Codec for Required<C> {
     }
 }
 
-/// A list of ports.
-struct Ports;
+/// A list of ports and ranges of ports.
+struct PortList;
 
-impl Codec for Ports {
-    type Value = Vec<u16>;
+impl PortList {
+    /// Entries; a range is one.
+    const MAX: usize = 64;
+}
 
-    fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Vec<u16>) {
-        /// More are mostly a mistake: each segment of a port in the list is looked at.
-        const MAX_PORTS: usize = 64;
+impl Codec for PortList {
+    type Value = Ports;
+
+    fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Ports) {
         let Some(items) = reader.list(node) else {
-            return reader.error(node, "a list of ports is wanted here", "[8080] or [8080, 9090]; [] is none");
+            return reader.error(node, "expected a list of ports", "[8080] or [8080, \"9000-9099\"]; [] is none");
         };
-        if items.len() > MAX_PORTS {
-            return reader.error(node, format!("{} ports are too many", items.len()), format!("at most {MAX_PORTS}"));
+        if items.len() > Self::MAX {
+            let message = format!("{} ports are too many", items.len());
+            return reader.error(node, message, format!("at most {}; a range counts as one", Self::MAX));
         }
-        let mut ports = Vec::with_capacity(items.len());
-        for (index, item) in items.iter().enumerate() {
-            let mut port = 0_u16;
-            reader.within(&format!("[{index}]"), |reader| count(1, 65_535).read(reader, *item, &mut port));
-            ports.push(port);
+        if items.is_empty() {
+            *value = Ports::default();
+        } else if let Some(ports) = read_ports(reader, node) {
+            *value = ports;
         }
-        *value = ports;
+        if value.contains(0) {
+            reader.error(node, "port 0 is not a server port", "ports from 1 to 65535");
+        }
     }
 
-    fn show(&self, value: &Vec<u16>) -> Shown {
-        Shown::List(value.iter().map(|port| Shown::Integer(u64::from(*port))).collect())
+    fn show(&self, value: &Ports) -> Shown {
+        Shown::List(value.ranges().iter().map(show_ports).collect())
     }
 
     fn schema(&self) -> Json {
-        json!({ "type": "array", "items": count::<u16>(1, 65_535).schema(), "maxItems": 64 })
+        let port = count::<u16>(1, 65_535).schema();
+        let range = json!({ "type": "string", "pattern": "^[0-9]{1,5} ?- ?[0-9]{1,5}$" });
+        json!({ "type": "array", "items": { "anyOf": [port, range] }, "maxItems": Self::MAX })
     }
 }
 
@@ -292,6 +370,18 @@ pub(super) fn text_or_null() -> OrNull<Text> {
 
 /// The factor between intervals.
 pub(super) const MULTIPLIER: Number = Number { min: 1.0, max: 10.0 };
+
+/// Whether an endpoint is a listener of this program, as far as its address is written as one.
+fn leads_to(endpoint: &str, listener: SocketAddr) -> bool {
+    let Ok(uri) = endpoint.parse::<hyper::Uri>() else { return false };
+    let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    let (own, every) = (listener.ip(), listener.ip().is_unspecified());
+    let is_here = match uri.host().unwrap_or_default().trim_matches(['[', ']']) {
+        "localhost" => own.is_loopback() || every,
+        host => host.parse::<IpAddr>().is_ok_and(|address| address == own || every && address.is_loopback()),
+    };
+    is_here && listener.port() != 0 && uri.port_u16().unwrap_or(default) == listener.port()
+}
 
 /// What must hold between sections.
 pub(super) fn check(reader: &mut Reader<'_>, root: NodeId, settings: &Settings) {
@@ -311,9 +401,25 @@ pub(super) fn check(reader: &mut Reader<'_>, root: NodeId, settings: &Settings) 
         }
     }
     let destinations = &settings.export.otlp;
+    let has_receiver = correlation.grpc.is_some() || correlation.http.is_some();
+    if has_receiver && destinations.is_empty() && !reader.has_environment_destination() {
+        let node = reader.find(root, &["correlation", "otlp_receiver"]);
+        let message = "correlation.otlp_receiver forwards to export.otlp, which has no destination";
+        reader.error(
+            node,
+            message,
+            "export: { otlp: { endpoint: ... } }, or OTEL_EXPORTER_OTLP_ENDPOINT in the environment",
+        );
+    }
     for (index, destination) in destinations.iter().enumerate() {
-        let list = reader.find(root, &["export", "otlp"]);
-        let at = reader.list(list).and_then(|items| items.get(index).copied()).unwrap_or(list);
+        let at = reader.find(root, &["export", "otlp", &format!("[{index}]")]);
+        for (path, address) in &listeners {
+            if address.is_some_and(|address| leads_to(&destination.endpoint, address)) {
+                let message =
+                    format!("the endpoint is the collector's own {}: it would export to itself", path.join("."));
+                reader.error(reader.find(at, &["endpoint"]), message, "the endpoint of another program");
+            }
+        }
         for signal in Signal::ALL {
             let wanted = destination.signals.is_some_and(|own| own.has(*signal));
             if wanted && !settings.export.signals.has(*signal) {

@@ -5,7 +5,11 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::{filter::Filters, model::signal::Signal, sampler::Sampling};
+use crate::{
+    filter::{Filters, Ports},
+    model::signal::Signal,
+    sampler::Sampling,
+};
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -77,6 +81,8 @@ pub struct Enrichment {
     pub command_line: bool,
     /// Names of pods from the Kubernetes API; `None` leaves it alone.
     pub kubernetes: Option<Kubernetes>,
+    /// Static resource attributes of everything that is exported, unique by name.
+    pub resource: Vec<(String, String)>,
 }
 
 /// Names of pods from the Kubernetes API.
@@ -98,7 +104,7 @@ pub struct Correlation {
     /// Largest request accepted from an application, bytes after decompression.
     pub max_request_bytes: usize,
     /// Read traceparent from plain HTTP/1.1 on these ports, in the kernel; empty is off.
-    pub http_header_ports: Vec<u16>,
+    pub http_header_ports: Ports,
 }
 
 impl Default for Correlation {
@@ -108,7 +114,7 @@ impl Default for Correlation {
             http: None,
             span_wait: Duration::from_secs(6),
             max_request_bytes: 64 << 20,
-            http_header_ports: Vec::new(),
+            http_header_ports: Ports::default(),
         }
     }
 }

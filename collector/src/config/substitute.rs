@@ -24,6 +24,18 @@ pub(super) struct SubstituteError {
     pub(super) allowed: String,
 }
 
+/// Whether there is a `$NAME`, as shells have it, which stays as it is.
+pub(super) fn has_bare_name(text: &str) -> bool {
+    let mut rest = text;
+    while let Some((_, after)) = rest.split_once('$') {
+        rest = after.strip_prefix('$').unwrap_or(after);
+        if rest.len() == after.len() && rest.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_') {
+            return true;
+        }
+    }
+    false
+}
+
 /// The text with its variables replaced. The default holds where the variable is not set, and where it is empty.
 pub(super) fn substitute<'t>(text: &'t str, sources: Sources<'_>) -> Result<Cow<'t, str>, SubstituteError> {
     if !text.contains('$') {
@@ -139,6 +151,20 @@ mod tests {
         for (text, expected) in cases {
             let sources = Sources { env: &env, files: false };
             assert_eq!(substitute(text, sources).ok().as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_without_braces_are_found() {
+        for (text, expected) in [
+            ("Bearer $TOKEN", true),
+            ("$$TOKEN", false),
+            ("${env:X}", false),
+            ("a$", false),
+            ("$5", false),
+            ("$$ $x", true),
+        ] {
+            assert_eq!(super::has_bare_name(text), expected, "{text}");
         }
     }
 

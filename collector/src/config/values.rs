@@ -122,7 +122,7 @@ fn parse_network(text: &str) -> Result<Network, String> {
     if is_base { Ok(network) } else { Err(format!("has bits after its prefix: did you mean {network} or {parsed}?")) }
 }
 
-pub(super) fn read_ports(reader: &mut Reader<'_>, node: NodeId, end: End) -> Option<Condition> {
+pub(super) fn read_ports(reader: &mut Reader<'_>, node: NodeId) -> Option<Ports> {
     let allowed = "a port, a range as \"8000-8999\", a list of them, or { gte: 8000, lt: 9000 }";
     let mut ranges = Vec::new();
     read_values_or_ranges(reader, node, allowed, &mut |reader, node| {
@@ -148,7 +148,7 @@ pub(super) fn read_ports(reader: &mut Reader<'_>, node: NodeId, end: End) -> Opt
         }
         Some(())
     })?;
-    Some(Condition::Port { end, ports: Ports::new(ranges) })
+    Some(Ports::new(ranges))
 }
 
 fn parse_port(text: &str) -> Option<f64> {

@@ -54,7 +54,11 @@ impl Tree {
             Content::Mapping(entries) => {
                 entries.iter().find(|(key, _)| self.text(*key) == *wanted).map_or(node, |(_, value)| *value)
             }
-            _ => node,
+            Content::Sequence(items) => {
+                let index = wanted.strip_prefix('[').and_then(|index| index.strip_suffix(']')?.parse::<usize>().ok());
+                index.and_then(|index| items.get(index).copied()).unwrap_or(node)
+            }
+            Content::Scalar { .. } => node,
         })
     }
 

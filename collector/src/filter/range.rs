@@ -26,6 +26,16 @@ impl Ports {
         &self.0
     }
 
+    /// Whether the set is empty.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Every port in the set, lowest first.
+    pub fn iter(&self) -> impl Iterator<Item = u16> {
+        self.0.iter().flat_map(|(low, high)| *low..=*high)
+    }
+
     /// Whether the port is in the set.
     pub fn contains(&self, port: u16) -> bool {
         match self.0.as_slice() {
