@@ -44,6 +44,7 @@ use crate::{
         Owner, Reset,
         resource::{Resource, ResourceValue},
     },
+    procfs,
 };
 
 /// The resource with the metadata of its pod, which arrived after the resource was built.
@@ -172,7 +173,7 @@ impl Enricher {
         }
         Self {
             command_line: settings.command_line,
-            foreign_pids: process::has_foreign_pids(&proc),
+            foreign_pids: procfs::has_foreign_pids(&proc),
             ticks_per_second: rustix::param::clock_ticks_per_second(),
             host: Resource::new(host),
             own_pod,

@@ -18,6 +18,7 @@ pub mod kernel;
 pub mod model;
 pub mod otlp;
 pub mod pipeline;
+pub mod procfs;
 pub mod pushdown;
 pub mod receiver;
 pub mod sampler;

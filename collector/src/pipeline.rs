@@ -239,7 +239,7 @@ impl Pipeline {
     fn identify(&mut self, mut reset: Reset, now: Now) {
         self.tally.read += 1;
         self.stages.enricher.enrich(&mut reset, now.instant);
-        self.stages.correlator.offer(reset, now.instant);
+        self.stages.correlator.submit(reset, now.instant);
     }
 
     /// Rules, and out.

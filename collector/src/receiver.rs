@@ -11,6 +11,7 @@ mod http;
 pub mod metrics;
 pub mod peer_process;
 mod response;
+mod socket_table;
 
 use std::{
     collections::VecDeque,
@@ -36,8 +37,7 @@ use tokio::{
 
 use crate::{
     config::settings::Correlation,
-    correlate::Correlator,
-    model::Owner,
+    correlate::{Correlator, Sender},
     receiver::{body::Budget, forward::Backends, metrics::Traffic},
 };
 
@@ -49,15 +49,15 @@ const FIRST_REQUEST: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(600);
 /// For the requests that are under way when the program ends.
 const DRAIN: Duration = Duration::from_secs(5);
-/// Searches for a socket's owner at one time: each reads much of /proc.
-const OWNER_SEARCHES: usize = 2;
+/// Maximum concurrent searches for a sender: each reads much of /proc.
+const SENDER_SEARCHES: usize = 2;
 /// Bytes of all requests at one time, where `max_request_bytes` is small.
 const LEAST_BUDGET: usize = 64 << 20;
 /// Bytes of HTTP/1's headers at most.
 const MOST_HEADER_BYTES: usize = 64 << 10;
 
-/// Finds the process that holds the other end of a connection: (its address, ours).
-pub type FindOwner = Arc<dyn Fn(SocketAddr, SocketAddr) -> Option<Owner> + Send + Sync>;
+/// Finds who sends over a connection: (its address, ours).
+pub type FindSender = Arc<dyn Fn(SocketAddr, SocketAddr) -> Sender + Send + Sync>;
 
 /// The receivers, listening.
 pub struct Receivers {
@@ -74,15 +74,15 @@ pub(crate) struct Shared {
     /// Bytes of one request at most, after decompression.
     pub(crate) limit: usize,
     pub(crate) traffic: Arc<Traffic>,
-    find_owner: FindOwner,
-    owner_searches: Semaphore,
+    find_sender: FindSender,
+    sender_searches: Semaphore,
 }
 
 /// One accepted connection.
 pub(crate) struct Connection {
     peer: SocketAddr,
     local: SocketAddr,
-    owner: OnceCell<Option<Owner>>,
+    sender: OnceCell<Sender>,
     requests: AtomicUsize,
     heard: watch::Sender<Option<Instant>>,
     displaced: Notify,
@@ -108,7 +108,7 @@ impl Receivers {
         settings: &Correlation,
         backends: Backends,
         correlator: Arc<Correlator>,
-        find_owner: FindOwner,
+        find_sender: FindSender,
     ) -> Result<Self, ListenError> {
         let mut listeners = Vec::new();
         for address in [settings.grpc, settings.http].into_iter().flatten() {
@@ -123,8 +123,8 @@ impl Receivers {
             budget: Budget::new(limit.saturating_mul(2).max(LEAST_BUDGET)),
             limit,
             traffic: Arc::default(),
-            find_owner,
-            owner_searches: Semaphore::new(OWNER_SEARCHES),
+            find_sender,
+            sender_searches: Semaphore::new(SENDER_SEARCHES),
         };
         let connections = Arc::new(Semaphore::new(MOST_CONNECTIONS));
         Ok(Self { listeners, shared: Arc::new(shared), connections })
@@ -309,7 +309,7 @@ impl Connection {
         Self {
             peer,
             local,
-            owner: OnceCell::new(),
+            sender: OnceCell::new(),
             requests: AtomicUsize::new(0),
             heard: watch::Sender::new(None),
             displaced: Notify::new(),
@@ -320,13 +320,13 @@ impl Connection {
         self.requests.load(Relaxed) == 0 && self.heard.borrow().is_none()
     }
 
-    /// The process behind the connection, searched once: a connection has one owner.
-    pub(crate) async fn owner(&self, shared: &Shared) -> Option<Owner> {
+    /// Who is behind the connection, searched once.
+    pub(crate) async fn sender(&self, shared: &Shared) -> Sender {
         let search = || async {
-            let _permit = shared.owner_searches.acquire().await.ok()?;
-            let (find, peer, local) = (Arc::clone(&shared.find_owner), self.peer, self.local);
-            tokio::task::spawn_blocking(move || find(peer, local)).await.ok()?
+            let Ok(_permit) = shared.sender_searches.acquire().await else { return Sender::Unattributed };
+            let (find, peer, local) = (Arc::clone(&shared.find_sender), self.peer, self.local);
+            tokio::task::spawn_blocking(move || find(peer, local)).await.unwrap_or(Sender::Unattributed)
         };
-        *self.owner.get_or_init(search).await
+        *self.sender.get_or_init(search).await
     }
 }

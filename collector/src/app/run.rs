@@ -43,7 +43,7 @@ use crate::{
     receiver::{
         Receivers,
         forward::{Backend, Backends},
-        peer_process::find_owner,
+        peer_process::find_sender,
     },
     sampler::Sampler,
     telemetry::{self, Telemetry, admin::Admin, logging::Log, systemd::Manager},
@@ -481,7 +481,7 @@ async fn receivers(
     let onward = onward.signal_endpoints.traces.as_ref().unwrap_or(&onward.endpoint);
     let of_signal = Backends::new(|signal| Arc::clone(&takes(signal).1));
     let receivers =
-        Receivers::listen(&settings.correlation, of_signal, Arc::clone(correlator), Arc::new(find_owner)).await?;
+        Receivers::listen(&settings.correlation, of_signal, Arc::clone(correlator), Arc::new(find_sender)).await?;
     for address in receivers.addresses() {
         tracing::info!("applications may send their OTLP to {address}; their traces go on to {onward}");
     }

@@ -14,15 +14,15 @@ pub enum Failure {
     #[default]
     None,
     /// By the answer of the other end, which so was whole: an HTTP status.
-    Answered,
+    ErrorResponse,
     /// The connection was refused.
     Refused,
     /// The connection was reset.
     Reset,
     /// The connection broke, or ended too soon.
-    Broken,
+    ConnectionLost,
     /// It was cancelled or ran out of time.
-    GivenUp,
+    Cancelled,
     /// In a way that does not tell.
     Other,
 }
@@ -102,7 +102,7 @@ pub(crate) fn read(
         Some(failure) => by_words(&texts).unwrap_or(failure),
         None if !failed => Failure::None,
         None => by_words(&texts).unwrap_or(match outcome.http_status {
-            Some(400..) => Failure::Answered,
+            Some(400..) => Failure::ErrorResponse,
             _ => Failure::Other,
         }),
     };
@@ -112,9 +112,9 @@ pub(crate) fn read(
 
 const fn by_grpc_status(status: Option<GrpcStatus>) -> Option<Failure> {
     Some(match status {
-        Some(GrpcStatus::Cancelled | GrpcStatus::DeadlineExceeded) => Failure::GivenUp,
-        Some(GrpcStatus::Unavailable) => Failure::Broken,
-        Some(GrpcStatus::Other) => Failure::Answered,
+        Some(GrpcStatus::Cancelled | GrpcStatus::DeadlineExceeded) => Failure::Cancelled,
+        Some(GrpcStatus::Unavailable) => Failure::ConnectionLost,
+        Some(GrpcStatus::Other) => Failure::ErrorResponse,
         Some(GrpcStatus::Ok) | None => return None,
     })
 }
@@ -122,26 +122,26 @@ const fn by_grpc_status(status: Option<GrpcStatus>) -> Option<Failure> {
 /// The words that errors of Go, Node, Python, Java and .NET have in them; the first that is found decides.
 const WORDS: &[(&[u8], Failure)] = &[
     // A proxy's answer about its own connection: Envoy's "upstream connect error … reset reason: connection reset".
-    (b"upstream", Failure::Answered),
+    (b"upstream", Failure::ErrorResponse),
     (b"refused", Failure::Refused),
     // Node's "socket hang up" has the code ECONNRESET and tells of no reset: the stream ended, or the application
     // destroyed its request. A reset is "read ECONNRESET".
-    (b"hang up", Failure::Broken),
+    (b"hang up", Failure::ConnectionLost),
     (b"connection reset", Failure::Reset),
     (b"connectionreset", Failure::Reset),
     (b"econnreset", Failure::Reset),
-    (b"timed out", Failure::GivenUp),
-    (b"timeout", Failure::GivenUp),
-    (b"deadline", Failure::GivenUp),
-    (b"cancel", Failure::GivenUp),
-    (b"operation was aborted", Failure::GivenUp),
+    (b"timed out", Failure::Cancelled),
+    (b"timeout", Failure::Cancelled),
+    (b"deadline", Failure::Cancelled),
+    (b"cancel", Failure::Cancelled),
+    (b"operation was aborted", Failure::Cancelled),
     (b"broken pipe", Failure::Reset),
     (b"epipe", Failure::Reset),
-    (b"aborted", Failure::Broken),
-    (b"closed", Failure::Broken),
-    (b"disconnect", Failure::Broken),
-    (b"terminated", Failure::Broken),
-    (b"eof", Failure::Broken),
+    (b"aborted", Failure::ConnectionLost),
+    (b"closed", Failure::ConnectionLost),
+    (b"disconnect", Failure::ConnectionLost),
+    (b"terminated", Failure::ConnectionLost),
+    (b"eof", Failure::ConnectionLost),
     // httpx on asyncio says no more; the end of a stream is a RemoteProtocolError there.
     (b"httpx.readerror", Failure::Reset),
     (b"httpx.writeerror", Failure::Reset),
@@ -159,8 +159,8 @@ fn contains(text: &[u8], word: &[u8]) -> bool {
 
 /// Errors say what they have to say at once; a megabyte of text is not searched.
 fn first_part(text: &[u8]) -> &[u8] {
-    const ENOUGH: usize = 2048;
-    &text[..text.len().min(ENOUGH)]
+    const MAX_SEARCHED: usize = 2048;
+    &text[..text.len().min(MAX_SEARCHED)]
 }
 
 /// Go's `read tcp 127.0.0.1:43210->127.0.0.1:8080: read: connection reset by peer`.

@@ -1,12 +1,11 @@
 //! The resets of one connection while they wait: one fate for all of them.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use crate::{
     correlate::{
         candidates::{Candidates, Decision},
-        matching::{self, Fit},
-        span_info::Seen,
+        sender::Sender,
     },
     model::{Cause, Endpoint, Owner, Reset, Trace, TraceMethod},
 };
@@ -19,8 +18,8 @@ pub(crate) type Connection = (Option<u32>, Endpoint, Endpoint);
 
 /// The resets of one connection: one fate.
 #[derive(Debug)]
-pub(crate) struct Group {
-    pub(crate) resets: Vec<Reset>,
+pub(crate) struct PendingReset {
+    pub(crate) resets: Vec<Arc<Reset>>,
     pub(crate) connection: Connection,
     pub(crate) owner: Option<Owner>,
     pub(crate) offered: Instant,
@@ -30,8 +29,10 @@ pub(crate) struct Group {
     pub(crate) passed: bool,
     /// Requests with this connection's events that the backend has not answered.
     pub(crate) in_flight: u32,
-    /// Said already; spans that come still get the event where the first did.
-    pub(crate) verdict: Option<Trace>,
+    /// Searches of the span history that have not ended.
+    pub(crate) searches: u32,
+    /// Decided already; spans that come still get the event where the first did.
+    pub(crate) decided: Option<Trace>,
 }
 
 impl Reset {
@@ -40,24 +41,15 @@ impl Reset {
     }
 }
 
-impl Group {
-    /// Notes the span where it fits one of the resets, and says whether it does.
-    pub(crate) fn hold_against(&mut self, seen: &Seen, sender: Option<&Owner>) -> bool {
-        let fit = self.resets.iter().map(|reset| match (sender, self.owner) {
-            (Some(sender), Some(owner)) if !same_process(sender, &owner) => Fit::No,
-            (Some(_), _) => matching::fit(seen, reset),
-            (None, _) => matching::fit_of_unknown_sender(seen, reset),
-        });
-        let fit = fit.max().unwrap_or(Fit::No);
-        let own = sender.zip(self.owner).is_some_and(|(sender, owner)| same_process(sender, &owner));
-        self.passed |= own && self.resets.iter().all(|reset| matching::ends_long_after(seen, reset));
-        self.candidates.incomplete |= own && self.resets.iter().any(|reset| matching::may_have_left(seen, reset));
-        self.candidates.note(seen, fit)
+impl PendingReset {
+    /// Nothing that was begun for it has yet to end.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.in_flight == 0 && self.searches == 0
     }
 
-    /// Whether another connection's reset claims this span as well: each failed call has one of its own.
-    pub(crate) fn contests(&self, other: &Self, span_id: [u8; 8]) -> bool {
-        other.candidates.claims(span_id) && !self.is_other_attempt(other)
+    /// Whether the spans of this sender are compared with it.
+    pub(crate) fn may_be_of(&self, sender: &Sender) -> bool {
+        sender.process().is_none_or(|sender| self.owner.is_none_or(|owner| owner.pid == sender.pid))
     }
 
     /// One call tries the addresses of a name one after the other, and may be refused by each.
@@ -91,9 +83,4 @@ impl Group {
             Decision::Ambiguous(_) | Decision::Nothing => given.cloned(),
         }
     }
-}
-
-fn same_process(one: &Owner, other: &Owner) -> bool {
-    let known = one.start_boot_ns != 0 && other.start_boot_ns != 0;
-    one.pid == other.pid && (!known || one.start_boot_ns.abs_diff(other.start_boot_ns) <= START_TICK_NS)
 }

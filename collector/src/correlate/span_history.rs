@@ -1,115 +1,168 @@
-//! The requests of one process that have just passed, for resets that come after their span: kept as they came, and
-//! opened only if such a reset comes.
+//! The requests that one process has just sent, for resets that are read after their span has passed: kept as they came,
+//! and opened only if such a reset comes.
 //!
 //! A reset is read within a fifth of a second and its span is sent after it, so that two seconds are enough
-//! ([`LOOKED_BACK`]), unless the connection had been closed before, as by a client that did not wait for its answer.
-//! Where something of that time has been let go, no span can be said to be the only one.
+//! ([`HISTORY_WINDOW`]), unless the connection had been closed before, as by a client that did not wait for its answer.
+//! Where something of that time has been dropped, no span can be said to be the only one.
 
 use std::{
     collections::VecDeque,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use crate::{
-    correlate::span_info::{self, Role, Seen},
+    correlate::{
+        sender::Sender,
+        span_info::{self, SpanInfo, SpanSide},
+    },
     model::signal::Signal,
     otlp::{
         payload::Payload,
-        splice::{self, Malformed, Place},
+        splice::{self, Malformed},
     },
 };
 
 /// How long a request is kept.
-pub(crate) const KEPT: Duration = Duration::from_secs(10);
-/// What passed so long before a reset was read may be about its connection.
-pub(crate) const LOOKED_BACK: Duration = Duration::from_secs(2);
-/// Bytes kept of one process at most.
-const MOST_BYTES: usize = 4 << 20;
-/// Bytes kept of all processes at most.
-const MOST_BYTES_IN_ALL: usize = 16 << 20;
-/// Bytes that are decompressed for one reset at most.
-const MOST_OPENED: usize = 32 << 20;
+pub(crate) const RETENTION: Duration = Duration::from_secs(10);
+/// A request that passed this long before a reset was read may be about its connection.
+pub(crate) const HISTORY_WINDOW: Duration = Duration::from_secs(2);
+/// Maximum bytes kept of one process.
+const MAX_PROCESS_BYTES: usize = 4 << 20;
+/// Maximum bytes kept of all processes.
+const MAX_TOTAL_BYTES: usize = 16 << 20;
+/// Maximum bytes that are decompressed for one reset.
+const MAX_OPENED_BYTES: usize = 32 << 20;
 
-/// What one process has sent of late.
+/// The requests that one process has just sent.
 #[derive(Debug, Default)]
-pub(crate) struct Recent {
-    requests: VecDeque<Request>,
+pub(crate) struct SpanHistory {
+    requests: VecDeque<KeptRequest>,
     bytes: usize,
-    /// When the newest of what has been let go had passed.
-    let_go: Option<Instant>,
+    /// When the newest of the dropped requests had passed.
+    dropped: Option<Instant>,
 }
 
-#[derive(Debug)]
-struct Request {
+/// What all processes share.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    /// Bytes kept.
+    bytes: usize,
+    next_number: u64,
+}
+
+/// A request that is kept.
+#[derive(Clone, Debug)]
+pub(crate) struct KeptRequest {
+    number: u64,
     passed: Instant,
     bytes: usize,
+    /// Who sent it.
+    pub(crate) sender: Sender,
     content: Content,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Content {
     Payload(Payload),
-    Spans(Vec<Seen>),
+    Spans(KeptSpans),
 }
 
-/// Reads all spans of a request, each with its place.
-pub(crate) fn read_spans(request: &[u8]) -> Result<Vec<(Place, Option<Seen>)>, Malformed> {
-    let mut spans = Vec::new();
-    let mut malformed = None;
-    splice::visit(request, |place, span| match span_info::read(span) {
-        Ok(seen) => spans.push((place, seen)),
-        Err(error) => malformed = Some(error),
-    })?;
-    malformed.map_or(Ok(spans), Err)
+/// The spans of a request that describe a connection.
+#[derive(Clone, Debug)]
+pub(crate) struct KeptSpans {
+    /// In the request's order.
+    pub(crate) spans: Arc<[SpanInfo]>,
+    /// Whether those are all.
+    pub(crate) complete: bool,
 }
 
-impl Recent {
-    /// Keeps a request that nobody has looked at; `used` counts the bytes kept of all processes.
-    pub(crate) fn keep_payload(&mut self, payload: &Payload, now: Instant, used: &mut usize) {
-        self.keep(Content::Payload(payload.clone()), payload.len(), now, used);
+/// Collects the spans of a request that are kept, up to their maximum.
+#[derive(Debug)]
+pub(crate) struct Collected {
+    spans: Vec<SpanInfo>,
+    complete: bool,
+}
+
+impl Collected {
+    pub(crate) fn new() -> Self {
+        Self { spans: Vec::new(), complete: true }
     }
 
-    /// Keeps the spans of a request that was looked at.
-    pub(crate) fn keep_spans<'a>(&mut self, spans: impl Iterator<Item = &'a Seen>, now: Instant, used: &mut usize) {
-        let spans: Vec<Seen> = spans.filter(|seen| seen.role != Role::Neither).cloned().collect();
-        let bytes = spans.len() * size_of::<Seen>();
-        if bytes > 0 {
-            self.keep(Content::Spans(spans), bytes, now, used);
+    pub(crate) fn add(&mut self, span: &SpanInfo) {
+        if span.side == SpanSide::Neither {
+            return;
+        }
+        if (self.spans.len() + 1) * size_of::<SpanInfo>() > MAX_PROCESS_BYTES {
+            self.complete = false;
+        } else {
+            self.spans.push(span.clone());
         }
     }
 
-    fn keep(&mut self, content: Content, bytes: usize, now: Instant, used: &mut usize) {
-        self.forget(now, used);
-        while self.bytes + bytes > MOST_BYTES || *used + bytes > MOST_BYTES_IN_ALL {
-            if !self.forget_oldest(used) {
-                self.let_go = Some(now);
+    pub(crate) fn finish(self) -> KeptSpans {
+        KeptSpans { spans: self.spans.into(), complete: self.complete }
+    }
+}
+
+/// Calls `visitor` with each span of a request that has valid ids and times.
+pub(crate) fn for_each_span(request: &[u8], mut visitor: impl FnMut(&SpanInfo)) -> Result<(), Malformed> {
+    let mut malformed = None;
+    splice::visit(request, |_, span| match span_info::read(span) {
+        Ok(span) => span.iter().for_each(&mut visitor),
+        Err(error) => malformed = Some(error),
+    })?;
+    malformed.map_or(Ok(()), Err)
+}
+
+impl SpanHistory {
+    /// Keeps a request that was not read; `totals` is of all processes.
+    pub(crate) fn keep_payload(&mut self, sender: Sender, payload: &Payload, now: Instant, totals: &mut Totals) {
+        self.keep(sender, Content::Payload(payload.clone()), payload.len(), now, totals);
+    }
+
+    /// Keeps the spans of a request that was read.
+    pub(crate) fn keep_spans(&mut self, sender: Sender, spans: KeptSpans, now: Instant, totals: &mut Totals) {
+        let bytes = spans.bytes();
+        if bytes > 0 {
+            self.keep(sender, Content::Spans(spans), bytes, now, totals);
+        }
+    }
+
+    fn keep(&mut self, sender: Sender, content: Content, bytes: usize, now: Instant, totals: &mut Totals) {
+        self.prune(now, totals);
+        while self.bytes + bytes > MAX_PROCESS_BYTES || totals.bytes + bytes > MAX_TOTAL_BYTES {
+            if !self.drop_oldest(totals) {
+                self.dropped = Some(now);
                 return;
             }
         }
-        self.requests.push_back(Request { passed: now, bytes, content });
+        let number = totals.next_number;
+        totals.next_number += 1;
+        self.requests.push_back(KeptRequest { number, passed: now, bytes, sender, content });
         self.bytes += bytes;
-        *used += bytes;
+        totals.bytes += bytes;
     }
 
-    /// Lets go of what has been kept for long enough.
-    pub(crate) fn forget(&mut self, now: Instant, used: &mut usize) {
-        while self.requests.front().is_some_and(|request| now.saturating_duration_since(request.passed) > KEPT) {
-            self.forget_oldest(used);
+    /// Drops what has been kept for long enough.
+    pub(crate) fn prune(&mut self, now: Instant, totals: &mut Totals) {
+        while self.requests.front().is_some_and(|request| now.saturating_duration_since(request.passed) > RETENTION) {
+            self.drop_oldest(totals);
         }
     }
 
-    fn forget_oldest(&mut self, used: &mut usize) -> bool {
+    fn drop_oldest(&mut self, totals: &mut Totals) -> bool {
         let Some(oldest) = self.requests.pop_front() else { return false };
-        self.let_go = Some(oldest.passed);
+        self.dropped = Some(oldest.passed);
         self.bytes -= oldest.bytes;
-        *used -= oldest.bytes;
+        totals.bytes -= oldest.bytes;
         true
     }
 
-    /// Lets go of everything.
-    pub(crate) fn clear(&mut self, used: &mut usize) {
-        while self.forget_oldest(used) {}
-        self.let_go = None;
+    /// Drops everything.
+    pub(crate) fn clear(&mut self, totals: &mut Totals) {
+        while self.drop_oldest(totals) {}
+        self.dropped = None;
     }
 
     /// Nothing is kept.
@@ -117,37 +170,59 @@ impl Recent {
         self.requests.is_empty()
     }
 
-    /// Shows every span that has passed since then, and says whether those are all. `limit` is for one request, bytes
-    /// after decompression.
-    pub(crate) fn visit(
-        &mut self,
-        since: Instant,
-        limit: usize,
-        used: &mut usize,
-        mut visitor: impl FnMut(&Seen),
-    ) -> bool {
-        let mut complete = self.let_go.is_none_or(|passed| passed < since);
-        let mut opened = 0;
-        for request in self.requests.iter_mut().filter(|request| request.passed >= since) {
-            if let Content::Payload(payload) = &request.content {
-                let left = limit.min(MOST_OPENED - opened);
-                let spans = payload.protobuf(Signal::Traces, left).ok().and_then(|plain| {
-                    opened += plain.len();
-                    read_spans(&plain).ok()
-                });
-                complete &= spans.is_some() || opened < MOST_OPENED;
-                let spans = spans.unwrap_or_default().into_iter().filter_map(|(_, seen)| seen);
-                let spans: Vec<Seen> = spans.filter(|seen| seen.role != Role::Neither).collect();
-                // What is kept may take more room than its compressed bytes did: it was counted, and goes in seconds.
-                let bytes = spans.len() * size_of::<Seen>();
-                *used = *used - request.bytes + bytes;
-                self.bytes = self.bytes - request.bytes + bytes;
-                (request.bytes, request.content) = (bytes, Content::Spans(spans));
+    /// The requests that have passed since then, and whether those are all.
+    pub(crate) fn since(&self, since: Instant) -> (impl Iterator<Item = KeptRequest>, bool) {
+        let complete = self.dropped.is_none_or(|passed| passed < since);
+        (self.requests.iter().filter(move |request| request.passed >= since).cloned(), complete)
+    }
+
+    /// Puts the spans of a request in the place of its bytes, so that it is opened once.
+    pub(crate) fn replace(&mut self, number: u64, spans: KeptSpans, totals: &mut Totals) {
+        let Some(request) = self.requests.iter_mut().find(|request| request.number == number) else { return };
+        let bytes = spans.bytes();
+        totals.bytes = totals.bytes - request.bytes + bytes;
+        self.bytes = self.bytes - request.bytes + bytes;
+        (request.bytes, request.content) = (bytes, Content::Spans(spans));
+        while (self.bytes > MAX_PROCESS_BYTES || totals.bytes > MAX_TOTAL_BYTES) && self.drop_oldest(totals) {}
+    }
+}
+
+impl KeptSpans {
+    fn bytes(&self) -> usize {
+        self.spans.len() * size_of::<SpanInfo>()
+    }
+}
+
+impl KeptRequest {
+    /// The same, from this sender where it is known better.
+    pub(crate) fn from(self, sender: Option<Sender>) -> Self {
+        Self { sender: sender.unwrap_or(self.sender), ..self }
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The spans, and whether they had to be opened; `None` where they would be too many. `limit` is the maximum of one
+    /// request after decompression, `opened` the bytes that have been decompressed for the same reset.
+    pub(crate) fn spans(&self, limit: usize, opened: &mut usize) -> Option<(KeptSpans, bool)> {
+        let payload = match &self.content {
+            Content::Spans(spans) => return Some((spans.clone(), false)),
+            Content::Payload(payload) => payload,
+        };
+        let left = limit.min(MAX_OPENED_BYTES.saturating_sub(*opened));
+        let mut collected = Collected::new();
+        match payload.protobuf(Signal::Traces, left) {
+            Ok(plain) => {
+                *opened += plain.len();
+                if for_each_span(&plain, |span| collected.add(span)).is_err() {
+                    // What was read of a malformed request does not count.
+                    collected = Collected::new();
+                }
             }
-            if let Content::Spans(spans) = &request.content {
-                spans.iter().for_each(&mut visitor);
-            }
+            Err(_) if left < limit => return None,
+            Err(_) => {}
         }
-        complete
+        Some((collected.finish(), true))
     }
 }

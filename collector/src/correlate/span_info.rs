@@ -11,7 +11,7 @@ use crate::{
 
 /// What a span tells of its connection.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Seen {
+pub struct SpanInfo {
     /// W3C trace id.
     pub trace_id: [u8; 16],
     /// W3C span id.
@@ -23,7 +23,7 @@ pub struct Seen {
     /// End, ns since 1970; never before the start.
     pub end_unix_ns: u64,
     /// Which end of a connection it describes.
-    pub role: Role,
+    pub side: SpanSide,
     /// The socket's other end, where the span has it.
     pub peer: Option<Endpoint>,
     /// What the span calls the server: of a client span the other end, of a server span this one.
@@ -38,7 +38,7 @@ pub struct Seen {
 
 /// Which end of a connection a span describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum SpanSide {
     /// SERVER
     Server,
     /// CLIENT and PRODUCER
@@ -69,7 +69,7 @@ pub enum Host {
 }
 
 /// Reads a span; `None` where its ids or times are not valid.
-pub fn read(span: &Span<'_>) -> Result<Option<Seen>, Malformed> {
+pub fn read(span: &Span<'_>) -> Result<Option<SpanInfo>, Malformed> {
     const SERVER: u64 = 2;
     const CLIENT: u64 = 3;
     const PRODUCER: u64 = 4;
@@ -79,16 +79,16 @@ pub fn read(span: &Span<'_>) -> Result<Option<Seen>, Malformed> {
     if trace_id == [0; 16] || span_id == [0; 8] || span.end_unix_ns < span.start_unix_ns {
         return Ok(None);
     }
-    let mut seen = Seen {
+    let mut info = SpanInfo {
         trace_id,
         span_id,
         parent_span_id: span.parent_span_id.try_into().unwrap_or_default(),
         start_unix_ns: span.start_unix_ns,
         end_unix_ns: span.end_unix_ns,
-        role: match span.kind {
-            SERVER => Role::Server,
-            CLIENT | PRODUCER => Role::Client,
-            _ => Role::Neither,
+        side: match span.kind {
+            SERVER => SpanSide::Server,
+            CLIENT | PRODUCER => SpanSide::Client,
+            _ => SpanSide::Neither,
         },
         peer: None,
         server: Server::default(),
@@ -96,16 +96,16 @@ pub fn read(span: &Span<'_>) -> Result<Option<Seen>, Malformed> {
         connection: None,
         multiplexed: false,
     };
-    if seen.role == Role::Neither {
-        return Ok(Some(seen));
+    if info.side == SpanSide::Neither {
+        return Ok(Some(info));
     }
     let mut attributes = Attributes::default();
     span.attributes(|key, value| attributes.take(key, value))?;
-    (seen.peer, seen.server) =
-        if seen.role == Role::Server { attributes.ends_of_server() } else { attributes.ends_of_client() };
-    (seen.failure, seen.connection) = failure::read(span, &attributes.outcome)?;
-    seen.multiplexed = attributes.grpc;
-    Ok(Some(seen))
+    (info.peer, info.server) =
+        if info.side == SpanSide::Server { attributes.ends_of_server() } else { attributes.ends_of_client() };
+    (info.failure, info.connection) = failure::read(span, &attributes.outcome)?;
+    info.multiplexed = attributes.grpc;
+    Ok(Some(info))
 }
 
 /// The attributes that matter, of the conventions since 1.4 (`net.*`, `http.url`) and the stable ones.

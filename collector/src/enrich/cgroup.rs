@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::enrich::cache::Bounded;
+use crate::{enrich::cache::Bounded, procfs::cgroup2_mounts};
 
 /// Time between walks: a host with a thousand groups takes some 10 ms for one.
 pub const RESCAN: Duration = Duration::from_secs(2);
@@ -19,8 +19,6 @@ const MAX_GROUPS: usize = 32_768;
 const MAX_PATH_BYTES: usize = 8 << 20;
 /// Levels of the hierarchy that are walked.
 const MAX_DEPTH: usize = 64;
-/// Bytes of a mount table that are read.
-const MAX_MOUNTS: usize = 4 << 20;
 
 /// The paths of control groups by id. Ids are not used again while the host is up (`fs/kernfs/dir.c`: the upper half is a
 /// generation), so that a remembered path cannot become another group's.
@@ -36,10 +34,12 @@ impl Cgroups {
     /// Finds the cgroup v2 mount through a procfs: the host's where its first process can be looked at, else ours.
     pub fn new(proc: &Path) -> Self {
         let host = proc.join("1");
-        let mount = mount_point(&host.join("mountinfo"))
+        let mount = cgroup2_mounts(&host.join("mountinfo"))
+            .into_iter()
+            .next()
             .map(|point| host.join("root").join(point.strip_prefix("/").unwrap_or(&point)))
             .filter(|point| fs::read_dir(point).is_ok())
-            .or_else(|| mount_point(&proc.join("self/mountinfo")));
+            .or_else(|| cgroup2_mounts(&proc.join("self/mountinfo")).into_iter().next());
         Self { mount, paths: Bounded::new(MAX_GROUPS, MAX_PATH_BYTES), scanned: None, scans: 0 }
     }
 
@@ -89,19 +89,6 @@ impl Cgroups {
     fn remember(&mut self, id: u64, path: &[u8]) {
         self.paths.insert(id, path.into(), path.len() + size_of::<(u64, u64)>());
     }
-}
-
-/// Where cgroup v2 is mounted, by a mount table as in proc_pid_mountinfo(5).
-fn mount_point(mountinfo: &Path) -> Option<PathBuf> {
-    let text = fs::read(mountinfo).ok().filter(|text| text.len() <= MAX_MOUNTS)?;
-    String::from_utf8_lossy(&text).lines().find_map(|line| {
-        let (mount, file_system) = line.split_once(" - ")?;
-        if file_system.split(' ').next()? != "cgroup2" {
-            return None;
-        }
-        // Spaces, tabs, newlines and backslashes are octal there; a cgroup mount with one is not looked for.
-        mount.split(' ').nth(4).filter(|point| !point.contains('\\')).map(PathBuf::from)
-    })
 }
 
 #[cfg(test)]

@@ -14,7 +14,10 @@ use std::{
     },
 };
 
-use crate::enrich::{ResourceValue, cache::Bounded, process::FIRST_PID_NAMESPACE, sanitize::printable};
+use crate::{
+    enrich::{ResourceValue, cache::Bounded, sanitize::printable},
+    procfs::FIRST_PID_NAMESPACE,
+};
 
 /// Pods remembered, those deleted included: uids are never used again, so that an old one names no other pod.
 const MAX_PODS: usize = 8_192;

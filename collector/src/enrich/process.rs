@@ -11,7 +11,7 @@ use std::{
     io::{self, Read},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{ffi::OsStrExt, fs::MetadataExt},
+        unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
 };
@@ -21,12 +21,15 @@ use rustix::{
     io::Errno,
 };
 
-use crate::enrich::{
-    ResourceValue,
-    container::Placement,
-    environ::Environment,
-    otel_context::{self, ContextError},
-    sanitize::printable,
+use crate::{
+    enrich::{
+        ResourceValue,
+        container::Placement,
+        environ::Environment,
+        otel_context::{self, ContextError},
+        sanitize::printable,
+    },
+    procfs::{Stat, namespace_pids},
 };
 
 /// Longest name of an executable, bytes; file names end at 255 (`NAME_MAX`).
@@ -42,8 +45,6 @@ const MAX_COMMAND_LINE: u64 = 8 << 10;
 const MAX_ARGUMENTS: usize = 64;
 /// Threads looked at for one that lives.
 const MAX_THREADS: usize = 256;
-/// Inode of the first pid namespace (`PROC_PID_INIT_INO`, `include/linux/proc_ns.h`).
-pub const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 /// Processes looked at when the pid is foreign: a pod's.
 const MAX_PROCESSES: usize = 4_096;
 
@@ -129,7 +130,7 @@ pub fn read(wanted: &Wanted) -> Result<Process, ProcessError> {
             .is_some_and(|pid| matches!(rustix::process::test_kill_process(pid), Ok(()) | Err(Errno::PERM)));
         if errno == Errno::NOENT && exists { ProcessError::Denied } else { errno.into() }
     })?;
-    let stat = Stat::read(directory.as_fd())?;
+    let stat = read_stat(directory.as_fd())?;
     if stat.start_ticks.abs_diff(wanted.start_ticks) > 1 {
         return Err(ProcessError::Reused);
     }
@@ -138,20 +139,6 @@ pub fn read(wanted: &Wanted) -> Result<Process, ProcessError> {
     let mut process = Process { comm: stat.comm, ..Process::default() };
     process.fill(directory.as_fd(), wanted.command_line);
     Ok(process)
-}
-
-/// Whether this process is in another pid namespace than the first.
-pub fn in_pid_namespace(proc: &Path) -> bool {
-    std::fs::metadata(proc.join("self/ns/pid")).is_ok_and(|namespace| namespace.ino() != FIRST_PID_NAMESPACE)
-}
-
-/// Whether the numbers in this procfs are those of a pid namespace and not the kernel's own.
-///
-/// A procfs of our own namespace shows us under one number; one of an outer namespace, as the host's in a container,
-/// shows every number down to ours, and is taken for the kernel's.
-pub fn has_foreign_pids(proc: &Path) -> bool {
-    let status = std::fs::read(proc.join("self/status")).unwrap_or_default();
-    in_pid_namespace(proc) && namespace_pids(&status).count() == 1
 }
 
 /// The pid of the one process that started at this tick under this name, where there is only one: for a procfs whose
@@ -164,7 +151,7 @@ pub fn find(proc: &Path, start_ticks: u64, comm: &[u8]) -> Option<u32> {
         let Ok(directory) = open_directory(&root, Path::new(OsStr::from_bytes(entry.file_name().to_bytes()))) else {
             continue;
         };
-        let Ok(stat) = Stat::read(directory.as_fd()) else { continue };
+        let Ok(stat) = read_stat(directory.as_fd()) else { continue };
         if stat.start_ticks.abs_diff(start_ticks) <= 1 && stat.comm == comm && found.replace(pid).is_some() {
             return None;
         }
@@ -219,33 +206,12 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::SRCH))
 }
 
-/// What is read of `stat`, see proc_pid_stat(5).
-struct Stat {
-    comm: Vec<u8>,
-    dead: bool,
-    start_ticks: u64,
-}
-
-impl Stat {
-    fn read(directory: BorrowedFd<'_>) -> Result<Self, ProcessError> {
-        let text = read_file(directory, "stat", MAX_SMALL).map_err(|error| match Errno::from_io_error(&error) {
-            Some(errno) => errno.into(),
-            None => ProcessError::Read(error),
-        })?;
-        Self::parse(&text).ok_or_else(|| ProcessError::Read(io::Error::other("stat is not as proc_pid_stat(5) says")))
-    }
-
-    /// The name stands in parentheses and may hold any byte, parentheses and newlines too; the numbers after it hold none.
-    fn parse(text: &[u8]) -> Option<Self> {
-        let open = text.iter().position(|byte| *byte == b'(')?;
-        let close = text.iter().rposition(|byte| *byte == b')')?;
-        let comm = text.get(open + 1..close)?.to_vec();
-        let mut fields = std::str::from_utf8(&text[close + 1..]).ok()?.split_ascii_whitespace();
-        let state = fields.next()?;
-        // Field 22; the state is field 3.
-        let start_ticks = fields.nth(18)?.parse().ok()?;
-        Some(Self { comm, dead: matches!(state, "Z" | "X" | "x"), start_ticks })
-    }
+fn read_stat(directory: BorrowedFd<'_>) -> Result<Stat, ProcessError> {
+    let text = read_file(directory, "stat", MAX_SMALL).map_err(|error| match Errno::from_io_error(&error) {
+        Some(errno) => errno.into(),
+        None => ProcessError::Read(error),
+    })?;
+    Stat::parse(&text).ok_or_else(|| ProcessError::Read(io::Error::other("stat is not as proc_pid_stat(5) says")))
 }
 
 /// A thread that lives on after the main thread has ended: only through it can memory and executable still be read.
@@ -254,7 +220,7 @@ fn living_thread(directory: BorrowedFd<'_>) -> Option<OwnedFd> {
     Dir::read_from(&threads).ok()?.take(MAX_THREADS).flatten().find_map(|entry| {
         let name = Path::new(OsStr::from_bytes(entry.file_name().to_bytes()));
         let thread = open_directory(&threads, name).ok()?;
-        Stat::read(thread.as_fd()).is_ok_and(|stat| !stat.dead).then_some(thread)
+        read_stat(thread.as_fd()).is_ok_and(|stat| !stat.dead).then_some(thread)
     })
 }
 
@@ -264,12 +230,6 @@ fn executable(directory: BorrowedFd<'_>) -> io::Result<Option<String>> {
     let target = target.to_bytes();
     let path = target.strip_suffix(b" (deleted)").unwrap_or(target);
     Ok((!path.is_empty()).then(|| printable(path, MAX_PATH)))
-}
-
-/// The numbers of `NSpid:` in `status`: the pid in this procfs's namespace and in each below, the innermost last.
-fn namespace_pids(status: &[u8]) -> impl Iterator<Item = u32> {
-    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"NSpid:")).unwrap_or_default();
-    std::str::from_utf8(line).unwrap_or_default().split_ascii_whitespace().filter_map(|pid| pid.parse().ok())
 }
 
 fn arguments(text: &[u8]) -> Vec<String> {
@@ -297,30 +257,6 @@ fn read_file(directory: BorrowedFd<'_>, name: &str, max_bytes: u64) -> io::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn stat_with_hostile_names() {
-        let rest = " S 1 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 12345 1000 5 18446744073709551615\n";
-        for name in ["nginx", "a) S 9 (b", "new\nline", "", "((((", "1 (x) Z 0 0"] {
-            let stat = Stat::parse(format!("17 ({name}){rest}").as_bytes()).expect(name);
-            assert_eq!((stat.comm.as_slice(), stat.start_ticks, stat.dead), (name.as_bytes(), 12345, false), "{name}");
-        }
-        let zombie = Stat::parse(format!("17 (x){}", rest.replacen('S', "Z", 1)).as_bytes()).expect("zombie");
-        assert!(zombie.dead);
-        for text in
-            ["", "17", "17 (x)", "17 )x( S 1", "17 (x) S 1 2 3", "17 (x) S 1 1 1 0 -1 1 1 0 0 0 0 0 0 0 20 0 1 0 many"]
-        {
-            assert!(Stat::parse(text.as_bytes()).is_none(), "{text}");
-        }
-    }
-
-    #[test]
-    fn pids_of_namespaces() {
-        let pids = |text: &str| namespace_pids(text.as_bytes()).collect::<Vec<_>>();
-        assert_eq!(pids("Name:\tx\nNSpid:\t4026\t17\t1\nNSpgid:\t9\n"), [4026, 17, 1]);
-        assert_eq!(pids("Name:\tx\n"), [0; 0]);
-        assert_eq!(pids("NSpid:\tx\t99999999999\n"), [0; 0]);
-    }
 
     #[test]
     fn command_lines() {

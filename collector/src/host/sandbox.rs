@@ -5,7 +5,7 @@
 
 use std::{fs, path::Path};
 
-use crate::enrich::process::in_pid_namespace;
+use crate::procfs::{in_pid_namespace, status_field};
 
 /// The fences of this process; none by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl Fences {
 
 /// `Seccomp` of /proc/PID/status, proc_pid_status(5): 2 is `SECCOMP_MODE_FILTER`.
 fn has_seccomp_filter(status: &str) -> bool {
-    status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"))
+    status_field(status.as_bytes(), "Seccomp") == Some(b"2")
 }
 
 /// Of `docker-default (enforce)`; none of `unconfined` and of profiles that only complain.

@@ -16,11 +16,11 @@ use std::{
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::{
-    enrich::process::has_foreign_pids,
     host::namespace::{self, Namespace},
     kernel::clock,
     kernel::{Kernel, vintage},
     model::{Cause, Decoder, Direction, Reset, State, read_record},
+    procfs::has_foreign_pids,
 };
 
 /// Longest that the records may take: the kernel writes them before the acts return.

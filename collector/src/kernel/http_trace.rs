@@ -4,7 +4,7 @@
 //! Attached only where ports are configured: with none, nothing looks at a segment.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     path::{Path, PathBuf},
 };
 
@@ -15,7 +15,10 @@ use aya::{
 };
 use probes::control::Ports;
 
-use crate::kernel::{KernelError, btf::Types, explain, take};
+use crate::{
+    kernel::{KernelError, btf::Types, explain, take},
+    procfs::cgroup2_mounts,
+};
 
 /// The hook's name, for users.
 pub const HOOK: &str = "cgroup_skb";
@@ -25,8 +28,6 @@ pub const SEES: &str = "traceparent of open requests, from the wire";
 const PROGRAMS: [(&str, CgroupSkbAttachType); 2] =
     [("wire_sent", CgroupSkbAttachType::Egress), ("wire_received", CgroupSkbAttachType::Ingress)];
 
-/// Bytes of a mount table that are read.
-const MAX_MOUNTS: usize = 4 << 20;
 
 /// The ports that are looked at.
 pub(super) struct WirePorts(Array<MapData, [u64; 1024]>);
@@ -84,10 +85,10 @@ fn why_not(step: &str, error: &ProgramError) -> String {
 /// The directory of the root control group (v2), by the mount tables of the host's first process and of this one.
 fn root(proc: &Path) -> Result<PathBuf, String> {
     let host = proc.join("1");
-    let of_host = mounts(&host.join("mountinfo"))
+    let of_host = cgroup2_mounts(&host.join("mountinfo"))
         .into_iter()
         .map(|point| host.join("root").join(point.strip_prefix("/").unwrap_or(&point)));
-    let all: Vec<PathBuf> = of_host.chain(mounts(&proc.join("self/mountinfo"))).collect();
+    let all: Vec<PathBuf> = of_host.chain(cgroup2_mounts(&proc.join("self/mountinfo"))).collect();
     // The root alone has no type (cgroup(7), Documentation/admin-guide/cgroup-v2.rst); what a container with a
     // namespace of its own sees as the root has one.
     let is_root = |path: &&PathBuf| path.join("cgroup.controllers").exists() && !path.join("cgroup.type").exists();
@@ -103,19 +104,10 @@ fn root(proc: &Path) -> Result<PathBuf, String> {
     })
 }
 
-/// Where cgroup v2 is mounted, by a mount table as in proc_pid_mountinfo(5).
-fn mounts(mountinfo: &Path) -> Vec<PathBuf> {
-    let text = fs::read(mountinfo).ok().filter(|text| text.len() <= MAX_MOUNTS).unwrap_or_default();
-    let mount_point = |line: &str| {
-        let (mount, file_system) = line.split_once(" - ")?;
-        let point = mount.split(' ').nth(4).filter(|point| !point.contains('\\'))?;
-        (file_system.split(' ').next()? == "cgroup2").then(|| PathBuf::from(point))
-    };
-    String::from_utf8_lossy(&text).lines().filter_map(mount_point).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// A procfs whose process 1 and whose own one have cgroup v2 mounted at these places.

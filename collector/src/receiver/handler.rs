@@ -12,7 +12,7 @@ use tonic::Status;
 
 use crate::{
     config::settings::Protocol,
-    correlate::{Spliced, Ticket},
+    correlate::{Sender, SplicedEvents, Ticket},
     model::signal::Signal,
     otlp::{
         payload::{Coding, Format, Payload, PayloadError},
@@ -132,8 +132,8 @@ async fn look(
     share: &mut Share,
 ) -> Result<Option<(Payload, Ticket)>, Refusal> {
     let readable = signal == Signal::Traces && !matches!(payload.coding, Coding::Other(_));
-    let sender = if readable { connection.owner(shared).await } else { None };
-    if !readable || !shared.correlator.must_visit(sender.as_ref(), payload, Instant::now()) {
+    let sender = if readable { connection.sender(shared).await } else { Sender::Unattributed };
+    if !readable || !shared.correlator.needs_correlation(&sender, payload, Instant::now()) {
         payload.check_size(shared.limit)?;
         return Ok(None);
     }
@@ -155,9 +155,9 @@ async fn look(
             Err(error) => return Ok(pass_malformed(shared, &error)),
         },
     };
-    match shared.correlator.visit(sender.as_ref(), &protobuf, Instant::now()) {
+    match shared.correlator.correlate_request(&sender, &protobuf, Instant::now()) {
         Ok(None) => Ok(None),
-        Ok(Some(Spliced { events, ticket })) => {
+        Ok(Some(SplicedEvents { events, ticket })) => {
             let bytes = match payload.format {
                 Format::Protobuf => Some(splice::splice(&plain, &places(events))),
                 Format::Json => splice_json::splice(&plain, &events),

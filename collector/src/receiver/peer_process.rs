@@ -1,205 +1,176 @@
-//! Who is behind a connection to the receivers: the process that holds the other end, found in /proc.
+//! Who is behind a connection to the receivers: the process that holds the other end.
 //!
-//! Once per connection, off the way of requests. A socket is known by both of its ends: in the collector's own network
-//! namespace first, then in all others (containers beside it), but for loopback, which means one namespace only. There its
-//! own end is enough where no socket has both: the other is translated on the way to a Service or a host port. Where its
-//! own end is, nobody is found. Nobody is found either where /proc has pids of its own (a pod with
-//! shareProcessNamespace): resets name their owners by the first namespace's, and a pid that is compared with one of
-//! another namespace may be equal to a stranger's.
+//! Once per connection, apart from requests. The kernel is asked for the socket by both of its ends in the collector's own
+//! network namespace (sock_diag); where it has none, the tables of all namespaces are read. Behind a translated address
+//! (DNAT: a Service, a host port) a socket's own end is enough where no socket has both.
+//!
+//! A socket that is here but is not held by the process that opened it is [`Sender::Unattributed`], whatever the reason: its
+//! descriptor is in flight, in a thread with files of its own, in io_uring or another process, or its process has ended.
 
 use std::{
     collections::HashSet,
     fs,
     net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt,
     path::Path,
 };
 
 use probes::OwnerSource;
 
-use crate::{enrich::process::has_foreign_pids, model::Owner};
+use crate::{
+    correlate::Sender,
+    host::netlink,
+    model::Owner,
+    procfs::{Stat, has_foreign_pids, pids, status_numbers},
+    receiver::socket_table::{self, Socket},
+};
 
-/// The process that holds the socket whose own end is `peer` and whose other end is `local`, as the receiver sees them.
-pub fn find_owner(peer: SocketAddr, local: SocketAddr) -> Option<Owner> {
-    if has_foreign_pids(Path::new("/proc")) {
-        return None;
+const PROC: &str = "/proc";
+
+/// Finds who sends over a connection whose other end is `peer`; `local` is the receiver's end.
+pub fn find_sender(peer: SocketAddr, local: SocketAddr) -> Sender {
+    let (peer, local) = (canonical(peer), canonical(local));
+    let Some(here) = namespace("self") else { return Sender::Unattributed };
+    if let Ok(Some(found)) = netlink::find_socket(peer, local) {
+        return attribute(&Socket { namespace: here, other: local, inode: found.inode, uid: found.uid });
     }
-    let mut inode = choose(sockets_in("/proc/net", peer), local, false);
-    if inode.is_none() && !peer.ip().to_canonical().is_loopback() {
-        inode = choose(sockets_elsewhere(peer), local, true);
+    match choose(sockets(peer, here), local) {
+        Choice::One(socket) => attribute(&socket),
+        Choice::Several => Sender::Unattributed,
+        Choice::None if !is_established(local, peer) => Sender::Unattributed,
+        // The other end lives, is not closed, and is no socket of this address.
+        Choice::None if is_local(peer.ip()) => Sender::Translated { network_namespace: u32::try_from(here).unwrap_or(0) },
+        Choice::None => Sender::Remote,
     }
-    let wanted = format!("socket:[{}]", inode?);
-    owner(pids().find(|pid| holds(*pid, &wanted))?)
 }
 
-/// A socket by its other end, with its inode.
-type Socket = (SocketAddr, u64);
-
-/// The socket whose other end is this one; where `translated`, else the one that has another, as behind a Service's or a
-/// host port's address. Two that fit as well are as good as none.
-fn choose(sockets: Vec<Socket>, other: SocketAddr, translated: bool) -> Option<u64> {
-    let exact: Vec<_> = sockets.iter().filter(|(end, _)| *end == canonical(other)).copied().collect();
-    let fitting = if exact.is_empty() && translated { sockets } else { exact };
-    if let [(_, inode)] = fitting[..] { Some(inode) } else { None }
+enum Choice {
+    One(Socket),
+    Several,
+    None,
 }
 
-fn pids() -> impl Iterator<Item = u32> {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+/// The socket with this other end, else the only one with another, as behind a translated address.
+fn choose(sockets: Vec<Socket>, other: SocketAddr) -> Choice {
+    let exact: Vec<_> = sockets.iter().filter(|socket| socket.other == other).copied().collect();
+    match if exact.is_empty() { sockets } else { exact }[..] {
+        [] => Choice::None,
+        [socket] => Choice::One(socket),
+        _ => Choice::Several,
+    }
 }
 
-/// The sockets with this own end, in one network namespace.
-fn sockets_in(directory: &str, own: SocketAddr) -> Vec<Socket> {
-    let tables = ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("{directory}/{name}")).unwrap_or_default());
-    tables.iter().flat_map(|table| sockets_of(table, own)).collect()
-}
-
-/// The same in all other network namespaces.
-fn sockets_elsewhere(own: SocketAddr) -> Vec<Socket> {
-    let mut namespaces: HashSet<_> = fs::read_link("/proc/self/ns/net").into_iter().collect();
-    let mut sockets = Vec::new();
-    for pid in pids() {
-        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/net")) else { continue };
-        if namespaces.insert(namespace) {
-            sockets.extend(sockets_in(&format!("/proc/{pid}/net"), own));
-        }
+/// The sockets with this own end in all network namespaces; a loopback address is of ours only.
+fn sockets(own: SocketAddr, here: u64) -> Vec<Socket> {
+    let mut sockets = socket_table::with_own_end(&format!("{PROC}/net"), own, here);
+    if !own.ip().is_loopback() {
+        for_each_other_namespace(here, |net, namespace| {
+            sockets.extend(socket_table::with_own_end(net, own, namespace));
+        });
     }
     sockets
 }
 
-/// The sockets with this own end in the text of /proc/net/tcp: local end, other end, both in hexadecimal, state, …, inode.
-fn sockets_of(table: &str, own: SocketAddr) -> impl Iterator<Item = Socket> {
-    const INODE: usize = 9;
-    table.lines().skip(1).filter_map(move |line| {
-        let mut words = line.split_ascii_whitespace().skip(1);
-        if endpoint(words.next()?)? != canonical(own) {
-            return None;
+/// Calls with the `net` directory of one process of each network namespace but ours.
+fn for_each_other_namespace(here: u64, mut visitor: impl FnMut(&str, u64)) {
+    let mut seen = HashSet::from([here]);
+    for pid in pids(Path::new(PROC)) {
+        let Some(namespace) = namespace(&pid.to_string()) else { continue };
+        if seen.insert(namespace) {
+            visitor(&format!("{PROC}/{pid}/net"), namespace);
         }
-        let other = endpoint(words.next()?)?;
-        let inode = line.split_ascii_whitespace().nth(INODE)?.parse().ok()?;
-        (inode != 0).then_some((other, inode))
-    })
+    }
 }
 
-/// `0100007F:1F90`: words of the host's byte order, a port.
-fn endpoint(text: &str) -> Option<SocketAddr> {
-    let (address, port) = text.split_once(':')?;
-    let word = |at: usize| u32::from_str_radix(address.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
-    let address = match address.len() {
-        8 => IpAddr::from(word(0)?),
-        32 => {
-            let mut bytes = [0; 16];
-            for (index, chunk) in bytes.chunks_exact_mut(4).enumerate() {
-                chunk.copy_from_slice(&word(index * 8)?);
-            }
-            IpAddr::from(bytes)
-        }
-        _ => return None,
+/// The inode of a process's network namespace.
+fn namespace(process: &str) -> Option<u64> {
+    Some(fs::metadata(format!("{PROC}/{process}/ns/net")).ok()?.ino())
+}
+
+/// Whether the receiver's own socket is still connected, so that the other end has been open until now.
+fn is_established(local: SocketAddr, peer: SocketAddr) -> bool {
+    match netlink::find_socket(local, peer) {
+        Ok(Some(socket)) => socket.state == netlink::ESTABLISHED,
+        Ok(None) | Err(_) => socket_table::is_established(&format!("{PROC}/net"), local, peer),
+    }
+}
+
+/// Whether an address is one of this host's, in any network namespace.
+fn is_local(address: IpAddr) -> bool {
+    let mut found = address.is_loopback() || socket_table::has_address(&format!("{PROC}/net"), address);
+    if let (false, Some(here)) = (found, namespace("self")) {
+        for_each_other_namespace(here, |net, _| found = found || socket_table::has_address(net, address));
+    }
+    found
+}
+
+/// A process that holds a socket.
+#[derive(Clone, Debug)]
+struct Holder {
+    pid: u32,
+    stat: Stat,
+}
+
+/// The process that opened the socket and holds it.
+fn attribute(socket: &Socket) -> Sender {
+    if socket.inode == 0 {
+        return Sender::Unattributed;
+    }
+    let holders = pids(Path::new(PROC)).filter_map(|pid| holder(pid, socket)).collect();
+    let Some(holder) = oldest(holders) else { return Sender::Unattributed };
+    let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
+    let start_boot_ns = holder.stat.start_ticks * tick_ns;
+    if has_foreign_pids(Path::new(PROC)) {
+        return Sender::ForeignPid { start_boot_ns };
+    }
+    let mut comm = [0; probes::COMM_LEN];
+    let length = holder.stat.comm.len().min(comm.len() - 1);
+    comm[..length].copy_from_slice(&holder.stat.comm[..length]);
+    Sender::Process(Owner { pid: holder.pid, start_boot_ns, comm, source: OwnerSource::File })
+}
+
+/// A process of the socket's network namespace that holds the socket and is of the user that opened it. Root needs no
+/// borrowed socket, and a process may open its own before it gives up root.
+fn holder(pid: u32, socket: &Socket) -> Option<Holder> {
+    if namespace(&pid.to_string())? != socket.namespace {
+        return None;
+    }
+    let wanted = format!("socket:[{}]", socket.inode);
+    let descriptors = fs::read_dir(format!("{PROC}/{pid}/fd")).ok()?;
+    if !descriptors.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == &*wanted)) {
+        return None;
+    }
+    let status = fs::read(format!("{PROC}/{pid}/status")).ok()?;
+    if socket.uid != 0 && !status_numbers(&status, "Uid").any(|uid| uid == socket.uid) {
+        return None;
+    }
+    Some(Holder { pid, stat: Stat::parse(&fs::read(format!("{PROC}/{pid}/stat")).ok()?)? })
+}
+
+/// The holder whose descendants all others are: a child inherits its parent's sockets, at least until it executes a
+/// program. `None` where they are not related.
+fn oldest(holders: Vec<Holder>) -> Option<Holder> {
+    let first = holders.iter().min_by_key(|holder| holder.stat.start_ticks)?.clone();
+    let parent_of = |pid: u32| {
+        let known = holders.iter().find(|holder| holder.pid == pid).map(|holder| holder.stat.parent);
+        known.or_else(|| Some(Stat::parse(&fs::read(format!("{PROC}/{pid}/stat")).ok()?)?.parent))
     };
-    Some(canonical(SocketAddr::new(address, u16::from_str_radix(port, 16).ok()?)))
+    // A chain of parents ends at 0; the limit is for pids that are used again meanwhile.
+    const MAX_GENERATIONS: usize = 64;
+    let descends = |holder: &Holder| {
+        let ancestors = std::iter::successors(Some(holder.pid), |pid| parent_of(*pid)).take(MAX_GENERATIONS);
+        ancestors.take_while(|pid| *pid != 0).any(|pid| pid == first.pid)
+    };
+    holders.iter().all(descends).then_some(first)
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-fn holds(pid: u32, wanted: &str) -> bool {
-    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    descriptors.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == wanted))
-}
-
-/// A process by its pid, with its start as far as /proc knows it.
-fn owner(pid: u32) -> Option<Owner> {
-    const START: usize = 19;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold anything, brackets too: what follows is behind the last one.
-    let (head, rest) = stat.rsplit_once(')')?;
-    let name = head.split_once('(')?.1.as_bytes();
-    let ticks: u64 = rest.split_ascii_whitespace().nth(START)?.parse().ok()?;
-    let mut comm = [0; probes::COMM_LEN];
-    let length = name.len().min(comm.len() - 1);
-    comm[..length].copy_from_slice(&name[..length]);
-    let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
-    Some(Owner { pid, start_boot_ns: ticks * tick_ns, comm, source: OwnerSource::File })
+    match address {
+        SocketAddr::V6(v6) if v6.ip().to_ipv4_mapped().is_none() => address,
+        _ => SocketAddr::new(address.ip().to_canonical(), address.port()),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{
-        net::{TcpListener, TcpStream},
-        process::Command,
-    };
-
-    use super::*;
-
-    #[test]
-    fn finds_this_process_behind_its_own_connection() {
-        for address in ["127.0.0.1:0", "[::1]:0"] {
-            let listener = TcpListener::bind(address).expect("a port");
-            let client = TcpStream::connect(listener.local_addr().expect("an address")).expect("a connection");
-            let (accepted, peer) = listener.accept().expect("a connection");
-            let local = accepted.local_addr().expect("an address");
-            let owner = find_owner(peer, local).expect("an owner");
-            assert_eq!(owner.pid, std::process::id());
-            assert!(owner.start_boot_ns > 0);
-            drop(client);
-            let closed = TcpStream::connect(local).expect("a connection").local_addr().expect("an address");
-            assert_eq!(find_owner(closed, local), None, "nobody holds it any more");
-        }
-    }
-
-    /// A sidecar in a pid namespace of its own sees other numbers than the kernel's records have.
-    #[test]
-    fn nobody_is_found_where_pids_are_foreign() {
-        let mut unshare = Command::new("unshare");
-        unshare.args(["--fork", "--pid", "--mount-proc"]).arg(std::env::current_exe().expect("this program"));
-        let child = "receiver::peer_process::tests::in_another_pid_namespace";
-        let output = unshare.args(["--ignored", "--exact", child]).output().expect("unshare");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        if said.contains("Operation not permitted") {
-            eprintln!("skipped: no namespace can be made here: {said}");
-            return;
-        }
-        assert!(output.status.success() && said.contains("1 passed"), "{said}");
-    }
-
-    /// The other half of the test above.
-    #[test]
-    #[ignore = "run by nobody_is_found_where_pids_are_foreign"]
-    fn in_another_pid_namespace() {
-        assert!(has_foreign_pids(Path::new("/proc")));
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let _client = TcpStream::connect(listener.local_addr().expect("an address")).expect("a connection");
-        let (accepted, peer) = listener.accept().expect("a connection");
-        assert_eq!(find_owner(peer, accepted.local_addr().expect("an address")), None);
-    }
-
-    #[test]
-    fn reads_the_kernels_table() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
-            0: 0100007F:1F90 0100007F:9C41 01 00000000:00000000 00:00000000 00000000     0        0 4242 1 0 20 4 30 10 -1\n   \
-            1: 0000000000000000FFFF00000100007F:9C41 0000000000000000FFFF00000100007F:1F90 01 0:0 0:0 0 0 0 77 1\n   \
-            2: 0100007F:9C42 0100007F:1F90 06 0:0 0:0 0 0 0 0 1\n";
-        let address = |port| SocketAddr::new([127, 0, 0, 1].into(), port);
-        let sockets = |table, port| sockets_of(table, address(port)).collect::<Vec<_>>();
-        assert_eq!(sockets(table, 8080), [(address(40_001), 4242)]);
-        assert_eq!(sockets(table, 40_001), [(address(8080), 77)], "IPv4 on a socket for both");
-        assert_eq!(sockets(table, 40_002), [], "TIME_WAIT has no inode");
-        assert_eq!(sockets(table, 1), []);
-        assert_eq!(sockets("", 1), []);
-    }
-
-    #[test]
-    fn a_translated_end_counts_only_where_nothing_fits_better() {
-        let end = |port| SocketAddr::new([10, 0, 0, 1].into(), port);
-        let (exact, translated) = ((end(4317), 1), (end(80), 2));
-        assert_eq!(choose(vec![translated, exact], end(4317), true), Some(1));
-        assert_eq!(choose(vec![translated], end(4317), true), Some(2));
-        assert_eq!(choose(vec![translated], end(4317), false), None);
-        assert_eq!(choose(vec![translated, (end(81), 3)], end(4317), true), None, "either could be meant");
-        assert_eq!(
-            choose(vec![exact, (end(4317), 3)], end(4317), true),
-            None,
-            "two namespaces with the same addresses"
-        );
-    }
-}
+#[path = "peer_process_tests.rs"]
+mod tests;

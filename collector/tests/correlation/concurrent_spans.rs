@@ -6,8 +6,8 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use reset_collector::model::{Connection, Reset};
 
 use crate::{
-    Said, correlator, finish, on, pass,
-    sdk::{Build, MS, at_client, later, owner, python_client},
+    Said, correlator, finish, on, pass, sender,
+    sdk::{Build, MS, at_client, later, python_client},
 };
 
 const NOBODY_KNOWS: &[Said] = &[Said::Ambiguous];
@@ -40,11 +40,11 @@ fn of_unanswered(port: u16, at_ms: u64) -> Reset {
 /// Resets at first, then each batch in its turn, one a second from the third on.
 fn play(resets: &[Reset], batches: &[&[Span]]) -> (Vec<Said>, Vec<(u8, usize)>) {
     let (correlator, now) = (correlator(), Instant::now());
-    resets.iter().for_each(|reset| correlator.offer(reset.clone(), now));
+    resets.iter().for_each(|reset| correlator.submit(reset.clone(), now));
     let (mut ready, mut marked) = (Vec::new(), Vec::new());
     let mut at = now + Duration::from_secs(3);
     for batch in batches {
-        marked.extend(pass(&correlator, Some(&owner()), batch, at));
+        marked.extend(pass(&correlator, &sender(), batch, at));
         ready.extend(correlator.take_ready(at));
         at += Duration::from_secs(1);
     }
@@ -92,12 +92,12 @@ fn the_true_span_is_never_exported() {
 #[test]
 fn the_true_span_comes_after_the_wait() {
     let (correlator, now) = (correlator(), Instant::now());
-    correlator.offer(of_unanswered(40_002, 19), now);
-    assert!(pass(&correlator, Some(&owner()), &[cut_off(1, 15, 20)], now + Duration::from_secs(3)).is_empty());
+    correlator.submit(of_unanswered(40_002, 19), now);
+    assert!(pass(&correlator, &sender(), &[cut_off(1, 15, 20)], now + Duration::from_secs(3)).is_empty());
     let said = finish(&correlator, now, Vec::new());
     assert_eq!(said, NOBODY_KNOWS);
     let late = now + Duration::from_secs(21);
-    assert!(pass(&correlator, Some(&owner()), &[cut_off(2, 0, 20)], late).is_empty(), "it was told already");
+    assert!(pass(&correlator, &sender(), &[cut_off(2, 0, 20)], late).is_empty(), "it was told already");
     assert!(finish(&correlator, late, Vec::new()).is_empty(), "and is told once");
 }
 
@@ -117,12 +117,12 @@ fn a_reset_that_did_not_wait_makes_spans_doubtful() {
     const MOST_OF_PROCESS: u16 = 256;
     let (correlator, now) = (correlator(), Instant::now());
     let elsewhere = |port: u16| Reset { peer: at_client(port, 0).local, ..at_client(port, 0) };
-    (0..MOST_OF_PROCESS).for_each(|n| correlator.offer(elsewhere(1_000 + n), now));
-    correlator.offer(at_client(40_001, 19_000), now);
+    (0..MOST_OF_PROCESS).for_each(|n| correlator.submit(elsewhere(1_000 + n), now));
+    correlator.submit(at_client(40_001, 19_000), now);
     assert_eq!(correlator.take_ready(now).len(), 1, "too many wait");
     let after = now + Duration::from_secs(7);
     assert_eq!(correlator.take_ready(after).len(), usize::from(MOST_OF_PROCESS));
-    correlator.offer(at_client(40_002, 19_500), after);
-    pass(&correlator, Some(&owner()), &[says_reset(1)], after);
+    correlator.submit(at_client(40_002, 19_500), after);
+    pass(&correlator, &sender(), &[says_reset(1)], after);
     assert_eq!(finish(&correlator, after, Vec::new()), NOBODY_KNOWS);
 }

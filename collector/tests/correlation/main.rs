@@ -21,8 +21,8 @@ use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceRequest
 use prost::Message;
 use reset_collector::{
     config::settings::Correlation,
-    correlate::{Correlator, Spliced},
-    model::{Owner, Reset, Trace, TraceMethod},
+    correlate::{Correlator, Sender, SplicedEvents},
+    model::{Reset, Trace, TraceMethod},
     otlp::{
         payload::{Coding, Format, Payload},
         splice,
@@ -47,13 +47,13 @@ fn correlator() -> Arc<Correlator> {
 }
 
 /// Sends one request through, as the receiver does, and tells which spans got how many events.
-fn pass(correlator: &Arc<Correlator>, sender: Option<&Owner>, spans: &[Span], now: Instant) -> Vec<(u8, usize)> {
+fn pass(correlator: &Arc<Correlator>, sender: &Sender, spans: &[Span], now: Instant) -> Vec<(u8, usize)> {
     let bytes: Bytes = request(spans).encode_to_vec().into();
     let payload = Payload { chunks: vec![bytes.clone()], coding: Coding::Identity, format: Format::Protobuf };
-    if !correlator.must_visit(sender, &payload, now) {
+    if !correlator.needs_correlation(sender, &payload, now) {
         return Vec::new();
     }
-    let Some(Spliced { events, ticket }) = correlator.visit(sender, &bytes, now).expect("valid spans") else {
+    let Some(SplicedEvents { events, ticket }) = correlator.correlate_request(sender, &bytes, now).expect("valid spans") else {
         return Vec::new();
     };
     let events: Vec<_> = events.into_iter().map(|(_, place, event)| (place, event)).collect();
@@ -63,6 +63,14 @@ fn pass(correlator: &Arc<Correlator>, sender: Option<&Owner>, spans: &[Span], no
     let ours = |span: &Span| span.events.iter().filter(|event| event.name == "tcp.reset").count();
     spans.map(|span| (span.span_id[0], ours(span))).filter(|(_, events)| *events > 0).collect()
 }
+
+/// The process whose spans and resets these are.
+fn sender() -> Sender {
+    Sender::Process(owner())
+}
+
+/// A sender in another network namespace than [`TRANSLATED`]'s receiver.
+const TRANSLATED: Sender = Sender::Translated { network_namespace: 7 };
 
 fn said(reset: &Reset) -> Said {
     match &reset.trace {
@@ -85,18 +93,18 @@ fn finish(correlator: &Correlator, now: Instant, mut ready: Vec<Reset>) -> Vec<S
 /// Resets first, then the spans in one request, in which the process's calls have gone on since.
 fn resets_first(spans: &[Span], resets: &[Reset]) -> Outcome {
     let (correlator, now) = (correlator(), Instant::now());
-    resets.iter().for_each(|reset| correlator.offer(reset.clone(), now));
+    resets.iter().for_each(|reset| correlator.submit(reset.clone(), now));
     let later = now + Duration::from_secs(3);
     let spans = [spans, &[sdk::later()]].concat();
-    let marked = pass(&correlator, Some(&owner()), &spans, later);
+    let marked = pass(&correlator, &sender(), &spans, later);
     (finish(&correlator, later, correlator.take_ready(later)), marked)
 }
 
 /// The spans first, then the resets.
 fn spans_first(spans: &[Span], resets: &[Reset]) -> Outcome {
     let (correlator, now) = (correlator(), Instant::now());
-    let marked = pass(&correlator, Some(&owner()), spans, now);
-    resets.iter().for_each(|reset| correlator.offer(reset.clone(), now + Duration::from_millis(50)));
+    let marked = pass(&correlator, &sender(), spans, now);
+    resets.iter().for_each(|reset| correlator.submit(reset.clone(), now + Duration::from_millis(50)));
     (finish(&correlator, now, Vec::new()), marked)
 }
 
@@ -117,7 +125,7 @@ fn check(name: &str, spans: &[Span], resets: &[Reset], expected: &[Said]) {
     // One span a request, in either order, never says something else than this or less.
     for reversed in [false, true] {
         let (correlator, now) = (correlator(), Instant::now());
-        resets.iter().for_each(|reset| correlator.offer(reset.clone(), now));
+        resets.iter().for_each(|reset| correlator.submit(reset.clone(), now));
         let mut one_by_one = spans.to_vec();
         if reversed {
             one_by_one.reverse();
@@ -125,7 +133,7 @@ fn check(name: &str, spans: &[Span], resets: &[Reset], expected: &[Said]) {
         for (index, span) in one_by_one.iter().enumerate() {
             pass(
                 &correlator,
-                Some(&owner()),
+                &sender(),
                 std::slice::from_ref(span),
                 now + Duration::from_millis(10 * index as u64),
             );

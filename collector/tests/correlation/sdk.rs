@@ -39,12 +39,12 @@ pub(crate) trait Build: Sized {
 
 impl Build for Span {
     fn text(mut self, key: &str, value: &str) -> Self {
-        self.attributes.push(attribute(key, Value::StringValue(value.into())));
+        self.attributes.push(any_attribute(key, Value::StringValue(value.into())));
         self
     }
 
     fn number(mut self, key: &str, value: i64) -> Self {
-        self.attributes.push(attribute(key, Value::IntValue(value)));
+        self.attributes.push(any_attribute(key, Value::IntValue(value)));
         self
     }
 
@@ -54,7 +54,7 @@ impl Build for Span {
     }
 
     fn exception(mut self, kind: &str, message: &str) -> Self {
-        let text = |key: &str, value: &str| attribute(key, Value::StringValue(value.into()));
+        let text = |key: &str, value: &str| any_attribute(key, Value::StringValue(value.into()));
         let attributes = vec![text("exception.type", kind), text("exception.message", message)];
         self.events.push(Event { name: "exception".into(), attributes, ..Event::default() });
         self.failed(&format!("{kind}: {message}"))
@@ -75,7 +75,12 @@ impl Build for Span {
     }
 }
 
-fn attribute(key: &str, value: Value) -> KeyValue {
+/// A text attribute.
+pub(crate) fn attribute(key: &str, value: &str) -> KeyValue {
+    any_attribute(key, Value::StringValue(value.into()))
+}
+
+fn any_attribute(key: &str, value: Value) -> KeyValue {
     KeyValue { key: key.into(), value: Some(AnyValue { value: Some(value) }), ..KeyValue::default() }
 }
 

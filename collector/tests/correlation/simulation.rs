@@ -9,8 +9,8 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use proptest::prelude::*;
 use reset_collector::model::{Connection, Reset, TraceMethod};
 
-use super::{correlator, pass};
-use crate::sdk::{Build, MS, ZERO, at_client, go_client, go_reset_text, node_client, owner, python_client, refused};
+use super::{correlator, pass, sender};
+use crate::sdk::{Build, MS, ZERO, at_client, go_client, go_reset_text, node_client, python_client, refused};
 
 /// How one request goes.
 #[derive(Clone, Copy, Debug)]
@@ -141,9 +141,9 @@ proptest! {
         for (at, step) in steps {
             let now = zero + Duration::from_millis(at);
             match step {
-                Step::Offer(reset) => correlator.offer(*reset, now),
+                Step::Offer(reset) => correlator.submit(*reset, now),
                 Step::Pass(spans) => {
-                    pass(&correlator, Some(&owner()), &spans, now).into_iter().for_each(|(span, events)| *marked.entry(span).or_default() += events);
+                    pass(&correlator, &sender(), &spans, now).into_iter().for_each(|(span, events)| *marked.entry(span).or_default() += events);
                 }
             }
             ready.extend(correlator.take_ready(now));

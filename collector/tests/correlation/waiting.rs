@@ -6,14 +6,15 @@ use bytes::Bytes;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use reset_collector::{
-    correlate::MOST_WAITING,
+    correlate::{MAX_COMPARISONS, MAX_PENDING, Sender},
     model::{Cause, Connection, Endpoint, Owner, Reset, State, Trace, TraceMethod},
     otlp::payload::{Coding, Format, Payload},
 };
 
 use crate::{
-    Said, check, correlator, finish, on, pass, resets_first,
+    Said, TRANSLATED, check, correlator, finish, on, pass, resets_first, sender,
     sdk::{
+        self,
         Build, MS, SERVERS, answered_late, at_client, at_server, by_server, go_client_that_gave_up, owner,
         python_client, request,
     },
@@ -50,15 +51,124 @@ fn a_context_from_the_wire_is_exact() {
 fn other_processes_spans_do_not_count() {
     let spans = [SERVERS[0].1(1, 40_001, 0, 20)];
     let (correlator, now) = (correlator(), Instant::now());
-    correlator.offer(at_server(40_001, 10_000), now);
+    correlator.submit(at_server(40_001, 10_000), now);
     let other = Owner { pid: 1, ..owner() };
     let reused = Owner { start_boot_ns: owner().start_boot_ns + 1_000_000_000, ..owner() };
-    assert!(pass(&correlator, Some(&other), &spans, now).is_empty());
-    assert!(pass(&correlator, Some(&reused), &spans, now).is_empty(), "the pid, used again");
-    assert_eq!(pass(&correlator, None, &spans, now), [(1, 1)], "both ends are named");
-    let (correlator, go) = (self::correlator(), [SERVERS[2].1(1, 40_001, 0, 20)]);
-    correlator.offer(at_server(40_001, 10_000), now);
-    assert!(pass(&correlator, None, &go, now).is_empty(), "the server's port is not named");
+    assert!(pass(&correlator, &Sender::Process(other), &spans, now).is_empty());
+    assert!(pass(&correlator, &Sender::Process(reused), &spans, now).is_empty(), "the pid, used again");
+    assert!(pass(&correlator, &Sender::Unattributed, &spans, now).is_empty(), "no process holds its socket");
+}
+
+/// In another network namespace, as a pod.
+fn in_a_pod(reset: Reset) -> Reset {
+    let end = |end: Endpoint| Endpoint { address: [10, 0, 0, 7].into(), ..end };
+    Reset { local: end(reset.local), peer: end(reset.peer), ..reset }
+}
+
+/// A server's span of such a connection.
+fn span_in_a_pod(mut span: Span) -> Span {
+    for attribute in span.attributes.iter_mut().filter(|attribute| attribute.key == "net.peer.ip") {
+        *attribute = sdk::attribute("net.peer.ip", "10.0.0.7");
+    }
+    span
+}
+
+#[test]
+fn senders_whose_process_is_not_known_claim_only_what_can_be_theirs() {
+    let spans = [span_in_a_pod(SERVERS[0].1(1, 40_001, 0, 20))];
+    let now = Instant::now();
+    let claim = |sender: Sender, spans: &[Span], reset: Reset| {
+        let correlator = correlator();
+        correlator.submit(reset, now);
+        pass(&correlator, &sender, spans, now)
+    };
+    let here = Sender::Translated { network_namespace: 1 };
+    let reset = in_a_pod(at_server(40_001, 10_000));
+    assert_eq!(claim(TRANSLATED, &spans, reset.clone()), [(1, 1)], "another namespace's, both ends are named");
+    let go = [SERVERS[2].1(1, 40_001, 0, 20)];
+    assert!(claim(TRANSLATED, &go, at_server(40_001, 10_000)).is_empty(), "the server's port is not named");
+    assert!(claim(here, &spans, reset.clone()).is_empty(), "a reset of the receiver's own namespace");
+    let loopback = [SERVERS[0].1(1, 40_001, 0, 20)];
+    assert!(claim(TRANSLATED, &loopback, at_server(40_001, 10_000)).is_empty(), "loopback is not translated");
+    let same_start = Sender::ForeignPid { start_boot_ns: owner().start_boot_ns + 5_000_000 };
+    let other_start = Sender::ForeignPid { start_boot_ns: owner().start_boot_ns + 50_000_000 };
+    assert_eq!(claim(same_start, &loopback, at_server(40_001, 10_000)), [(1, 1)]);
+    assert!(claim(other_start, &loopback, at_server(40_001, 10_000)).is_empty(), "another process started then");
+    assert!(claim(Sender::Remote, &spans, reset).is_empty(), "another host holds no socket of this one");
+    let trace = Trace {
+        trace_id: [5; 16],
+        span_id: Some([5; 8]),
+        method: TraceMethod::Wire,
+        on_application_span: false,
+        incoming: false,
+        candidates: Vec::new(),
+    };
+    let with_context = Reset { trace: Some(trace), ..at_client(40_001, 10_000) };
+    assert_eq!(claim(Sender::Remote, &[python_client(5, 0, 20)], with_context.clone()), [(5, 1)], "the very context");
+    assert!(claim(Sender::Unattributed, &[python_client(5, 0, 20)], with_context).is_empty());
+}
+
+/// The work of a request grows with what matches: counted in comparisons, not in time.
+#[test]
+fn spans_are_compared_only_with_resets_that_they_may_match() {
+    let spans: Vec<Span> = (0..20_000).map(|n: u32| SERVERS[0].1(n as u8 | 1, 1_000 + (n % 30_000) as u16, 0, 20)).collect();
+    let comparisons = |sender: &Sender, spans: &[Span], resets: &dyn Fn(u16) -> Reset| {
+        let (correlator, now) = (correlator(), Instant::now());
+        (0..250).for_each(|n| correlator.submit(resets(n), now));
+        pass(&correlator, sender, spans, now);
+        correlator.stats.read().comparisons
+    };
+    let own = comparisons(&sender(), &spans, &|n| at_server(40_000 + n, 10_000));
+    assert_eq!(own, 0, "no span names any of these connections");
+    let own = comparisons(&sender(), &spans, &|n| at_server(1_000 + n, 10_000));
+    assert_eq!(own, 250, "each connection is named by one span");
+    let named: Vec<Span> = spans.iter().cloned().map(span_in_a_pod).collect();
+    let unknown = comparisons(&TRANSLATED, &named, &|n| in_a_pod(at_server(1_000 + n, 10_000)));
+    assert_eq!(unknown, 250);
+    let unknown = comparisons(&TRANSLATED, &named, &|n| in_a_pod(at_server(40_000 + n, 10_000)));
+    assert_eq!(unknown, 0);
+}
+
+#[test]
+fn a_request_whose_spans_match_everything_has_a_budget() {
+    let (correlator, now) = (correlator(), Instant::now());
+    (0..250).for_each(|n| correlator.submit(at_client(40_000 + n, 19_500), now));
+    // All fail against the one server, and any may be any reset's.
+    let failed = python_client(1, 0, 20).exception("ConnectionError", "Connection reset by peer");
+    let spans: Vec<Span> = (0..20_000_u32)
+        .map(|n| Span { span_id: [&n.to_be_bytes()[..], &[1; 4]].concat(), ..failed.clone() })
+        .collect();
+    assert!(pass(&correlator, &sender(), &spans, now + Duration::from_secs(1)).is_empty());
+    let stats = correlator.stats.read();
+    assert!(stats.comparisons <= MAX_COMPARISONS as u64, "{stats:?}");
+    assert_eq!(stats.incomplete_requests, 1);
+    assert!(finish(&correlator, now, Vec::new()).iter().all(|said| *said == Said::Ambiguous), "none is named as the one");
+}
+
+#[test]
+fn a_span_that_is_sent_many_times_gets_a_bounded_number_of_events() {
+    let (correlator, now) = (correlator(), Instant::now());
+    correlator.submit(at_server(40_001, 10_000), now);
+    let spans = vec![SERVERS[0].1(1, 40_001, 0, 20); 20_000];
+    let events: usize = pass(&correlator, &sender(), &spans, now).iter().map(|(_, events)| events).sum();
+    assert_eq!(events, 4_096);
+}
+
+#[test]
+fn a_search_thread_finds_the_spans_that_have_passed() {
+    let (correlator, now) = (correlator(), Instant::now());
+    correlator.start_search_thread().expect("a thread");
+    let spans = [SERVERS[0].1(1, 40_001, 0, 20)];
+    assert!(pass(&correlator, &sender(), &spans, now).is_empty());
+    correlator.submit(at_server(40_001, 10_000), now);
+    let ready = (0..1_000).find_map(|_| {
+        let ready = correlator.take_ready(now);
+        if ready.is_empty() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        (!ready.is_empty()).then_some(ready)
+    });
+    assert_eq!(finish(&correlator, now, ready.expect("it was found before its deadline")), on(1));
 }
 
 #[test]
@@ -69,11 +179,11 @@ fn resets_without_a_possible_span_do_not_wait() {
     let ignored = Reset { not_accepted: true, ..at_server(3, 0) };
     let listener = Reset { state: Some(State::Listen), ..at_server(4, 0) };
     for reset in [unowned, port_closed, ignored, listener] {
-        correlator.offer(reset, now);
+        correlator.submit(reset, now);
         assert_eq!(correlator.next_deadline(now), Some(now));
         assert_eq!(correlator.take_ready(now).len(), 1);
     }
-    correlator.offer(at_server(5, 0), now);
+    correlator.submit(at_server(5, 0), now);
     assert_eq!(correlator.next_deadline(now), Some(now + Duration::from_secs(6)));
     assert!(correlator.take_ready(now + Duration::from_millis(5_999)).is_empty());
     assert_eq!(correlator.take_ready(now + Duration::from_secs(6)).len(), 1);
@@ -84,8 +194,8 @@ fn resets_without_a_possible_span_do_not_wait() {
 fn spans_that_the_backend_refuses_are_marked_again() {
     let (correlator, now) = (correlator(), Instant::now());
     let bytes = request(&[SERVERS[0].1(1, 40_001, 0, 20)]).encode_to_vec();
-    correlator.offer(at_server(40_001, 10_000), now);
-    let visit = |now| correlator.visit(Some(&owner()), &bytes, now).expect("valid spans");
+    correlator.submit(at_server(40_001, 10_000), now);
+    let visit = |now| correlator.correlate_request(&sender(), &bytes, now).expect("valid spans");
     let first = visit(now).expect("an event");
     assert!(correlator.take_ready(now + Duration::from_secs(9)).is_empty(), "on its way: nobody knows yet");
     let event = first.events[0].2.clone();
@@ -107,19 +217,19 @@ fn memory_is_bounded_and_nothing_is_lost() {
     for number in 0..many {
         let pid = 1 + number / 100;
         let peer = Endpoint { port: (number % 60_000) as u16, ..at_server(1, 0).peer };
-        correlator.offer(Reset { owner: Some(Owner { pid, ..owner() }), peer, ..at_server(1, 0) }, now);
+        correlator.submit(Reset { owner: Some(Owner { pid, ..owner() }), peer, ..at_server(1, 0) }, now);
     }
     let at_once = correlator.take_ready(now).len();
-    assert_eq!(at_once, many as usize - MOST_WAITING);
-    assert_eq!(correlator.tally.read().overflow, at_once as u64);
-    assert_eq!(correlator.drain().len(), MOST_WAITING);
+    assert_eq!(at_once, many as usize - MAX_PENDING);
+    assert_eq!(correlator.stats.read().overflow, at_once as u64);
+    assert_eq!(correlator.drain().len(), MAX_PENDING);
     // A million open traces: requests that nobody looks at.
     let bytes: Bytes =
         request(&(0..200).map(|n| python_client(n as u8 | 1, 0, 20)).collect::<Vec<_>>()).encode_to_vec().into();
     let payload = Payload { chunks: vec![bytes], coding: Coding::Identity, format: Format::Protobuf };
     for number in 0..5_000 {
-        let sender = Owner { pid: number, ..owner() };
-        assert!(!correlator.must_visit(Some(&sender), &payload, now));
+        let sender = Sender::Process(Owner { pid: number, ..owner() });
+        assert!(!correlator.needs_correlation(&sender, &payload, now));
     }
     correlator.take_ready(now + Duration::from_secs(60));
 }
@@ -150,8 +260,8 @@ fn what_passed_since_the_client_closed_is_remembered() {
     let connection = Connection { duration_ns: Some(4_020 * MS), closed_ns: Some(4_000 * MS), ..Connection::default() };
     let (correlator, now) = (correlator(), Instant::now());
     let after = |seconds| now + Duration::from_secs(seconds);
-    pass(&correlator, Some(&owner()), &[go_client_that_gave_up(1)], now);
-    pass(&correlator, Some(&owner()), &[go_client_that_gave_up(2)], after(4));
-    correlator.offer(answered_late(4_020, connection), after(4));
+    pass(&correlator, &sender(), &[go_client_that_gave_up(1)], now);
+    pass(&correlator, &sender(), &[go_client_that_gave_up(2)], after(4));
+    correlator.submit(answered_late(4_020, connection), after(4));
     assert_eq!(finish(&correlator, after(11), Vec::new()), [Said::Ambiguous]);
 }

@@ -22,10 +22,10 @@ use hyper_util::{
 };
 use reset_collector::{
     config::settings::{Correlation, Destination, Protocol, Secret},
-    correlate::Correlator,
+    correlate::{Correlator, Sender},
     model::Owner,
     receiver::{
-        FindOwner, Receivers,
+        FindSender, Receivers,
         forward::{Backend, Backends},
         metrics::Traffic,
     },
@@ -208,7 +208,8 @@ impl Setup {
         };
         let correlator = Correlator::new(&settings, true);
         let owner = options.owner;
-        let find: FindOwner = Arc::new(move |_, _| owner);
+        let sender = owner.map_or(Sender::Unattributed, Sender::Process);
+        let find: FindSender = Arc::new(move |_, _| sender);
         let backend = Arc::new(Backend::new(&destination, None).expect("a backend"));
         let backend = Backends::new(|_| Arc::clone(&backend));
         let receivers = Receivers::listen(&settings, backend, Arc::clone(&correlator), find).await.expect("ports");

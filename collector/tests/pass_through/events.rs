@@ -7,7 +7,7 @@ async fn an_event_goes_onto_the_span_that_was_reset() {
     let backend = FakeBackend::start(ok).await;
     let setup = Setup::start(backend.address, Options { owner: Some(owner()), ..Options::default() }).await;
     for (coding, compress) in [("identity", false), ("gzip", true)] {
-        setup.correlator.offer(reset(5000), Instant::now());
+        setup.correlator.submit(reset(5000), Instant::now());
         let sent = request(vec![server_span(4999), server_span(5000), server_span(5001)]);
         let plain = sent.encode_to_vec();
         let body = if compress { frame(1, &gzip(&plain)) } else { frame(0, &plain) };
@@ -36,7 +36,7 @@ async fn a_json_span_gets_its_event_in_place() {
     let backend = FakeBackend::start(ok_http).await;
     let options = Options { protocol: Protocol::HttpProtobuf, owner: Some(owner()), ..Options::default() };
     let setup = Setup::start(backend.address, options).await;
-    setup.correlator.offer(reset(5000), Instant::now());
+    setup.correlator.submit(reset(5000), Instant::now());
     let id = |byte: &str, times| byte.repeat(times);
     let text = format!(
         r#"{{"resourceSpans": [ {{"scopeSpans":[{{"spans":[{{"own":1.50, "traceId":"{}","spanId":"{}","kind":2,
@@ -67,7 +67,7 @@ async fn a_refused_event_does_not_cost_the_span() {
     };
     let backend = FakeBackend::start(script).await;
     let setup = Setup::start(backend.address, Options { owner: Some(owner()), ..Options::default() }).await;
-    setup.correlator.offer(reset(5000), Instant::now());
+    setup.correlator.submit(reset(5000), Instant::now());
     let body = frame(0, &request(vec![server_span(5000)]).encode_to_vec());
     assert_eq!(grpc(&setup, traces(), &[], body.clone()).await.grpc_status(), 0);
     assert_eq!(backend.got().len(), 2);
@@ -82,7 +82,7 @@ async fn a_refused_event_does_not_cost_the_span() {
 async fn malformed_spans_go_on_as_they_came() {
     let backend = FakeBackend::start(ok).await;
     let setup = Setup::start(backend.address, Options { owner: Some(owner()), ..Options::default() }).await;
-    setup.correlator.offer(reset(5000), Instant::now());
+    setup.correlator.submit(reset(5000), Instant::now());
     let whole = request(vec![server_span(5000)]).encode_to_vec();
     for end in 1..whole.len() {
         let body = frame(0, &whole[..end]);

@@ -30,7 +30,7 @@ async fn too_much_is_refused_early() {
         Options { protocol: Protocol::HttpProtobuf, limit: 1 << 20, owner: Some(owner()), ..Options::default() };
     let setup = Setup::start(backend.address, options).await;
     // A reset waits, so that spans are looked at: bombs are opened.
-    setup.correlator.offer(reset(5000), Instant::now());
+    setup.correlator.submit(reset(5000), Instant::now());
     let bomb = vec![0; 200 << 20];
     let (zipped, zstd) = (gzip(&bomb), zstd::encode_all(&bomb[..], 3).expect("memory"));
     for path in ["/v1/traces", "/v1/logs"] {
