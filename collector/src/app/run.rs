@@ -119,6 +119,7 @@ impl Started<'_> {
     fn run(&self, mut kernel: Kernel, announce_host: impl FnOnce()) -> Result<()> {
         let outputs = outputs(self)?;
         let correlator = Correlator::new(&self.settings.correlation, traces_go_out(&outputs));
+        correlator.start_search_thread().context("cannot start the span history thread")?;
         let mut services = self.runtime.block_on(Services::start(self, &correlator))?;
         let pods = self.runtime.block_on(services.watch_pods(self.settings))?;
         self.account.set_hooks(hooks(&kernel));

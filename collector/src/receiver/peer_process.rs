@@ -34,10 +34,12 @@ pub fn find_sender(peer: SocketAddr, local: SocketAddr) -> Sender {
     if let Ok(Some(found)) = netlink::find_socket(peer, local) {
         return attribute(&Socket { namespace: here, other: local, inode: found.inode, uid: found.uid });
     }
-    match choose(sockets(peer, here), local) {
-        Choice::One(socket) => attribute(&socket),
+    match choose(sockets(peer, local, here), local) {
+        Choice::One(socket) if socket.other == local => attribute(&socket),
         Choice::Several => Sender::Unattributed,
-        Choice::None if !is_established(local, peer) => Sender::Unattributed,
+        // Gone: another socket may have its port by now.
+        Choice::One(_) | Choice::None if !is_established(local, peer) => Sender::Unattributed,
+        Choice::One(socket) => attribute(&socket),
         // The other end lives, is not closed, and is no socket of this address.
         Choice::None if is_local(peer.ip()) => Sender::Translated { network_namespace: u32::try_from(here).unwrap_or(0) },
         Choice::None => Sender::Remote,
@@ -60,9 +62,11 @@ fn choose(sockets: Vec<Socket>, other: SocketAddr) -> Choice {
     }
 }
 
-/// The sockets with this own end in all network namespaces; a loopback address is of ours only.
-fn sockets(own: SocketAddr, here: u64) -> Vec<Socket> {
+/// The sockets with this own end in all network namespaces. A loopback address is of ours only. In ours the other end must
+/// be `other`: an address that others are translated to (SNAT) has sockets of its own.
+fn sockets(own: SocketAddr, other: SocketAddr, here: u64) -> Vec<Socket> {
     let mut sockets = socket_table::with_own_end(&format!("{PROC}/net"), own, here);
+    sockets.retain(|socket| socket.other == other);
     if !own.ip().is_loopback() {
         for_each_other_namespace(here, |net, namespace| {
             sockets.extend(socket_table::with_own_end(net, own, namespace));
