@@ -98,7 +98,7 @@ fn senders_whose_process_is_not_known_claim_only_what_can_be_theirs() {
     let trace = Trace {
         trace_id: [5; 16],
         span_id: Some([5; 8]),
-        method: TraceMethod::Wire,
+        method: TraceMethod::Header,
         on_application_span: false,
         incoming: false,
         candidates: Vec::new(),
