@@ -92,7 +92,11 @@ fn receive(criterion: &mut Criterion) {
         let correlator = Correlator::new(&settings, true);
         let payload = || Payload { chunks: vec![bytes.clone()], coding: Coding::Identity, format: Format::Protobuf };
         let now = Instant::now();
-        bencher.iter_batched(payload, |payload| correlator.needs_correlation(None, &payload, now), BatchSize::SmallInput);
+        bencher.iter_batched(
+            payload,
+            |payload| correlator.needs_correlation(None, &payload, now),
+            BatchSize::SmallInput,
+        );
     });
     group.finish();
 }

@@ -219,8 +219,7 @@ impl Correlator {
         let mut next: Option<Instant> = None;
         // In the order of their deadlines, but for those that wait for the backend's response.
         for pending in state.pending.values() {
-            let at =
-                if pending.is_settled() { pending.deadline } else { pending.deadline.max(now + IN_FLIGHT_RETRY) };
+            let at = if pending.is_settled() { pending.deadline } else { pending.deadline.max(now + IN_FLIGHT_RETRY) };
             next = Some(next.map_or(at, |next| next.min(at)));
             if pending.is_settled() {
                 break;

@@ -2,7 +2,7 @@
 
 use crate::correlate::{
     matching::MatchStrength,
-    span_info::{SpanSide, SpanInfo},
+    span_info::{SpanInfo, SpanSide},
 };
 
 /// Spans kept at most; with more, only a span that names the connection is taken.
@@ -132,7 +132,9 @@ impl Candidates {
         match best {
             MatchStrength::No => Decision::Nothing,
             // All streams of an HTTP/2 connection died with it.
-            MatchStrength::Certain => Decision::Own(keys(&drop_parent_spans(&spans, |span| span.side == SpanSide::Client))),
+            MatchStrength::Certain => {
+                Decision::Own(keys(&drop_parent_spans(&spans, |span| span.side == SpanSide::Client)))
+            }
             // The request that ended last was the one on the connection.
             MatchStrength::Late => Decision::Own(
                 spans.iter().max_by_key(|span| span.end_unix_ns).map(|span| span.key).into_iter().collect(),

@@ -17,7 +17,7 @@ use std::{ops::Range, time::Duration};
 use crate::{
     correlate::{
         failure::Failure,
-        span_info::{Host, SpanSide, SpanInfo},
+        span_info::{Host, SpanInfo, SpanSide},
     },
     model::{Cause, Direction, Endpoint, OwnerSource, Reset, State, Trace},
 };
@@ -186,7 +186,8 @@ fn is_probable(span: &SpanInfo, reset: &Reset) -> bool {
         SpanSide::Client => {
             let began = |at| holds(span, at) && at <= span.start_unix_ns.saturating_add(nanoseconds(SHORT_TOLERANCE));
             let sending = [reset.connection.unsent_bytes, reset.connection.unacked_bytes];
-            let broke = span.failure == Failure::ConnectionLost && sending.iter().any(|bytes| bytes.is_some_and(|n| n > 0));
+            let broke =
+                span.failure == Failure::ConnectionLost && sending.iter().any(|bytes| bytes.is_some_and(|n| n > 0));
             let closed = reset.direction == Direction::Transmit
                 && match span.failure {
                     Failure::Cancelled => true,
@@ -263,7 +264,11 @@ fn strength_of_attempt(span: &SpanInfo, reset: &Reset) -> MatchStrength {
     let attempt = reset.cause == Cause::RefusedByPeer && span.failure == Failure::None;
     let other = span.peer.is_none_or(|peer| peer.address != reset.peer.address);
     let begins = reset.time_unix_ns.saturating_sub(span.start_unix_ns) <= nanoseconds(SHORT_TOLERANCE);
-    if named && attempt && other && begins && holds(span, reset.time_unix_ns) { MatchStrength::Attempt } else { MatchStrength::No }
+    if named && attempt && other && begins && holds(span, reset.time_unix_ns) {
+        MatchStrength::Attempt
+    } else {
+        MatchStrength::No
+    }
 }
 
 /// Whether a client span may have called the reset's other end.

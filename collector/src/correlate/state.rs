@@ -213,12 +213,7 @@ impl State {
     }
 
     /// Keeps what a sender sent.
-    pub(crate) fn keep(
-        &mut self,
-        sender: &Sender,
-        now: Instant,
-        keep: impl FnOnce(&mut SpanHistory, &mut Totals),
-    ) {
+    pub(crate) fn keep(&mut self, sender: &Sender, now: Instant, keep: impl FnOnce(&mut SpanHistory, &mut Totals)) {
         let process = process(&mut self.processes, sender.process(), now, &mut self.totals);
         keep(&mut process.history, &mut self.totals);
     }
@@ -246,9 +241,8 @@ impl State {
 
     fn decision(&self, id: u64, claims: &Claims) -> Decision {
         let Some(pending) = self.pending.get(&id) else { return Decision::Nothing };
-        let contests = |other: &u64| {
-            *other != id && self.pending.get(other).is_some_and(|other| !pending.is_other_attempt(other))
-        };
+        let contests =
+            |other: &u64| *other != id && self.pending.get(other).is_some_and(|other| !pending.is_other_attempt(other));
         pending.candidates.decide(|span_id| claims.of(span_id).any(contests))
     }
 

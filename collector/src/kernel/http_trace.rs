@@ -28,7 +28,6 @@ pub const SEES: &str = "traceparent of open requests, from the wire";
 const PROGRAMS: [(&str, CgroupSkbAttachType); 2] =
     [("wire_sent", CgroupSkbAttachType::Egress), ("wire_received", CgroupSkbAttachType::Ingress)];
 
-
 /// The ports that are looked at.
 pub(super) struct WirePorts(Array<MapData, [u64; 1024]>);
 

@@ -41,7 +41,9 @@ pub fn find_sender(peer: SocketAddr, local: SocketAddr) -> Sender {
         Choice::One(_) | Choice::None if !is_established(local, peer) => Sender::Unattributed,
         Choice::One(socket) => attribute(&socket),
         // The other end lives, is not closed, and is no socket of this address.
-        Choice::None if is_local(peer.ip()) => Sender::Translated { network_namespace: u32::try_from(here).unwrap_or(0) },
+        Choice::None if is_local(peer.ip()) => {
+            Sender::Translated { network_namespace: u32::try_from(here).unwrap_or(0) }
+        }
         Choice::None => Sender::Remote,
     }
 }

@@ -6,8 +6,9 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use reset_collector::model::{Connection, Reset};
 
 use crate::{
-    Said, correlator, finish, on, pass, sender,
+    Said, correlator, finish, on, pass,
     sdk::{Build, MS, at_client, later, python_client},
+    sender,
 };
 
 const NOBODY_KNOWS: &[Said] = &[Said::Ambiguous];

@@ -53,7 +53,9 @@ fn pass(correlator: &Arc<Correlator>, sender: &Sender, spans: &[Span], now: Inst
     if !correlator.needs_correlation(sender, &payload, now) {
         return Vec::new();
     }
-    let Some(SplicedEvents { events, ticket }) = correlator.correlate_request(sender, &bytes, now).expect("valid spans") else {
+    let Some(SplicedEvents { events, ticket }) =
+        correlator.correlate_request(sender, &bytes, now).expect("valid spans")
+    else {
         return Vec::new();
     };
     let events: Vec<_> = events.into_iter().map(|(_, place, event)| (place, event)).collect();
@@ -131,12 +133,7 @@ fn check(name: &str, spans: &[Span], resets: &[Reset], expected: &[Said]) {
             one_by_one.reverse();
         }
         for (index, span) in one_by_one.iter().enumerate() {
-            pass(
-                &correlator,
-                &sender(),
-                std::slice::from_ref(span),
-                now + Duration::from_millis(10 * index as u64),
-            );
+            pass(&correlator, &sender(), std::slice::from_ref(span), now + Duration::from_millis(10 * index as u64));
         }
         assert_eq!(finish(&correlator, now, correlator.take_ready(now)), expected, "{name}: one by one, {reversed}");
     }

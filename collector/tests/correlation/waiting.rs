@@ -12,12 +12,12 @@ use reset_collector::{
 };
 
 use crate::{
-    Said, TRANSLATED, check, correlator, finish, on, pass, resets_first, sender,
+    Said, TRANSLATED, check, correlator, finish, on, pass, resets_first,
     sdk::{
-        self,
-        Build, MS, SERVERS, answered_late, at_client, at_server, by_server, go_client_that_gave_up, owner,
+        self, Build, MS, SERVERS, answered_late, at_client, at_server, by_server, go_client_that_gave_up, owner,
         python_client, request,
     },
+    sender,
 };
 
 #[test]
@@ -111,7 +111,8 @@ fn senders_whose_process_is_not_known_claim_only_what_can_be_theirs() {
 /// The work of a request grows with what matches: counted in comparisons, not in time.
 #[test]
 fn spans_are_compared_only_with_resets_that_they_may_match() {
-    let spans: Vec<Span> = (0..20_000).map(|n: u32| SERVERS[0].1(n as u8 | 1, 1_000 + (n % 30_000) as u16, 0, 20)).collect();
+    let spans: Vec<Span> =
+        (0..20_000).map(|n: u32| SERVERS[0].1(n as u8 | 1, 1_000 + (n % 30_000) as u16, 0, 20)).collect();
     let comparisons = |sender: &Sender, spans: &[Span], resets: &dyn Fn(u16) -> Reset| {
         let (correlator, now) = (correlator(), Instant::now());
         (0..250).for_each(|n| correlator.submit(resets(n), now));
@@ -135,14 +136,16 @@ fn a_request_whose_spans_match_everything_has_a_budget() {
     (0..250).for_each(|n| correlator.submit(at_client(40_000 + n, 19_500), now));
     // All fail against the one server, and any may be any reset's.
     let failed = python_client(1, 0, 20).exception("ConnectionError", "Connection reset by peer");
-    let spans: Vec<Span> = (0..20_000_u32)
-        .map(|n| Span { span_id: [&n.to_be_bytes()[..], &[1; 4]].concat(), ..failed.clone() })
-        .collect();
+    let spans: Vec<Span> =
+        (0..20_000_u32).map(|n| Span { span_id: [&n.to_be_bytes()[..], &[1; 4]].concat(), ..failed.clone() }).collect();
     assert!(pass(&correlator, &sender(), &spans, now + Duration::from_secs(1)).is_empty());
     let stats = correlator.stats.read();
     assert!(stats.comparisons <= MAX_COMPARISONS as u64, "{stats:?}");
     assert_eq!(stats.incomplete_requests, 1);
-    assert!(finish(&correlator, now, Vec::new()).iter().all(|said| *said == Said::Ambiguous), "none is named as the one");
+    assert!(
+        finish(&correlator, now, Vec::new()).iter().all(|said| *said == Said::Ambiguous),
+        "none is named as the one"
+    );
 }
 
 #[test]
