@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::{
 use prost::Message;
 use reset_collector::{
     config::settings::Correlation,
-    correlate::{Correlator, span_info},
+    correlate::{Correlator, Sender, span_info},
     otlp::{
         payload::{Coding, Format, Payload},
         splice,
@@ -94,7 +94,7 @@ fn receive(criterion: &mut Criterion) {
         let now = Instant::now();
         bencher.iter_batched(
             payload,
-            |payload| correlator.needs_correlation(None, &payload, now),
+            |payload| correlator.needs_correlation(&Sender::Remote, &payload, now),
             BatchSize::SmallInput,
         );
     });
