@@ -17,20 +17,20 @@ mod worker;
 
 use std::{
     collections::BTreeSet,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
+pub use crate::export::storage::StorageError;
 use crate::{
     account::{Account, lane_name},
     config::settings::{self, FsyncPolicy, Signals},
     export::{
         queue::Queue,
         signal_state::RefusalPolicy,
-        storage::StorageError,
         worker::{AcceptedSignals, ExportWorker},
     },
     model::signal::Signal,
@@ -180,8 +180,8 @@ impl Exporter {
         policy: &RefusalPolicy,
     ) -> Result<(), ExportError> {
         let (id, name) = account.open_lane(&destination.endpoint, signal);
-        let directory = storage_directory(&destination.queue, &name, signal);
-        let queue = Queue::open(account.clone(), id, &destination.queue, &destination.batch, directory.as_deref())
+        let below = storage_path(&name, signal);
+        let queue = Queue::open(account.clone(), id, &destination.queue, &destination.batch, &below)
             .inspect_err(|_| account.release_lane(id))?;
         let worker = Arc::new(ExportWorker::new(
             name,
@@ -212,36 +212,60 @@ impl Drop for Exporter {
     }
 }
 
-/// Directories below the configured storage that hold resets for none of these destinations: an endpoint was changed,
-/// and what waited for the old one waits for ever. To be said at the start.
-pub fn forgotten_storage(destinations: &[settings::Destination]) -> Vec<PathBuf> {
-    let mut ours = Vec::new();
+/// Recovers a storage directory and reads every batch: for fuzzing and tests.
+///
+/// # Errors
+/// The directory cannot be used.
+#[doc(hidden)]
+pub fn recover(root: &Path, max_bytes: u64) -> Result<Recovered, StorageError> {
+    let opened = storage::Storage::open(root, Path::new(""), max_bytes, FsyncPolicy::Never)?;
+    let messages = opened.found.iter().filter_map(|found| Some((found.resets, found.slot.read().ok()?)));
+    Ok(Recovered {
+        messages: messages.collect(),
+        lost: opened.corrupt + opened.unsynced,
+        unstored: opened.unstored,
+    })
+}
+
+/// What [`recover`] found.
+#[doc(hidden)]
+#[derive(Debug, PartialEq)]
+pub struct Recovered {
+    /// The stored batches, with their resets.
+    pub messages: Vec<(u32, bytes::Bytes)>,
+    /// Resets that are missing.
+    pub lost: u64,
+    /// Resets that were never stored.
+    pub unstored: u64,
+}
+
+/// Storage directories with batches for none of these destinations: an endpoint was changed or removed, and what is
+/// stored for it is not sent.
+pub fn orphaned_storage(destinations: &[settings::Destination]) -> Vec<PathBuf> {
+    let mut used = BTreeSet::new();
     for (at, destination) in destinations.iter().enumerate() {
+        let Some(storage) = &destination.queue.storage else { continue };
         let same = destinations[..at].iter().filter(|earlier| earlier.endpoint == destination.endpoint).count();
         for number in 1..=same + 1 {
             let name = lane_name(&destination.endpoint, number);
-            ours.extend(Signal::ALL.iter().filter_map(|signal| storage_directory(&destination.queue, &name, *signal)));
+            used.extend(Signal::ALL.iter().map(|signal| storage.directory.join(storage_path(&name, *signal))));
         }
     }
-    let parents: BTreeSet<_> =
+    let roots: BTreeSet<_> =
         destinations.iter().filter_map(|destination| Some(&destination.queue.storage.as_ref()?.directory)).collect();
     let below = |path: &PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let lanes = parents.into_iter().flat_map(below).flat_map(|path| below(&path).collect::<Vec<_>>());
-    let mut forgotten: Vec<_> = lanes
-        .filter(|path| !ours.contains(path))
-        .filter(|path| below(path).any(|file| file.extension().is_some_and(|extension| extension == "log")))
-        .collect();
-    forgotten.sort();
-    forgotten
+    let has_segments = |path: &PathBuf| below(path).any(|file| file.extension().is_some_and(|ending| ending == "log"));
+    let stored = roots.into_iter().flat_map(below).flat_map(|path| below(&path).collect::<Vec<_>>());
+    let mut orphaned: Vec<_> = stored.filter(|path| !used.contains(path) && has_segments(path)).collect();
+    orphaned.sort();
+    orphaned
 }
 
-/// Every destination and signal has a directory of its own below the configured one.
-fn storage_directory(queue: &settings::Queue, name: &str, signal: Signal) -> Option<PathBuf> {
-    let storage = queue.storage.as_ref()?;
+/// The directory of a queue below the configured one.
+fn storage_path(name: &str, signal: Signal) -> PathBuf {
     let readable: String = name.chars().map(|char| if char.is_ascii_alphanumeric() { char } else { '_' }).collect();
-    // Names that read alike stay apart.
-    let directory = format!("{readable:.80}-{:08x}", crc32fast::hash(name.as_bytes()));
-    Some(storage.directory.join(directory).join(signal.word()))
+    // The checksum keeps names apart that read alike.
+    PathBuf::from(format!("{readable:.80}-{:08x}", crc32fast::hash(name.as_bytes()))).join(signal.word())
 }
 
 async fn sync_regularly(queue: Arc<Queue>, interval: Duration) {

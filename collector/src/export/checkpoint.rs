@@ -1,23 +1,25 @@
-//! The position file of a storage: how far it has come, so that the next start can name what is missing.
+//! The checkpoint file of a storage: how many resets it has taken, so that the next start can count what is missing.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
 /// Magic, checksum of the rest, and the numbers, little-endian.
 const LEN: usize = 32;
+/// More resets than any storage holds at a time.
+pub(crate) const MAX_SPAN: u64 = 1 << 40;
 const MAGIC: [u8; 4] = *b"RSTp";
 
-/// What the file says.
+/// The contents of the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Position {
+pub(crate) struct Checkpoint {
     /// Resets that were ever appended.
     pub(crate) enqueued: u64,
-    /// Of these, as many from the first have their fate.
+    /// The first of these, up to this number, have an outcome.
     pub(crate) floor: u64,
     /// Resets that the collector holds and that are not in the storage.
     pub(crate) unstored: u64,
 }
 
-impl Position {
+impl Checkpoint {
     /// `None` where there is no file or it is damaged.
     pub(crate) fn read(file: &File) -> io::Result<Option<Self>> {
         let mut bytes = [0; LEN];
@@ -27,12 +29,16 @@ impl Position {
             Err(error) => return Err(error),
         }
         let number = |at: usize| bytes[at..].first_chunk().copied().map_or(0, u64::from_le_bytes);
-        let right = bytes[..4] == MAGIC && crc32fast::hash(&bytes[8..]).to_le_bytes() == bytes[4..8];
-        let position = Self { enqueued: number(8), floor: number(16), unstored: number(24) };
-        Ok((right && position.floor <= position.enqueued).then_some(position))
+        let is_valid = bytes[..4] == MAGIC && crc32fast::hash(&bytes[8..]).to_le_bytes() == bytes[4..8];
+        let checkpoint = Self { enqueued: number(8), floor: number(16), unstored: number(24) };
+        // A valid checksum on impossible numbers is damage too.
+        let is_possible = checkpoint.enqueued.checked_sub(checkpoint.floor).is_some_and(|span| span <= MAX_SPAN)
+            && checkpoint.enqueued <= 1 << 62
+            && checkpoint.unstored <= MAX_SPAN;
+        Ok((is_valid && is_possible).then_some(checkpoint))
     }
 
-    /// Writes it over what the file said before.
+    /// Replaces the contents of the file.
     pub(crate) fn write(self, file: &File) -> io::Result<()> {
         let mut bytes = [0; LEN];
         bytes[..4].copy_from_slice(&MAGIC);

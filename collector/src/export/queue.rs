@@ -26,7 +26,7 @@ use crate::{
     export::{
         log_throttle::LogThrottle,
         segment::Mark,
-        storage::{Opened, Slot, Storage, StorageError},
+        storage::{RecoveredStorage, Slot, Storage, StorageError},
     },
 };
 
@@ -100,20 +100,21 @@ enum Next {
 }
 
 impl Queue {
-    /// A queue as configured; in `directory` where it is set, with what an earlier run left there.
+    /// A queue as configured. With storage it is in the directory `below` the configured one, with what an earlier run
+    /// left there.
     pub(crate) fn open(
         account: Arc<Account>,
         lane: LaneId,
         settings: &settings::Queue,
         batch: &settings::Batch,
-        directory: Option<&Path>,
+        below: &Path,
     ) -> Result<Self, StorageError> {
         let size = settings.size as u64;
         account.health(lane, |health| health.capacity = size);
         let mut state = State::default();
-        if let (Some(directory), Some(storage)) = (directory, &settings.storage) {
-            let opened = Storage::open(directory, storage.max_bytes, storage.fsync)?;
-            report(directory, &opened);
+        if let Some(storage) = &settings.storage {
+            let opened = Storage::open(&storage.directory, below, storage.max_bytes, storage.fsync)?;
+            report(&storage.directory.join(below), &opened);
             let found = opened.found.iter().map(|found| u64::from(found.resets)).sum();
             let lost = [
                 (DropReason::StorageCorrupt, opened.corrupt),
@@ -123,7 +124,7 @@ impl Queue {
             account.recovered(lane, found, &lost);
             let due = Instant::now();
             for found in opened.found {
-                let (resets, sent_before) = (found.resets, found.handed_out);
+                let (resets, sent_before) = (found.resets, found.sent);
                 state.push_back(Item { resets, place: Place::Disk(found.slot), sent_before, due });
             }
             account.health(lane, |health| health.storage_bytes = opened.storage.bytes());
@@ -137,7 +138,7 @@ impl Queue {
             lane,
             size,
             on_overflow: settings.on_overflow,
-            gather: directory.map(|_| batch.clone()),
+            gather: settings.storage.as_ref().map(|_| batch.clone()),
             state: Mutex::new(state),
             closed: AtomicBool::new(false),
             changed,
@@ -229,7 +230,7 @@ impl Queue {
                 break;
             }
             let Some(item) = state.pop_front() else { break };
-            state.mark(&item, Mark::HandedOut);
+            state.mark(&item, Mark::Sent);
             resets += u64::from(item.resets);
             bytes += item.length();
             items.push(item);
@@ -368,7 +369,7 @@ impl Item {
     }
 }
 
-fn report(directory: &Path, opened: &Opened) {
+fn report(directory: &Path, opened: &RecoveredStorage) {
     let directory = directory.display();
     if !opened.found.is_empty() {
         tracing::info!("sending_queue.storage {directory}: {} requests of an earlier run wait", opened.found.len());

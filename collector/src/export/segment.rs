@@ -1,20 +1,33 @@
-//! One record in a storage segment: its bytes, how they are found again, and how damage is told from an end.
+//! One record of a storage segment: its encoding, how a scan finds it again, how damage differs from a torn end.
 //!
 //! A record is a header and a request's message. `start` counts the resets enqueued before it since the directory was
-//! made, so a gap between two records says exactly how many resets are missing. The two marks are written in place,
+//! created, so a gap between two records is the exact number of missing resets. The two marks are written in place,
 //! four bytes each, and derive from the header's checksum: damage cannot make a record look sent.
+
+use std::{fs::File, io, os::unix::fs::FileExt};
+
+use rustix::{
+    fs::{SeekFrom, seek},
+    io::Errno,
+};
 
 /// Bytes of a record before its message.
 pub(crate) const HEADER_LEN: usize = 36;
 
 const MAGIC: [u8; 4] = *b"RSTq";
 const CHECKED: std::ops::Range<usize> = 8..28;
-const HANDED_OUT_AT: usize = 28;
+const SENT_AT: usize = 28;
 const DONE_AT: usize = 32;
-const HANDED_OUT: u32 = 0x4f55_5421;
+const SENT: u32 = 0x4f55_5421;
 const DONE: u32 = 0x444f_4e45;
+/// A longer message was never written: requests are at most 64 MiB (`batch.max_bytes`) and one batch more.
+const MAX_MESSAGE: u32 = 128 << 20;
+/// No counter of resets gets there.
+const MAX_START: u64 = 1 << 63;
+/// A segment is read in pieces of this size.
+const PIECE: usize = 64 << 10;
 
-/// What a record says of itself.
+/// The fields of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     /// Resets enqueued before this record.
@@ -27,31 +40,31 @@ pub(crate) struct Header {
     pub(crate) body_crc: u32,
 }
 
-/// A mark in a record that is there already.
+/// A mark that is written into an existing record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mark {
-    /// A request was made of it: the backend may have it.
-    HandedOut,
-    /// It has a fate.
+    /// It was in a request: the backend may have it.
+    Sent,
+    /// It has an outcome.
     Done,
 }
 
-/// A record as it was found.
+/// A record that a scan found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     /// Where its header begins in the segment.
     pub(crate) offset: u64,
-    /// Its header, known to be right.
+    /// Its header, valid.
     pub(crate) header: Header,
-    /// Whether the message is all there.
+    /// Whether the message is complete.
     pub(crate) body: Body,
-    /// Marked [`Mark::HandedOut`].
-    pub(crate) handed_out: bool,
+    /// Marked [`Mark::Sent`].
+    pub(crate) sent: bool,
     /// Marked [`Mark::Done`].
     pub(crate) done: bool,
 }
 
-/// Whether a record's message is all there.
+/// Whether a record's message is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Body {
     /// As it was written.
@@ -84,7 +97,7 @@ impl Header {
     pub(crate) fn mark(&self, mark: Mark) -> (u64, [u8; 4]) {
         let crc = crc32fast::hash(&self.encode()[CHECKED]);
         match mark {
-            Mark::HandedOut => (HANDED_OUT_AT as u64, (crc ^ HANDED_OUT).to_le_bytes()),
+            Mark::Sent => (SENT_AT as u64, (crc ^ SENT).to_le_bytes()),
             Mark::Done => (DONE_AT as u64, (crc ^ DONE).to_le_bytes()),
         }
     }
@@ -102,7 +115,8 @@ impl Header {
             length: u32::from_le_bytes(*bytes[20..].first_chunk()?),
             body_crc: u32::from_le_bytes(*bytes[24..].first_chunk()?),
         };
-        (header.resets > 0 && header.encode()[..HANDED_OUT_AT] == bytes[..HANDED_OUT_AT]).then_some(header)
+        let is_possible = header.resets > 0 && header.length <= MAX_MESSAGE && header.start <= MAX_START;
+        (is_possible && header.encode()[..SENT_AT] == bytes[..SENT_AT]).then_some(header)
     }
 
     fn is_marked(&self, bytes: &[u8], mark: Mark) -> bool {
@@ -111,55 +125,130 @@ impl Header {
     }
 }
 
-/// Every record of a segment whose header is right, in order, and whether bytes at the end belong to none.
-pub(crate) fn scan(segment: &[u8]) -> (Vec<Found>, bool) {
+/// Where a segment is read from, in pieces: it may be larger than what was ever written, with holes.
+pub(crate) trait SegmentSource {
+    /// Bytes of the segment.
+    fn len(&self) -> io::Result<u64>;
+    /// Fills the buffer from an offset; fails at the end.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+    /// The first byte from an offset on that is not in a hole; `None` where there is none.
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>>;
+}
+
+impl SegmentSource for File {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buffer, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        match seek(self, SeekFrom::Data(offset)) {
+            Ok(data) => Ok(Some(data)),
+            Err(Errno::NXIO) => Ok(None),
+            // A file system without the call: everything is data.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(offset)),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// Every record of a segment with a valid header, in order, and whether bytes at the end belong to no record.
+pub(crate) fn scan(segment: &impl SegmentSource) -> io::Result<(Vec<Found>, bool)> {
+    let length = segment.len()?;
     let mut found = Vec::new();
     let mut offset = 0;
     let mut rest_is_foreign = false;
-    // Less than a header at the end is one that a crash cut off.
-    while offset + HEADER_LEN <= segment.len() {
-        let Some(header) = Header::decode(&segment[offset..]) else {
+    let mut bytes = [0; HEADER_LEN];
+    // Less than a header at the end was cut off by a crash.
+    while offset + HEADER_LEN as u64 <= length {
+        segment.read_exact_at(&mut bytes, offset)?;
+        let Some(header) = Header::decode(&bytes) else {
             rest_is_foreign = true;
-            match next_magic(segment, offset + 1) {
+            match next_magic(segment, offset + 1, length)? {
                 Some(next) => offset = next,
                 None => break,
             }
             continue;
         };
-        let record = &segment[offset..];
-        let end = HEADER_LEN + header.length as usize;
-        let done = header.is_marked(record, Mark::Done);
-        let body = match record.get(HEADER_LEN..end) {
-            None => Body::Torn,
-            // Nobody will read it again.
-            Some(_) if done => Body::Whole,
-            Some(message) if crc32fast::hash(message) == header.body_crc => Body::Whole,
-            Some(_) => Body::Damaged,
+        let end = offset + HEADER_LEN as u64 + u64::from(header.length);
+        let done = header.is_marked(&bytes, Mark::Done);
+        let body = match end <= length {
+            false => Body::Torn,
+            // It is not read again.
+            true if done => Body::Whole,
+            true if message_crc(segment, offset + HEADER_LEN as u64, header.length)? == header.body_crc => Body::Whole,
+            true => Body::Damaged,
         };
-        let handed_out = header.is_marked(record, Mark::HandedOut);
-        found.push(Found { offset: offset as u64, header, body, handed_out, done });
-        offset += if body == Body::Torn { HEADER_LEN } else { end };
-        // After a torn record nothing follows but what was left of its message.
+        found.push(Found { offset, header, body, sent: header.is_marked(&bytes, Mark::Sent), done });
         rest_is_foreign = false;
         if body == Body::Torn {
-            match next_magic(segment, offset) {
+            // Nothing follows a torn record but the rest of its message.
+            match next_magic(segment, offset + HEADER_LEN as u64, length)? {
                 Some(next) => offset = next,
                 None => break,
             }
+        } else {
+            offset = end;
         }
     }
-    (found, rest_is_foreign)
+    Ok((found, rest_is_foreign))
 }
 
-fn next_magic(segment: &[u8], from: usize) -> Option<usize> {
-    let rest = segment.get(from..)?;
-    rest.windows(MAGIC.len()).position(|window| window == MAGIC).map(|at| from + at)
+fn message_crc(segment: &impl SegmentSource, mut offset: u64, length: u32) -> io::Result<u32> {
+    let mut hasher = crc32fast::Hasher::new();
+    let mut left = length as usize;
+    let mut piece = vec![0; PIECE.min(left)];
+    while left > 0 {
+        let piece = &mut piece[..PIECE.min(left)];
+        segment.read_exact_at(piece, offset)?;
+        hasher.update(piece);
+        offset += piece.len() as u64;
+        left -= piece.len();
+    }
+    Ok(hasher.finalize())
+}
+
+/// Where the next header may begin.
+fn next_magic(segment: &impl SegmentSource, mut from: u64, length: u64) -> io::Result<Option<u64>> {
+    let mut piece = Vec::new();
+    // A hole holds zeros, and the magic none.
+    while let Some(start) = segment.next_data(from)?.filter(|start| start + MAGIC.len() as u64 <= length) {
+        piece.resize(PIECE.min(usize::try_from(length - start).unwrap_or(PIECE)), 0);
+        segment.read_exact_at(&mut piece, start)?;
+        if let Some(at) = piece.windows(MAGIC.len()).position(|window| window == MAGIC) {
+            return Ok(Some(start + at as u64));
+        }
+        from = start + (piece.len() - (MAGIC.len() - 1)) as u64;
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
     use super::*;
+
+    impl SegmentSource for Vec<u8> {
+        fn len(&self) -> io::Result<u64> {
+            Ok(Vec::len(self) as u64)
+        }
+
+        fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+            buffer.copy_from_slice(&self[offset as usize..][..buffer.len()]);
+            Ok(())
+        }
+
+        fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+            Ok(Some(offset))
+        }
+    }
+
+    fn scan(segment: &[u8]) -> (Vec<Found>, bool) {
+        super::scan(&segment.to_vec()).unwrap()
+    }
 
     fn segment(messages: &[&[u8]]) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -191,6 +280,27 @@ mod tests {
         headless[10] ^= 1;
         let (found, _) = scan(&headless);
         assert_eq!(found.iter().map(|found| found.header.start).collect::<Vec<_>>(), [5, 10]);
+    }
+
+    /// The search for the next record meets it wherever the pieces end.
+    #[test]
+    fn records_behind_much_damage_are_found() {
+        for damage in [1, 3, PIECE - 5, PIECE - 3, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE] {
+            let mut bytes = vec![b'R'; damage];
+            bytes.extend(segment(&[b"one", b"two"]));
+            let (found, foreign) = scan(&bytes);
+            assert_eq!(found.iter().map(|found| found.body).collect::<Vec<_>>(), [Body::Whole; 2], "{damage}");
+            assert!(!foreign);
+        }
+    }
+
+    #[test]
+    fn a_long_message_is_checked_in_pieces() {
+        let message: Vec<u8> = (0..3 * PIECE + 7).map(|at| at as u8).collect();
+        let mut bytes = segment(&[&message]);
+        assert_eq!(scan(&bytes).0[0].body, Body::Whole);
+        *bytes.last_mut().unwrap() ^= 1;
+        assert_eq!(scan(&bytes).0[0].body, Body::Damaged);
     }
 
     #[test]

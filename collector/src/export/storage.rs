@@ -12,14 +12,14 @@
 //! What is left to own is small: `segment` and this file.
 //!
 //! A killed process loses nothing of it: what was written is the kernel's. A crashed machine loses at most what `fsync`
-//! had not sent to the disk; the position file, written first, tells at the next start how many resets that were, and
+//! had not sent to the disk; the checkpoint file, written first, tells at the next start how many resets that were, and
 //! how many the collector held that had not come to the storage.
 
 use std::{
     collections::VecDeque,
-    fs::{self, File, OpenOptions},
+    fs::File,
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -30,17 +30,19 @@ use bytes::Bytes;
 use crate::{
     config::settings::FsyncPolicy,
     export::{
-        checkpoint::Position,
-        lock::{self, Lock},
+        checkpoint::{Checkpoint, MAX_SPAN},
+        lock::StorageDirectory,
         log_throttle::LogThrottle,
         segment::{self, Body, HEADER_LEN, Header, Mark},
     },
 };
 
-const LARGEST_SEGMENT: u64 = 8 << 20;
-const SMALLEST_SEGMENT: u64 = 64 << 10;
-/// Segments that a full directory is made of at least: the unit in which room is won back.
-const SEGMENTS: u64 = 8;
+const CHECKPOINT: &str = "position";
+const SEGMENT_ENDING: &str = ".log";
+const MAX_SEGMENT: u64 = 8 << 20;
+const MIN_SEGMENT: u64 = 64 << 10;
+/// A full directory has at least this many segments: space is freed a segment at a time.
+const MIN_SEGMENTS: u64 = 8;
 
 /// Storage that cannot be used, or that did not take a batch.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +59,14 @@ pub enum StorageError {
         what: &'static str,
         /// Why it failed.
         error: io::Error,
+    },
+    /// Something that the collector did not put there, or that others may write.
+    #[error("sending_queue.storage {path} {why}")]
+    Unsafe {
+        /// The file or directory.
+        path: PathBuf,
+        /// What it is, and what to do.
+        why: String,
     },
     /// Another collector has it.
     #[error(
@@ -93,27 +103,28 @@ impl StorageError {
 
 /// The storage of one queue.
 pub(crate) struct Storage {
-    directory: Arc<Path>,
+    directory: StorageDirectory,
+    path: Arc<Path>,
     limit: u64,
     segment_size: u64,
     fsync: FsyncPolicy,
     segments: VecDeque<Segment>,
     /// The newest segment takes no more: something is wrong with its end.
     roll: bool,
-    position_file: Arc<File>,
-    position: Position,
+    checkpoint_file: Arc<File>,
+    checkpoint: Checkpoint,
     /// Changed since the disk was last told to keep it.
     unsynced: bool,
     throttle: LogThrottle,
-    _lock: Lock,
 }
 
 struct Segment {
-    path: PathBuf,
+    name: String,
     file: Arc<File>,
     length: u64,
     /// Records without a fate.
     pending: usize,
+    start: u64,
     end: u64,
 }
 
@@ -130,12 +141,12 @@ pub(crate) struct Slot {
 pub(crate) struct Found {
     pub(crate) resets: u32,
     /// A request was made of it before: the backend may have it.
-    pub(crate) handed_out: bool,
+    pub(crate) sent: bool,
     pub(crate) slot: Slot,
 }
 
 /// Storage as it was found.
-pub(crate) struct Opened {
+pub(crate) struct RecoveredStorage {
     pub(crate) storage: Storage,
     pub(crate) found: Vec<Found>,
     /// Resets in damaged records.
@@ -148,7 +159,7 @@ pub(crate) struct Opened {
 
 /// What an earlier run left, and what is missing of it.
 #[derive(Default)]
-struct Losses {
+struct RecoveryLosses {
     found: Vec<Found>,
     corrupt: u64,
     unsynced: u64,
@@ -157,34 +168,32 @@ struct Losses {
 }
 
 impl Storage {
-    /// Opens or makes a directory, and takes it for this process alone.
-    pub(crate) fn open(directory: &Path, limit: u64, fsync: FsyncPolicy) -> Result<Opened, StorageError> {
-        let at = |what| StorageError::at(directory, what);
-        let lock = lock::take(directory)?;
-        let position_file = options()
-            .create(true)
-            .open(directory.join("position"))
-            .map_err(at("its position file cannot be opened"))?;
-        let known = Position::read(&position_file).map_err(at("its position file cannot be read"))?;
+    /// Opens or creates the directory `below` in the configured `root`, and takes it for this process alone.
+    pub(crate) fn open(root: &Path, below: &Path, limit: u64, fsync: FsyncPolicy) -> Result<RecoveredStorage, StorageError> {
+        let directory = StorageDirectory::take(root, below)?;
+        let path: Arc<Path> = directory.path().into();
+        let at = |what| StorageError::at(&path, what);
+        let checkpoint_file = directory.open(CHECKPOINT)?;
+        let known = Checkpoint::read(&checkpoint_file).map_err(at("its checkpoint file cannot be read"))?;
         let mut storage = Self {
-            directory: directory.into(),
+            directory,
+            path: path.clone(),
             limit,
-            segment_size: (limit / SEGMENTS).clamp(SMALLEST_SEGMENT, LARGEST_SEGMENT),
+            segment_size: (limit / MIN_SEGMENTS).clamp(MIN_SEGMENT, MAX_SEGMENT),
             fsync,
             segments: VecDeque::new(),
             roll: true,
-            position_file: Arc::new(position_file),
-            position: Position { floor: known.map_or(0, |known| known.floor), ..Position::default() },
+            checkpoint_file: Arc::new(checkpoint_file),
+            checkpoint: Checkpoint { floor: known.map_or(0, |known| known.floor), ..Checkpoint::default() },
             unsynced: false,
             throttle: LogThrottle::default(),
-            _lock: lock,
         };
-        let losses = storage.read_segments(known).map_err(at("its segments cannot be read"))?;
-        storage.position.write(&storage.position_file).map_err(at("cannot be written"))?;
+        let losses = storage.read_segments(known)?;
+        storage.checkpoint.write(&storage.checkpoint_file).map_err(at("cannot be written"))?;
         let noted = storage.note_gaps(&losses.gaps).and_then(|()| storage.forget_finished());
         storage.trouble(noted);
         let unstored = known.map_or(0, |known| known.unstored);
-        Ok(Opened { storage, found: losses.found, corrupt: losses.corrupt, unsynced: losses.unsynced, unstored })
+        Ok(RecoveredStorage { storage, found: losses.found, corrupt: losses.corrupt, unsynced: losses.unsynced, unstored })
     }
 
     /// Appends a batch. What fails leaves the storage as it was.
@@ -193,25 +202,25 @@ impl Storage {
         if self.bytes() + record > self.limit && self.segments.back().is_some_and(|newest| newest.pending == 0) {
             self.roll = true;
         }
-        self.make_segment(record).map_err(StorageError::at(&self.directory, "a segment cannot be made"))?;
+        self.make_segment(record).map_err(StorageError::at(&self.path, "a segment cannot be made"))?;
         if self.bytes() + record > self.limit {
-            return Err(StorageError::Limit { path: self.directory.to_path_buf(), limit: self.limit });
+            return Err(StorageError::Limit { path: self.path.to_path_buf(), limit: self.limit });
         }
-        let header = Header::of(self.position.enqueued, resets, message);
+        let header = Header::of(self.checkpoint.enqueued, resets, message);
         let mut written = self.write(&header, message);
         if written.is_err() && self.segments.back().is_some_and(|newest| newest.pending == 0 && newest.length > 0) {
             // The disk may be full of what has its fate already: that is forgotten, and it is tried once more.
             self.roll = true;
             written = self.make_segment(record).and_then(|()| self.write(&header, message));
         }
-        written.map_err(StorageError::at(&self.directory, "cannot be written"))
+        written.map_err(StorageError::at(&self.path, "cannot be written"))
     }
 
     /// Writes down how many resets the collector holds that are not here.
     pub(crate) fn note_unstored(&mut self, unstored: u64) {
-        if self.position.unstored != unstored {
-            self.position.unstored = unstored;
-            let written = self.position.write(&self.position_file);
+        if self.checkpoint.unstored != unstored {
+            self.checkpoint.unstored = unstored;
+            let written = self.checkpoint.write(&self.checkpoint_file);
             self.unsynced = true;
             self.trouble(written);
         }
@@ -243,17 +252,17 @@ impl Storage {
         }
         // Older segments may lack marks only: duplicates after a crash.
         let newest = self.segments.iter().rev().take(2).map(|segment| &segment.file);
-        newest.chain([&self.position_file]).cloned().collect()
+        newest.chain([&self.checkpoint_file]).cloned().collect()
     }
 
     /// At the end: forgets what is finished and tells the disk to keep the rest.
     pub(crate) fn close(&mut self) {
         self.roll = true;
         // Whoever closes it has handed over everything.
-        self.position.unstored = 0;
-        let mut closed = self.position.write(&self.position_file).and_then(|()| self.forget_finished());
+        self.checkpoint.unstored = 0;
+        let mut closed = self.checkpoint.write(&self.checkpoint_file).and_then(|()| self.forget_finished());
         if self.fsync != FsyncPolicy::Never {
-            let mut files = self.segments.iter().map(|segment| &segment.file).chain([&self.position_file]);
+            let mut files = self.segments.iter().map(|segment| &segment.file).chain([&self.checkpoint_file]);
             closed = closed.and(files.try_for_each(|file| file.sync_data()));
         }
         self.trouble(closed);
@@ -264,39 +273,49 @@ impl Storage {
         if let Err(error) = result
             && self.throttle.due("storage_write_failed", Instant::now()).is_some()
         {
-            tracing::warn!("sending_queue.storage {}: cannot be written: {error}", self.directory.display());
+            tracing::warn!("sending_queue.storage {}: cannot be written: {error}", self.path.display());
         }
     }
 
-    /// Reads what an earlier run left and names what is missing of it.
-    fn read_segments(&mut self, known: Option<Position>) -> io::Result<Losses> {
-        let mut losses = Losses::default();
-        let mut ranges = Vec::new();
-        for path in segment_paths(&self.directory)? {
-            let bytes = fs::read(&path)?;
-            let (records, foreign) = segment::scan(&bytes);
+    /// Reads what an earlier run left and counts what is missing.
+    fn read_segments(&mut self, known: Option<Checkpoint>) -> Result<RecoveryLosses, StorageError> {
+        let path = self.path.clone();
+        let failed = |what| StorageError::at(&path, what);
+        let mut losses = RecoveryLosses::default();
+        let mut scanned = Vec::new();
+        for name in self.directory.names(SEGMENT_ENDING).map_err(failed("cannot be listed"))? {
+            let file = Arc::new(self.directory.open_existing(&name)?);
+            let (records, foreign) = segment::scan(&*file).map_err(failed("a segment cannot be read"))?;
             losses.end_is_foreign = foreign;
-            let file = Arc::new(OpenOptions::new().read(true).write(true).open(&path)?);
-            let mut segment = Segment { path, file, length: bytes.len() as u64, pending: 0, end: 0 };
-            for record in records {
+            let length = file.metadata().map_err(failed("a segment cannot be read"))?.len();
+            scanned.push((Segment { name, file, length, pending: 0, start: u64::MAX, end: 0 }, records));
+        }
+        let complete = |record: &&segment::Found| record.body != Body::Torn;
+        let first = scanned.iter().flat_map(|(_, records)| records).filter(complete).map(|it| it.header.start).min();
+        // Without a checkpoint the counting begins at the first record.
+        self.checkpoint.floor = known.map_or(first.unwrap_or(0), |known| known.floor);
+        let mut ranges = Vec::new();
+        for (mut segment, records) in scanned {
+            for record in records.iter().filter(complete).filter(|it| it.header.end() > self.checkpoint.floor) {
                 let header = record.header;
-                if record.body == Body::Torn || header.end() <= self.position.floor {
-                    continue;
+                let is_possible = header.end() - self.checkpoint.floor <= MAX_SPAN;
+                if is_possible {
+                    ranges.push((header.start, header.end()));
+                    (segment.start, segment.end) = (segment.start.min(header.start), segment.end.max(header.end()));
                 }
-                ranges.push((header.start, header.end()));
-                segment.end = segment.end.max(header.end());
-                let slot = self.slot(&segment.file, record.offset, header);
                 match (record.done, record.body) {
                     (true, _) => {}
-                    (false, Body::Whole) => {
+                    (false, Body::Whole) if is_possible => {
                         segment.pending += 1;
-                        losses.found.push(Found { resets: header.resets, handed_out: record.handed_out, slot });
+                        let slot = self.slot(&segment.file, record.offset, header);
+                        losses.found.push(Found { resets: header.resets, sent: record.sent, slot });
                     }
                     (false, _) => {
                         losses.corrupt += u64::from(header.resets);
                         // Counted once: the next start does not count it again.
                         let (at, value) = header.mark(Mark::Done);
-                        segment.file.write_all_at(&value, record.offset + at)?;
+                        let marked = segment.file.write_all_at(&value, record.offset + at);
+                        marked.map_err(failed("a segment cannot be written"))?;
                     }
                 }
             }
@@ -304,15 +323,12 @@ impl Storage {
         }
         losses.found.sort_by_key(|found| found.slot.header.start);
         ranges.sort_unstable();
-        // Without a position file the first record tells where the counting begins.
-        let first = ranges.first().map_or(0, |(start, _)| *start);
-        let last = ranges.last().map_or(0, |(_, end)| *end);
-        self.position.floor = known.map_or(first, |known| known.floor);
-        self.position.enqueued = known.map_or(0, |known| known.enqueued).max(last).max(self.position.floor);
-        losses.gaps = gaps(&ranges, self.position.floor, self.position.enqueued);
+        let last = ranges.iter().map(|(_, end)| *end).max().unwrap_or(0);
+        self.checkpoint.enqueued = known.map_or(0, |known| known.enqueued).max(last).max(self.checkpoint.floor);
+        losses.gaps = gaps(&ranges, self.checkpoint.floor, self.checkpoint.enqueued);
         for (start, end) in &losses.gaps {
-            // Missing at the very end: cut off by a crash, unless bytes that belong to no record say damage.
-            let cut_off = *end == self.position.enqueued && !losses.end_is_foreign;
+            // Missing at the very end: cut off by a crash, unless there are bytes of no record.
+            let cut_off = *end == self.checkpoint.enqueued && !losses.end_is_foreign;
             *(if cut_off { &mut losses.unsynced } else { &mut losses.corrupt }) += end - start;
         }
         Ok(losses)
@@ -340,7 +356,7 @@ impl Storage {
     }
 
     fn slot(&self, file: &Arc<File>, offset: u64, header: Header) -> Slot {
-        Slot { directory: self.directory.clone(), file: file.clone(), offset, header }
+        Slot { directory: self.path.clone(), file: file.clone(), offset, header }
     }
 
     fn make_segment(&mut self, record: u64) -> io::Result<()> {
@@ -350,21 +366,22 @@ impl Storage {
         if !self.roll && self.segments.back().is_some_and(|newest| newest.length == 0) {
             return Ok(());
         }
-        let (path, file) = self.new_file()?;
+        let (name, file) = self.new_file()?;
         if self.fsync != FsyncPolicy::Never {
-            File::open(&self.directory)?.sync_all()?;
+            self.directory.sync()?;
         }
-        self.segments.push_back(Segment { path, file, length: 0, pending: 0, end: self.position.enqueued });
+        let start = self.checkpoint.enqueued;
+        self.segments.push_back(Segment { name, file, length: 0, pending: 0, start, end: start });
         self.roll = false;
         self.forget_finished()
     }
 
-    fn new_file(&self) -> io::Result<(PathBuf, Arc<File>)> {
+    fn new_file(&self) -> io::Result<(String, Arc<File>)> {
         for attempt in 0_u32.. {
             // The same start twice: the first one's records were cut off by a crash.
-            let path = self.directory.join(format!("{:020}-{attempt}.log", self.position.enqueued));
-            match options().create_new(true).open(&path) {
-                Ok(file) => return Ok((path, Arc::new(file))),
+            let name = format!("{:020}-{attempt}{SEGMENT_ENDING}", self.checkpoint.enqueued);
+            match self.directory.create_new(&name) {
+                Ok(file) => return Ok((name, Arc::new(file))),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
@@ -375,18 +392,18 @@ impl Storage {
     fn write(&mut self, header: &Header, message: &[u8]) -> io::Result<Slot> {
         let Some(segment) = self.segments.back_mut() else { return Err(io::Error::other("no segment")) };
         let (file, offset) = (segment.file.clone(), segment.length);
-        // The position goes first: what a crash then cuts off is missed at the next start.
-        self.position.enqueued = header.end();
+        // The checkpoint goes first: what a crash then cuts off is missed at the next start.
+        self.checkpoint.enqueued = header.end();
         let written = self
-            .position
-            .write(&self.position_file)
+            .checkpoint
+            .write(&self.checkpoint_file)
             .and_then(|()| file.write_all_at(&header.encode(), offset))
             .and_then(|()| file.write_all_at(message, offset + HEADER_LEN as u64));
         if let Err(error) = written {
-            self.position.enqueued = header.start;
+            self.checkpoint.enqueued = header.start;
             // Half a record at the end of a segment would hide what comes after it.
             self.roll = file.set_len(offset).is_err();
-            return Err(self.position.write(&self.position_file).err().unwrap_or(error));
+            return Err(self.checkpoint.write(&self.checkpoint_file).err().unwrap_or(error));
         }
         if let Some(segment) = self.segments.back_mut() {
             segment.length += (HEADER_LEN + message.len()) as u64;
@@ -395,7 +412,7 @@ impl Storage {
         }
         self.unsynced = true;
         if self.fsync == FsyncPolicy::Always {
-            let synced = file.sync_data().and_then(|()| self.position_file.sync_data());
+            let synced = file.sync_data().and_then(|()| self.checkpoint_file.sync_data());
             self.trouble(synced);
         }
         Ok(self.slot(&file, offset, *header))
@@ -406,13 +423,19 @@ impl Storage {
     fn forget_finished(&mut self) -> io::Result<()> {
         let newest_stays = usize::from(!self.roll);
         while self.segments.len() > newest_stays && self.segments.front().is_some_and(|segment| segment.pending == 0) {
-            let Some(segment) = self.segments.pop_front() else { break };
-            self.position.floor = self.position.floor.max(segment.end);
-            self.position.write(&self.position_file)?;
-            if self.fsync != FsyncPolicy::Never {
-                self.position_file.sync_data()?;
+            // The floor must not pass what another one holds, should their records not be in order.
+            let held = self.segments.iter().filter(|other| other.pending > 0).map(|other| other.start).min();
+            let end = self.segments.front().map_or(0, |segment| segment.end);
+            if held.is_some_and(|held| held < end) {
+                break;
             }
-            fs::remove_file(&segment.path)?;
+            let Some(segment) = self.segments.pop_front() else { break };
+            self.checkpoint.floor = self.checkpoint.floor.max(end);
+            self.checkpoint.write(&self.checkpoint_file)?;
+            if self.fsync != FsyncPolicy::Never {
+                self.checkpoint_file.sync_data()?;
+            }
+            self.directory.remove(&segment.name)?;
         }
         Ok(())
     }
@@ -434,25 +457,6 @@ impl Slot {
             Err(error) => Err(StorageError::at(&self.directory, "cannot be read")(error)),
         }
     }
-}
-
-/// How every file of the storage is opened: for this user alone.
-pub(crate) fn options() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600);
-    options
-}
-
-fn segment_paths(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "log") {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    Ok(paths)
 }
 
 /// What of `from..to` no range covers; ranges sorted by their start.

@@ -2,12 +2,17 @@
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::{PermissionsExt, symlink},
+};
+
 use super::*;
 
 const LIMIT: u64 = 1 << 20;
 
-fn open(directory: &Path) -> Opened {
-    Storage::open(directory, LIMIT, FsyncPolicy::Never).unwrap()
+fn open(directory: &Path) -> RecoveredStorage {
+    Storage::open(directory, Path::new(""), LIMIT, FsyncPolicy::Never).unwrap()
 }
 
 fn message(number: u32) -> Vec<u8> {
@@ -24,6 +29,13 @@ fn filled(directory: &Path) -> Vec<u32> {
     (0..200).filter(|number| number % 3 != 1).collect()
 }
 
+fn segment_paths(directory: &Path) -> Vec<PathBuf> {
+    let paths = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let mut paths: Vec<_> = paths.filter(|path| path.extension().is_some_and(|ending| ending == "log")).collect();
+    paths.sort();
+    paths
+}
+
 fn copy(from: &Path) -> tempfile::TempDir {
     let to = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -33,11 +45,11 @@ fn copy(from: &Path) -> tempfile::TempDir {
     to
 }
 
-fn messages(opened: &Opened) -> Vec<Vec<u8>> {
+fn messages(opened: &RecoveredStorage) -> Vec<Vec<u8>> {
     opened.found.iter().map(|found| found.slot.read().unwrap().to_vec()).collect()
 }
 
-fn resets(opened: &Opened) -> u64 {
+fn resets(opened: &RecoveredStorage) -> u64 {
     opened.found.iter().map(|found| u64::from(found.resets)).sum()
 }
 
@@ -59,7 +71,7 @@ fn finished_segments_leave_the_disk() {
     for number in 0..5000 {
         let slot = storage.append(10, &message(number)).unwrap();
         storage.mark(&slot, Mark::Done);
-        assert!(storage.bytes() <= 2 * LIMIT / SEGMENTS, "{} bytes", storage.bytes());
+        assert!(storage.bytes() <= 2 * LIMIT / MIN_SEGMENTS, "{} bytes", storage.bytes());
     }
     storage.close();
     assert_eq!(storage.bytes(), 0);
@@ -90,7 +102,7 @@ fn the_limit_holds_and_a_refused_batch_leaves_no_trace() {
 fn a_second_collector_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let _first = open(directory.path());
-    let Err(error) = Storage::open(directory.path(), LIMIT, FsyncPolicy::Never) else { panic!("both have it") };
+    let Err(error) = Storage::open(directory.path(), Path::new(""), LIMIT, FsyncPolicy::Never) else { panic!("both have it") };
     assert!(matches!(&error, StorageError::InUse { holder, .. } if *holder == std::process::id().to_string()));
     assert!(error.to_string().contains("in use by another collector"), "{error}");
 }
@@ -105,7 +117,7 @@ fn a_thousand_damaged_directories() {
     for seed in 0..1000 {
         let mut random = StdRng::seed_from_u64(seed);
         let directory = copy(original.path());
-        let mut paths = segment_paths(directory.path()).unwrap();
+        let mut paths = segment_paths(directory.path());
         paths.push(directory.path().join("position"));
         let path = &paths[random.random_range(0..paths.len())];
         let mut bytes = fs::read(path).unwrap();
@@ -138,7 +150,7 @@ fn an_end_that_was_cut_off_is_counted_as_unsynced() {
     for seed in 0..300 {
         let mut random = StdRng::seed_from_u64(seed);
         let directory = copy(original.path());
-        let newest = segment_paths(directory.path()).unwrap().pop().unwrap();
+        let newest = segment_paths(directory.path()).pop().unwrap();
         let length = fs::metadata(&newest).unwrap().len();
         OpenOptions::new().write(true).open(&newest).unwrap().set_len(random.random_range(0..length)).unwrap();
         let opened = open(directory.path());
@@ -171,4 +183,91 @@ fn what_had_not_come_to_the_storage_is_counted_once() {
     again.storage.close();
     drop(again);
     assert_eq!(open(directory.path()).unstored, 0, "an orderly end has handed over everything");
+}
+
+fn refusal(root: &Path) -> String {
+    match Storage::open(root, Path::new("destination/logs"), LIMIT, FsyncPolicy::Never) {
+        Ok(_) => panic!("{} was opened", root.display()),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn a_directory_that_others_may_write_is_refused() {
+    let parent = tempfile::tempdir().unwrap();
+    for below in ["", "destination", "destination/logs"] {
+        let root = parent.path().join(below.replace('/', "-"));
+        let directory = root.join(below);
+        fs::create_dir_all(&directory).unwrap();
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
+        let error = refusal(&root);
+        assert!(error.contains("can be written by other users: run `chmod go-w"), "{error}");
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
+        Storage::open(&root, Path::new("destination/logs"), LIMIT, FsyncPolicy::Never).unwrap();
+    }
+}
+
+#[test]
+fn a_shared_directory_with_the_sticky_bit_may_hold_storage() {
+    let shared = tempfile::tempdir().unwrap();
+    fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    Storage::open(shared.path(), Path::new("destination/logs"), LIMIT, FsyncPolicy::Never).unwrap();
+    let made = fs::metadata(shared.path().join("destination/logs")).unwrap();
+    assert_eq!(made.permissions().mode() & 0o7777, 0o700);
+}
+
+#[test]
+fn links_and_strange_files_are_refused_and_not_touched() {
+    let outside = tempfile::tempdir().unwrap();
+    let target = outside.path().join("precious");
+    for name in ["lock", "position", "00000000000000000000-0.log"] {
+        for kind in ["symbolic link", "dangling link", "hard link", "fifo", "directory"] {
+            fs::write(&target, b"precious").unwrap();
+            let root = tempfile::tempdir().unwrap();
+            let directory = root.path().join("destination/logs");
+            fs::create_dir_all(&directory).unwrap();
+            let file = directory.join(name);
+            match kind {
+                "symbolic link" => symlink(&target, &file).unwrap(),
+                "dangling link" => symlink(outside.path().join("made"), &file).unwrap(),
+                "hard link" => fs::hard_link(&target, &file).unwrap(),
+                "fifo" => {
+                    let (fifo, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600));
+                    rustix::fs::mknodat(rustix::fs::CWD, &file, fifo, mode, 0).unwrap();
+                }
+                _ => fs::create_dir(&file).unwrap(),
+            }
+            let error = refusal(root.path());
+            assert!(error.contains(name) && error.contains("move it out of the storage directory"), "{kind}: {error}");
+            assert_eq!(fs::read(&target).unwrap(), b"precious", "{name} {kind}");
+            assert!(!outside.path().join("made").exists(), "{name} {kind}");
+            fs::remove_file(&target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_directory_behind_a_link_is_refused() {
+    let outside = tempfile::tempdir().unwrap();
+    let root = tempfile::tempdir().unwrap();
+    symlink(outside.path(), root.path().join("destination")).unwrap();
+    let error = refusal(root.path());
+    assert!(error.contains("is a symbolic link or not a directory"), "{error}");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+}
+
+/// A sparse file far larger than the memory: read in pieces, its holes skipped.
+#[test]
+fn holes_are_not_read_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let pending = filled(directory.path());
+    let last = segment_paths(directory.path()).pop().unwrap();
+    let file = OpenOptions::new().write(true).open(&last).unwrap();
+    file.set_len(1 << 43).unwrap();
+    let header = Header::of(1 << 50, 7, b"far away");
+    file.write_all_at(&header.encode(), (1 << 43) - 44).unwrap();
+    file.write_all_at(b"far away", (1 << 43) - 8).unwrap();
+    let opened = open(directory.path());
+    assert_eq!(messages(&opened), pending.iter().map(|number| message(*number)).collect::<Vec<_>>());
+    assert_eq!(opened.corrupt, 7, "a counter that cannot be is damage, not 2^50 lost resets");
 }

@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use reset_collector::{
     account::{Account, DropReason},
     config::settings::{Destination, FsyncPolicy, OnOverflow, Queue, Storage},
-    export::{Exporter, forgotten_storage},
+    export::{Exporter, orphaned_storage},
     otlp::batch::Batch,
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
@@ -186,8 +186,8 @@ async fn what_waits_for_an_endpoint_that_is_gone_is_named() {
     exporter.push(&Batch { resets: 10, logs: Some(logs(0, 10)), traces: None });
     exporter.shutdown(Instant::now()).await;
     assert_eq!(account.snapshot().lanes[0].queued, 10, "kept on disk");
-    assert_eq!(forgotten_storage(&[old.clone(), new.clone()]), Vec::<std::path::PathBuf>::new());
-    let forgotten = forgotten_storage(&[new]);
+    assert_eq!(orphaned_storage(&[old.clone(), new.clone()]), Vec::<std::path::PathBuf>::new());
+    let forgotten = orphaned_storage(&[new]);
     assert!(forgotten.len() == 1 && forgotten[0].ends_with("logs"), "{forgotten:?}");
 }
 

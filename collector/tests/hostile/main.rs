@@ -12,6 +12,8 @@ mod seeds;
 mod splice;
 #[path = "../../../fuzz/targets/splice_json.rs"]
 mod splice_json;
+#[path = "../../../fuzz/targets/storage.rs"]
+mod storage;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -113,4 +115,9 @@ fn compressed_bodies() {
 #[test]
 fn records_of_the_kernel() {
     drive(seeds::records(), record::run);
+}
+
+#[test]
+fn storage_directories() {
+    drive(seeds::storage(), storage::run);
 }

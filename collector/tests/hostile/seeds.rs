@@ -92,3 +92,27 @@ pub(crate) fn records() -> Vec<Vec<u8>> {
     let record = |byte: u8| [&version[..], &vec![byte; probes::RECORD_LEN - version.len()]].concat();
     [0, 1, 2, 4, 6, 0xff].map(record).to_vec()
 }
+
+/// Parts of `fuzz/targets/storage.rs`: records with valid checksums in three segments, a checkpoint, damage.
+pub(crate) fn storage() -> Vec<Vec<u8>> {
+    let part = |kind: u8, bytes: &[u8]| [&[kind, u8::try_from(bytes.len()).unwrap_or(u8::MAX)][..], bytes].concat();
+    let record = |kind: u8, start: u64, resets: u32, message: &[u8]| {
+        part(kind, &[&start.to_le_bytes()[..], &resets.to_le_bytes(), message].concat())
+    };
+    let checkpoint = |enqueued: u64, floor: u64, unstored: u64| {
+        part(4, &[enqueued, floor, unstored].map(u64::to_le_bytes).concat())
+    };
+    let (pending, done) = (1, 131);
+    let orderly = [record(pending, 0, 10, b"one"), record(done, 10, 5, b"two"), part(2, b""), record(pending, 15, 1, b"")];
+    let gap = [record(pending, 10, 10, b"one"), part(0, b"damage RSTq"), part(2, b""), record(pending, 90, 1, b"two")];
+    let disorder = [record(done, 1_000, 10, b"late"), part(2, b""), record(pending, 0, 10, b"early")];
+    let far = [record(pending, 0, 10, b"one"), record(pending, 1 << 61, u32::MAX, b"two"), checkpoint(1 << 62, 0, 1 << 62)];
+    vec![
+        [orderly.concat(), checkpoint(16, 0, 3)].concat(),
+        orderly.concat(),
+        [gap.concat(), checkpoint(120, 10, 0)].concat(),
+        disorder.concat(),
+        far.concat(),
+        [part(3, b"no checkpoint"), part(0, &[0; 200])].concat(),
+    ]
+}
