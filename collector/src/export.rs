@@ -220,11 +220,7 @@ impl Drop for Exporter {
 pub fn recover(root: &Path, max_bytes: u64) -> Result<Recovered, StorageError> {
     let opened = storage::Storage::open(root, Path::new(""), max_bytes, FsyncPolicy::Never)?;
     let messages = opened.found.iter().filter_map(|found| Some((found.resets, found.slot.read().ok()?)));
-    Ok(Recovered {
-        messages: messages.collect(),
-        lost: opened.corrupt + opened.unsynced,
-        unstored: opened.unstored,
-    })
+    Ok(Recovered { messages: messages.collect(), lost: opened.corrupt + opened.unsynced, unstored: opened.unstored })
 }
 
 /// What [`recover`] found.

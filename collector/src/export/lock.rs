@@ -19,7 +19,10 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, fstatfs, mkdirat, openat, statat, unlinkat},
+    fs::{
+        AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, fstatfs, mkdirat, openat, statat,
+        unlinkat,
+    },
     io::Errno,
     process::{getegid, geteuid},
 };
@@ -71,7 +74,8 @@ impl StorageDirectory {
             directory = opened.map_err(|errno| cannot_open_directory(&path, errno))?;
             check_directory(&path, &directory, false)?;
         }
-        if let Some(kind) = fstatfs(&directory).ok().and_then(|found| network_file_system(found.f_type.cast_unsigned())) {
+        if let Some(kind) = fstatfs(&directory).ok().and_then(|found| network_file_system(found.f_type.cast_unsigned()))
+        {
             tracing::warn!(
                 event = "storage_on_network", path = %path.display(), kind,
                 "storage is on a network file system: while its server is down nothing is stored or sent, and fsync \

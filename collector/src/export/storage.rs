@@ -169,7 +169,12 @@ struct RecoveryLosses {
 
 impl Storage {
     /// Opens or creates the directory `below` in the configured `root`, and takes it for this process alone.
-    pub(crate) fn open(root: &Path, below: &Path, limit: u64, fsync: FsyncPolicy) -> Result<RecoveredStorage, StorageError> {
+    pub(crate) fn open(
+        root: &Path,
+        below: &Path,
+        limit: u64,
+        fsync: FsyncPolicy,
+    ) -> Result<RecoveredStorage, StorageError> {
         let directory = StorageDirectory::take(root, below)?;
         let path: Arc<Path> = directory.path().into();
         let at = |what| StorageError::at(&path, what);
@@ -193,7 +198,13 @@ impl Storage {
         let noted = storage.note_gaps(&losses.gaps).and_then(|()| storage.forget_finished());
         storage.trouble(noted);
         let unstored = known.map_or(0, |known| known.unstored);
-        Ok(RecoveredStorage { storage, found: losses.found, corrupt: losses.corrupt, unsynced: losses.unsynced, unstored })
+        Ok(RecoveredStorage {
+            storage,
+            found: losses.found,
+            corrupt: losses.corrupt,
+            unsynced: losses.unsynced,
+            unstored,
+        })
     }
 
     /// Appends a batch. What fails leaves the storage as it was.

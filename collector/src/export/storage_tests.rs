@@ -102,7 +102,9 @@ fn the_limit_holds_and_a_refused_batch_leaves_no_trace() {
 fn a_second_collector_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let _first = open(directory.path());
-    let Err(error) = Storage::open(directory.path(), Path::new(""), LIMIT, FsyncPolicy::Never) else { panic!("both have it") };
+    let Err(error) = Storage::open(directory.path(), Path::new(""), LIMIT, FsyncPolicy::Never) else {
+        panic!("both have it")
+    };
     assert!(matches!(&error, StorageError::InUse { holder, .. } if *holder == std::process::id().to_string()));
     assert!(error.to_string().contains("in use by another collector"), "{error}");
 }

@@ -99,14 +99,15 @@ pub(crate) fn storage() -> Vec<Vec<u8>> {
     let record = |kind: u8, start: u64, resets: u32, message: &[u8]| {
         part(kind, &[&start.to_le_bytes()[..], &resets.to_le_bytes(), message].concat())
     };
-    let checkpoint = |enqueued: u64, floor: u64, unstored: u64| {
-        part(4, &[enqueued, floor, unstored].map(u64::to_le_bytes).concat())
-    };
+    let checkpoint =
+        |enqueued: u64, floor: u64, unstored: u64| part(4, &[enqueued, floor, unstored].map(u64::to_le_bytes).concat());
     let (pending, done) = (1, 131);
-    let orderly = [record(pending, 0, 10, b"one"), record(done, 10, 5, b"two"), part(2, b""), record(pending, 15, 1, b"")];
+    let orderly =
+        [record(pending, 0, 10, b"one"), record(done, 10, 5, b"two"), part(2, b""), record(pending, 15, 1, b"")];
     let gap = [record(pending, 10, 10, b"one"), part(0, b"damage RSTq"), part(2, b""), record(pending, 90, 1, b"two")];
     let disorder = [record(done, 1_000, 10, b"late"), part(2, b""), record(pending, 0, 10, b"early")];
-    let far = [record(pending, 0, 10, b"one"), record(pending, 1 << 61, u32::MAX, b"two"), checkpoint(1 << 62, 0, 1 << 62)];
+    let far =
+        [record(pending, 0, 10, b"one"), record(pending, 1 << 61, u32::MAX, b"two"), checkpoint(1 << 62, 0, 1 << 62)];
     vec![
         [orderly.concat(), checkpoint(16, 0, 3)].concat(),
         orderly.concat(),
