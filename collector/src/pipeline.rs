@@ -7,7 +7,10 @@ pub mod reader;
 pub mod retraction;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -88,6 +91,8 @@ pub struct Pipeline {
     doubts: Doubts,
     stages: Stages,
     tally: Tally,
+    /// Of samplers before this one.
+    earlier_overflow: u64,
 }
 
 /// What the pipeline is made of, each stage made by its own module.
@@ -116,6 +121,8 @@ pub struct Stages {
     pub outputs: Vec<Output>,
     /// Counts them.
     pub account: Arc<Account>,
+    /// How many resets found no bucket of their own in the sampler.
+    pub sampling_overflow: Arc<AtomicU64>,
     /// Resets are shown with what each would meet, and go nowhere.
     pub dry_run: bool,
 }
@@ -132,7 +139,7 @@ struct Tally {
 impl Pipeline {
     /// An empty pipeline of these stages.
     pub fn new(stages: Stages) -> Self {
-        Self { doubts: Doubts::default(), stages, tally: Tally::default() }
+        Self { doubts: Doubts::default(), stages, tally: Tally::default(), earlier_overflow: 0 }
     }
 
     /// Takes one record of the ring buffer.
@@ -205,6 +212,7 @@ impl Pipeline {
         }
         self.stages.capture = capture;
         self.stages.filters = filters;
+        self.earlier_overflow += self.stages.sampler.overflowed();
         self.stages.sampler = sampler;
     }
 
@@ -293,6 +301,8 @@ impl Pipeline {
 
     /// Tells the account what was decided; before the batches go on, so that they have been read by then.
     fn settle(&mut self) {
+        let overflowed = self.earlier_overflow + self.stages.sampler.overflowed();
+        self.stages.sampling_overflow.store(overflowed, Ordering::Relaxed);
         let tally = std::mem::take(&mut self.tally);
         if tally == Tally::default() {
             return;

@@ -1,16 +1,17 @@
-//! The collector's metrics by OTLP: `tcp.resets`, the conservation law's terms, its own health.
+//! The collector's metrics by OTLP: the table of [`metrics`], under the SDK's periodic reader.
 //!
-//! opentelemetry-otlp encodes them; [`Client`] carries them, so that TLS, proxies, headers, protocol and compression
-//! are those of the destination, and an answer is judged by the same table. A failed export is not tried again: the
-//! counters are cumulative, the next period carries everything.
+//! opentelemetry-otlp encodes them. [`Client`] sends them, so TLS, proxies, headers, protocol and compression are those of
+//! the destination, and a response is classified by the same table. A failed export is not retried: the counters are
+//! cumulative, the next period carries everything.
 
 pub mod admin;
+pub mod degraded;
 pub mod logging;
+pub mod metrics;
 pub mod prometheus;
 pub mod systemd;
 
 use std::{
-    io::Read,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,9 +21,9 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use opentelemetry::{KeyValue, metrics::MeterProvider};
+use opentelemetry::{InstrumentationScope, Key, KeyValue, StringValue, metrics::MeterProvider};
 use opentelemetry_http::{HttpClient, HttpError, Request, Response};
-use opentelemetry_otlp::{Compression, MetricExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_otlp::{MetricExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::{
     Resource,
     metrics::{PeriodicReader, SdkMeterProvider},
@@ -30,24 +31,15 @@ use opentelemetry_sdk::{
 use tokio::runtime::Handle;
 
 use crate::{
-    account::{Account, DURATION_BOUNDS, DropReason, LaneSnapshot, Snapshot},
+    account::{Account, DURATION_BOUNDS, snapshot::unix_seconds},
     config::settings::Destination,
-    export::{
-        log_throttle::LogThrottle,
-        retry::{self, RetryDecision},
-    },
-    model::signal::Signal,
+    export::retry::{self, RetryDecision},
+    model::{resource::ResourceValue, signal::Signal},
     otlp::client::{Client, ClientError},
-    telemetry::admin::resident_bytes,
+    telemetry::metrics::{Kind, METRICS, Metric, Point, Sources, Value},
 };
 
-/// Between two exports, as OTEL_METRIC_EXPORT_INTERVAL's default.
-pub const INTERVAL: Duration = Duration::from_secs(60);
-
-/// One snapshot serves all instruments of a period.
-const SNAPSHOT_AGE: Duration = Duration::from_millis(500);
-/// What the counter of the runs of hooks that the kernel passed over means.
-const PASSED_OVER: &str = "Runs of a hook that the kernel passed over, each of which may have been a reset";
+const SERVICE_NAME: &str = "reset-collector";
 
 /// Metrics that cannot be exported.
 #[derive(Debug, thiserror::Error)]
@@ -70,48 +62,43 @@ pub enum TelemetryError {
     },
 }
 
-/// The metrics' way to one destination.
+/// Metrics to one destination.
 pub struct Telemetry {
     provider: SdkMeterProvider,
 }
 
 impl Telemetry {
-    /// Starts a reader that exports the account at this interval, sending on this runtime.
+    /// Starts a reader that exports the metrics at this interval, or as often as OTEL_METRIC_EXPORT_INTERVAL says (a minute
+    /// by default), sending on this runtime.
     pub fn start(
         destination: &Destination,
-        account: Arc<Account>,
-        interval: Duration,
+        sources: &Arc<Sources>,
+        resource: Resource,
+        interval: Option<Duration>,
         runtime: &Handle,
     ) -> Result<Self, TelemetryError> {
         let _inside = runtime.enter();
         let name = destination.endpoint.clone();
         let client =
             Client::new(destination).map_err(|error| TelemetryError::Client { destination: name.clone(), error })?;
-        let carrier = Carrier(Arc::new(Metrics {
+        let sender = Sender(Arc::new(SenderState {
             destination: name.clone(),
             client,
             runtime: runtime.clone(),
-            account: Arc::clone(&account),
-            exemplars_told: AtomicU64::new(0),
-            off: AtomicBool::new(false),
-            troubles: LogThrottle::default(),
+            account: Arc::clone(&sources.account),
+            exported_exemplars: AtomicU64::new(0),
+            is_failing: AtomicBool::new(false),
         }));
-        // Endpoint and compression are named so that the SDK does not take them from the environment; neither reaches
-        // the wire.
+        // The endpoint keeps the SDK from taking another from the environment; `sender` knows where to send.
         let exporter = MetricExporter::builder()
             .with_http()
-            .with_http_client(carrier)
+            .with_http_client(sender)
             .with_endpoint("http://localhost/v1/metrics")
-            .with_compression(Compression::Gzip)
             .build()
             .map_err(|error| TelemetryError::Sdk { destination: name, why: error.to_string() })?;
-        let reader = PeriodicReader::builder(exporter).with_interval(interval).build();
-        let resource = Resource::builder()
-            .with_service_name("reset-collector")
-            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
-            .build();
+        let reader = PeriodicReader::builder(exporter).with_interval(interval.unwrap_or_default()).build();
         let provider = SdkMeterProvider::builder().with_reader(reader).with_resource(resource).build();
-        instruments(&provider, account);
+        instruments(&provider, sources);
         Ok(Self { provider })
     }
 
@@ -120,216 +107,174 @@ impl Telemetry {
         let longest = deadline.saturating_duration_since(Instant::now());
         let ended = tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(longest)).await;
         if let Ok(Err(error)) = ended {
-            tracing::debug!("metrics: {error}");
+            tracing::debug!(event = "metrics_shutdown_failed", %error, "the last metrics were not exported");
         }
     }
 }
 
-fn instruments(provider: &SdkMeterProvider, account: Arc<Account>) {
-    let meter = provider.meter("reset-collector");
-    let view = Arc::new(View { account, latest: Mutex::new(None) });
-    // An observable instrument lives as long as its provider; the handle that is returned is of no use.
-    let count = |name: &'static str, unit, meaning: &'static str, observe: fn(&Snapshot, &mut Observed<u64>)| {
-        let view = view.clone();
-        let builder = meter.u64_observable_counter(name).with_unit(unit).with_description(meaning);
-        builder.with_callback(move |observer| view.each(observe, |v, l| observer.observe(v, l))).build();
-    };
-    let counter = |name, meaning, observe| count(name, "{reset}", meaning, observe);
-    counter("tcp.resets", "TCP resets that the kernel counted, before filters and sampling", |snapshot, out| {
-        for (direction, origin, cause, count) in &snapshot.resets {
-            out.push((
-                *count,
-                vec![
-                    KeyValue::new("network.io.direction", direction.word()),
-                    KeyValue::new("tcp.reset.origin", origin.word()),
-                    KeyValue::new("tcp.reset.cause", cause.word()),
-                ],
-            ));
-        }
-    });
-    counter("reset_collector.captured_resets", "Resets that the kernel counted", |snapshot, out| {
-        out.push((snapshot.captured, vec![]));
-    });
-    counter("reset_collector.filtered_resets", "Resets that the filters dropped", |snapshot, out| {
-        out.push((snapshot.filtered, vec![]));
-    });
-    counter("reset_collector.sampled_out_resets", "Resets that sampling did not choose", |snapshot, out| {
-        out.push((snapshot.sampled_out, vec![]));
-    });
-    counter("reset_collector.exported_resets", "Resets that the backend accepted", |snapshot, out| {
-        out.extend(snapshot.lanes.iter().map(|lane| (lane.exported, labels(lane))));
-    });
-    counter("reset_collector.recovered_resets", "Resets of an earlier run that storage held", |snapshot, out| {
-        out.extend(snapshot.lanes.iter().map(|lane| (lane.recovered, labels(lane))));
-    });
-    counter("reset_collector.dropped_resets", "Resets that were lost, by reason", dropped);
-    count("reset_collector.retries", "{request}", "Requests sent again", |snapshot, out| {
-        out.extend(snapshot.lanes.iter().map(|lane| (lane.health.retries, labels(lane))));
-    });
-    counter("reset_collector.possibly_duplicated_resets", "Resets that the backend may have twice", |snapshot, out| {
-        out.extend(snapshot.lanes.iter().map(|lane| (lane.health.resent, labels(lane))));
-    });
-    count(
-        "reset_collector.failed_requests",
-        "{request}",
-        "Requests that the backend did not accept",
-        |snapshot, out| {
-            out.extend(snapshot.lanes.iter().map(|lane| (lane.health.failed_requests, labels(lane))));
-        },
-    );
-    count("reset_collector.hook_passed_over_runs", "{run}", PASSED_OVER, |snapshot, out| {
-        let hooks = snapshot.hooks.iter().filter(|hook| hook.essential);
-        out.extend(hooks.map(|hook| (hook.passed_over, vec![KeyValue::new("hook", hook.hook)])));
-    });
-    let gauge = |name: &'static str, unit, meaning: &'static str, observe: fn(&Snapshot, &mut Observed<u64>)| {
-        let view = view.clone();
-        let builder = meter.u64_observable_gauge(name).with_unit(unit).with_description(meaning);
-        builder.with_callback(move |observer| view.each(observe, |v, l| observer.observe(v, l))).build();
-    };
-    gauge("reset_collector.queued_resets", "{reset}", "Resets without a fate", |snapshot, out| {
-        out.extend(snapshot.lanes.iter().map(|lane| (lane.queued, labels(lane))));
-    });
-    gauge("reset_collector.queue_size", "{reset}", "Resets that wait to be sent", |snapshot, out| {
-        out.extend(snapshot.lanes.iter().map(|lane| (lane.waiting, labels(lane))));
-    });
-    gauge("reset_collector.queue_capacity", "{reset}", "Resets that the queue takes", |snapshot, out| {
-        out.extend(snapshot.lanes.iter().map(|lane| (lane.health.capacity, labels(lane))));
-    });
-    gauge("reset_collector.in_flight_resets", "{reset}", "Resets in requests", |snapshot, out| {
-        out.extend(snapshot.lanes.iter().map(|lane| (lane.in_flight, labels(lane))));
-    });
-    gauge("reset_collector.storage_bytes", "By", "Bytes of the queue on disk", |snapshot, out| {
-        out.extend(snapshot.lanes.iter().map(|lane| (lane.health.storage_bytes, labels(lane))));
-    });
-    gauge("reset_collector.last_error_timestamp", "s", "When a request failed last, since 1970", |snapshot, out| {
-        // Whole seconds; a lane that never failed has no point.
-        let failed =
-            snapshot.lanes.iter().filter_map(|lane| Some((lane.health.last_error_unix_s? as u64, labels(lane))));
-        out.extend(failed);
-    });
-    gauge("reset_collector.hook_active", "1", "1 where the hook is attached", |snapshot, out| {
-        let hooks = snapshot.hooks.iter();
-        out.extend(hooks.map(|hook| (u64::from(hook.active), vec![KeyValue::new("hook", hook.hook)])));
-    });
-    gauge("process.memory.usage", "By", "Resident memory of the collector", |_, out| {
-        out.extend(resident_bytes().map(|bytes| (bytes, vec![])));
-    });
-    let durations = meter
-        .f64_histogram("reset_collector.export_duration")
-        .with_unit("s")
-        .with_description("How long requests take")
-        .with_boundaries(DURATION_BOUNDS.to_vec())
-        .build();
-    view.account.on_request(move |destination, signal, duration| {
-        let labels = [KeyValue::new("destination", destination.to_owned()), KeyValue::new("signal", signal.word())];
-        durations.record(duration.as_secs_f64(), &labels);
-    });
+/// The resource of the collector itself: OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, and what they do not say.
+pub fn own_resource(host: impl IntoIterator<Item = (impl Into<Key>, ResourceValue)>) -> Resource {
+    let environment = Resource::builder().build();
+    let text = |key: &'static str| environment.get(&Key::from_static_str(key)).map(|value| value.to_string());
+    let mut attributes: Vec<KeyValue> =
+        host.into_iter().map(|(key, value)| KeyValue::new(key, otel_value(&value))).collect();
+    let of_host = |key: &str| attributes.iter().find(|it| it.key.as_str() == key).map(|it| it.value.to_string());
+    // One that a restart changes: two collectors on one host are two instances.
+    let host = of_host("host.id").or_else(|| of_host("host.name")).unwrap_or_default();
+    let instance = format!("{host}-{:x}-{:x}", unix_seconds(SystemTime::now()) as u64, std::process::id());
+    attributes.push(KeyValue::new("service.instance.id", instance));
+    attributes.push(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
+    attributes.retain(|attribute| environment.get(&attribute.key).is_none());
+    // The SDK's own default begins so.
+    let name = text("service.name").filter(|name| !name.starts_with("unknown_service"));
+    Resource::builder()
+        .with_attributes(attributes)
+        .with_service_name(name.unwrap_or_else(|| SERVICE_NAME.to_owned()))
+        .build()
 }
 
-fn dropped(snapshot: &Snapshot, out: &mut Observed<u64>) {
-    for lane in &snapshot.lanes {
-        for reason in DropReason::ALL {
-            let count = lane.dropped[*reason as usize];
-            if count > 0 {
-                let mut labels = labels(lane);
-                labels.push(KeyValue::new("reason", reason.word()));
-                out.push((count, labels));
+fn otel_value(value: &ResourceValue) -> opentelemetry::Value {
+    match value {
+        ResourceValue::Text(text) => text.clone().into(),
+        ResourceValue::Integer(number) => (*number).into(),
+        ResourceValue::List(texts) => {
+            let texts = texts.iter().map(|text| StringValue::from(text.clone())).collect();
+            opentelemetry::Value::Array(opentelemetry::Array::String(texts))
+        }
+    }
+}
+
+/// The table as observable instruments. The SDK calls their callbacks in the order of their creation, in one go for each
+/// collection: the first collects for all, so the accounting invariant holds among the points.
+fn instruments(provider: &SdkMeterProvider, sources: &Arc<Sources>) {
+    let scope = InstrumentationScope::builder(SERVICE_NAME).with_version(env!("CARGO_PKG_VERSION")).build();
+    let meter = provider.meter_with_scope(scope);
+    let (account, collected) = (&sources.account, Arc::new(Mutex::new(Vec::new())));
+    for (index, Metric { name, unit, kind, description, .. }) in METRICS.iter().enumerate() {
+        let (sources, collected) = (Arc::clone(sources), Arc::clone(&collected));
+        let points = move || {
+            let mut collected = collected.lock().unwrap_or_else(PoisonError::into_inner);
+            if index == 0 {
+                *collected = sources.collect();
+            }
+            collected.get_mut(index).map(std::mem::take).unwrap_or_default()
+        };
+        // An observable instrument lives as long as its provider: its handle is not needed.
+        match kind {
+            Kind::Counter => {
+                let builder = meter.u64_observable_counter(*name).with_unit(*unit).with_description(*description);
+                builder
+                    .with_callback(move |observer| {
+                        points().iter().for_each(|point| observer.observe(integer(&point.value), &labels(point)));
+                    })
+                    .build();
+            }
+            Kind::UpDownCounter => {
+                let builder =
+                    meter.i64_observable_up_down_counter(*name).with_unit(*unit).with_description(*description);
+                builder
+                    .with_callback(move |observer| {
+                        for point in points() {
+                            observer.observe(integer(&point.value).try_into().unwrap_or(i64::MAX), &labels(&point));
+                        }
+                    })
+                    .build();
+            }
+            Kind::Gauge => {
+                let builder = meter.f64_observable_gauge(*name).with_unit(*unit).with_description(*description);
+                builder
+                    .with_callback(move |observer| {
+                        for point in points() {
+                            if let Value::Float(value) = point.value {
+                                observer.observe(value, &labels(&point));
+                            }
+                        }
+                    })
+                    .build();
+            }
+            Kind::Histogram => {
+                let builder = meter.f64_histogram(*name).with_unit(*unit).with_description(*description);
+                let durations = builder.with_boundaries(DURATION_BOUNDS.to_vec()).build();
+                // The SDK has no observable histogram: requests are recorded one by one.
+                account.on_request(move |destination, signal, duration| {
+                    let labels = [("destination", destination.to_owned()), ("signal", signal.word().to_owned())];
+                    let labels = labels.map(|(name, value)| KeyValue::new(name, value));
+                    durations.record(duration.as_secs_f64(), &labels);
+                });
             }
         }
     }
 }
 
-fn labels(lane: &LaneSnapshot) -> Vec<KeyValue> {
-    vec![KeyValue::new("destination", lane.destination.to_string()), KeyValue::new("signal", lane.signal.word())]
-}
-
-type Observed<V> = Vec<(V, Vec<KeyValue>)>;
-
-/// The account at one instant for all instruments of a period, so that the law holds among the points as well.
-struct View {
-    account: Arc<Account>,
-    latest: Mutex<Option<(Instant, Arc<Snapshot>)>>,
-}
-
-impl View {
-    fn each(&self, observe: fn(&Snapshot, &mut Observed<u64>), mut emit: impl FnMut(u64, &[KeyValue])) {
-        let mut out = Vec::new();
-        observe(&self.snapshot(), &mut out);
-        out.iter().for_each(|(value, labels)| emit(*value, labels));
-    }
-
-    fn snapshot(&self) -> Arc<Snapshot> {
-        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*latest {
-            Some((taken, snapshot)) if taken.elapsed() < SNAPSHOT_AGE => snapshot.clone(),
-            _ => {
-                let snapshot = Arc::new(self.account.snapshot());
-                *latest = Some((Instant::now(), snapshot.clone()));
-                snapshot
-            }
-        }
+fn integer(value: &Value) -> u64 {
+    match value {
+        Value::Integer(value) => *value,
+        Value::Float(_) | Value::Durations(..) => 0,
     }
 }
 
-/// Stands where the SDK wants an HTTP client. Always says that all went well: what did not is said here, once.
+fn labels(point: &Point) -> Vec<KeyValue> {
+    point.labels.iter().map(|(name, value)| KeyValue::new(*name, value.clone().into_owned())).collect()
+}
+
+/// Sends what opentelemetry-otlp encodes. Always reports success to the SDK: a failure is logged here, once.
 #[derive(Clone)]
-struct Carrier(Arc<Metrics>);
+struct Sender(Arc<SenderState>);
 
-struct Metrics {
+struct SenderState {
     destination: String,
     client: Client,
     runtime: Handle,
     account: Arc<Account>,
-    /// The number of the last exemplar that went out.
-    exemplars_told: AtomicU64,
-    off: AtomicBool,
-    troubles: LogThrottle,
+    /// The number of the last exemplar that was exported.
+    exported_exemplars: AtomicU64,
+    is_failing: AtomicBool,
 }
 
-impl std::fmt::Debug for Carrier {
+impl std::fmt::Debug for Sender {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_tuple("Carrier").field(&self.0.destination).finish()
+        formatter.debug_tuple("Sender").field(&self.0.destination).finish()
     }
 }
 
 #[async_trait]
-impl HttpClient for Carrier {
+impl HttpClient for Sender {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let mut message = Vec::new();
-        flate2::read::GzDecoder::new(&request.into_body()[..]).read_to_end(&mut message)?;
-        let metrics = self.0.clone();
-        let told = metrics.account.exemplars.put_into(&mut message, metrics.exemplars_told.load(Ordering::Relaxed));
-        metrics.exemplars_told.store(told, Ordering::Relaxed);
+        let sender = self.0.clone();
         // The SDK's reader runs on a thread of its own, without the runtime that the connections need.
-        self.0.runtime.spawn(async move { metrics.send(message.into()).await }).await?;
+        self.0.runtime.spawn(async move { sender.send(request.into_body()).await }).await?;
         Ok(Response::new(Bytes::new()))
     }
 }
 
-impl Metrics {
+impl SenderState {
     async fn send(&self, message: Bytes) {
-        if self.off.load(Ordering::Relaxed) {
-            return;
-        }
+        let exemplars = &self.account.exemplars;
+        let (message, last) = exemplars.put_into(message, self.exported_exemplars.load(Ordering::Relaxed));
         let verdict = match self.client.send(Signal::Metrics, message).await {
             Ok(answer) => retry::classify(&answer, SystemTime::now()),
             Err(error) => RetryDecision::Retry { after: None, reason: error.to_string() },
         };
-        let destination = &self.destination;
-        match verdict {
-            RetryDecision::Accepted { .. } => {}
+        let error = match verdict {
+            RetryDecision::Accepted { .. } => None,
             RetryDecision::Unsupported { reason, .. } => {
-                self.off.store(true, Ordering::Relaxed);
-                tracing::warn!(
-                    "{destination}: does not take metrics ({reason}); metrics stop here, the other signals go on; \
-                     take metrics out of export.signals to be rid of this line"
-                );
+                Some(format!("{reason}; take metrics out of its signals to silence this line"))
             }
-            RetryDecision::Retry { reason, .. } | RetryDecision::NonRetryable { reason, .. } => {
-                if self.troubles.due("metrics_export_failed", Instant::now()).is_some() {
-                    tracing::warn!("{destination}: metrics do not go out: {reason}; the next ones carry the counts");
-                }
+            RetryDecision::Retry { reason, .. } | RetryDecision::NonRetryable { reason, .. } => Some(reason),
+        };
+        if error.is_none() {
+            self.exported_exemplars.store(last, Ordering::Relaxed);
+        }
+        let was_failing = self.is_failing.swap(error.is_some(), Ordering::Relaxed);
+        let destination = &self.destination;
+        match error {
+            Some(error) if !was_failing => {
+                tracing::warn!(event = "metrics_export_failed", destination, error, "metrics export failed");
             }
+            None if was_failing => {
+                tracing::info!(event = "metrics_export_recovered", destination, "metrics export recovered");
+            }
+            _ => {}
         }
     }
 }

@@ -78,7 +78,7 @@ impl Run {
         let look = || {
             let logs = self.backend.logs()?;
             let here =
-                logs.iter().filter(|log| log.attributes["tcp.network_namespace"].as_u64() == Some(namespace.into()));
+                logs.iter().filter(|log| log.attributes["network.namespace.inode"].as_u64() == Some(namespace.into()));
             Ok(here.count() as u64)
         };
         let arrived = eventually(TIMEOUT, "records at the backend", look, |arrived| *arrived >= due)?;
@@ -155,7 +155,7 @@ fn a_reader_that_stops_and_goes_on_gets_its_lines() -> Result<()> {
     kill_process(Pid::from_child(&cat), Signal::STOP)?;
     let arrived = run.export_goes_on(0)?;
     kill_process(Pid::from_child(&cat), Signal::CONT)?;
-    let namespace = format!("\"tcp.network_namespace\":{}", run.network.client.inode);
+    let namespace = format!("\"network.namespace.inode\":{}", run.network.client.inode);
     let look = || Ok(fs::read_to_string(&file)?.lines().filter(|line| line.contains(&namespace)).count() as u64);
     let printed = eventually(TIMEOUT, "all records printed", look, |printed| *printed >= arrived)?;
     let status = run.end()?;

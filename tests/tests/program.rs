@@ -162,7 +162,7 @@ fn a_reader_that_goes_leaves_a_run_that_exports() -> Result<()> {
     drop(child.stdout.take());
     network.client.enter(|| flood::refused(CLOSED, RESETS, 1))?;
     let here = |log: &&reset_collector_tests::backend::Log| {
-        log.attributes["tcp.network_namespace"].as_u64() == Some(network.client.inode.into())
+        log.attributes["network.namespace.inode"].as_u64() == Some(network.client.inode.into())
     };
     let look = || Ok(backend.logs()?.iter().filter(here).count() as u64);
     let arrived = eventually(TIMEOUT, "all records at the backend", look, |arrived| *arrived >= 2 * RESETS)?;

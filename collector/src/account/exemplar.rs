@@ -6,6 +6,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use bytes::Bytes;
 use opentelemetry_proto::tonic::{
     collector::metrics::v1::ExportMetricsServiceRequest,
     common::v1::{KeyValue, any_value::Value},
@@ -65,23 +66,22 @@ impl Exemplars {
         kept.of_kind.get(counter_index(cause, origin, direction) as usize).copied().flatten()
     }
 
-    /// Puts those after number `told` into an encoded request, and gives the last's number. A request that cannot be
-    /// read stays as it is.
-    pub fn put_into(&self, request: &mut Vec<u8>, told: u64) -> u64 {
+    /// Adds the exemplars after this number to an encoded request, and returns it with the last one's number. A request
+    /// that cannot be read stays as it is.
+    pub fn put_into(&self, request: Bytes, exported: u64) -> (Bytes, u64) {
         let last = self.0.lock().unwrap_or_else(PoisonError::into_inner).number;
-        if last == told {
-            return last;
+        if last == exported {
+            return (request, last);
         }
-        let Ok(mut message) = ExportMetricsServiceRequest::decode(&request[..]) else { return told };
+        let Ok(mut message) = ExportMetricsServiceRequest::decode(request.clone()) else { return (request, exported) };
         let scopes = message.resource_metrics.iter_mut().flat_map(|resource| &mut resource.scope_metrics);
         for metric in scopes.flat_map(|scope| &mut scope.metrics).filter(|metric| metric.name == "tcp.resets") {
             for point in points(metric) {
                 let exemplar = kind(point).and_then(|(cause, origin, direction)| self.of(cause, origin, direction));
-                point.exemplars.extend(exemplar.filter(|exemplar| exemplar.number > told).map(otlp));
+                point.exemplars.extend(exemplar.filter(|exemplar| exemplar.number > exported).map(otlp));
             }
         }
-        *request = message.encode_to_vec();
-        last
+        (message.encode_to_vec().into(), last)
     }
 }
 

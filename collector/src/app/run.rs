@@ -23,7 +23,7 @@ use crate::{
     app::shutdown,
     config::settings::{self, Destination, Protocol, Settings},
     correlate::Correlator,
-    enrich::{Enricher, pods::Pods},
+    enrich::{Enricher, host as host_resource, pods::Pods},
     event::EventBuilder,
     export::{
         Exporter,
@@ -43,10 +43,11 @@ use crate::{
     receiver::{
         Receivers,
         forward::{Backend, Backends},
+        metrics::Traffic,
         peer_process::find_sender,
     },
     sampler::Sampler,
-    telemetry::{self, Telemetry, admin::Admin, logging::Log, systemd::Manager},
+    telemetry::{self, Telemetry, admin::Admin, logging::Log, metrics::Sources, systemd::Manager},
 };
 
 /// From the signal on, the reader may take this long to handle what it holds.
@@ -120,14 +121,24 @@ impl Started<'_> {
         let outputs = outputs(self)?;
         let correlator = Correlator::new(&self.settings.correlation, traces_go_out(&outputs));
         correlator.start_search_thread().context("cannot start the span history thread")?;
-        let mut services = self.runtime.block_on(Services::start(self, &correlator))?;
-        let pods = self.runtime.block_on(services.watch_pods(self.settings))?;
+        let mut sources = Sources {
+            console: Some(self.stdout.clone()),
+            log: Some(self.log.clone()),
+            correlator: Some(Arc::clone(&correlator)),
+            ..Sources::new(Arc::clone(&self.account))
+        };
+        let mut services = Services::new();
+        sources.traffic = self.runtime.block_on(services.start_receivers(self, &correlator))?;
+        sources.pods = self.runtime.block_on(services.watch_pods(self.settings))?;
         self.account.set_hooks(hooks(&kernel));
         let listeners = self.runtime.block_on(async { shutdown::Listeners::new() })?;
         announce_host();
         let status = announce(&kernel);
         let (counters, reasons) = (kernel.counters(), kernel.reasons().clone());
-        let stages = stages(self, &mut kernel, pods, outputs, correlator)?;
+        let stages = stages(self, &mut kernel, sources.pods.clone(), outputs, correlator)?;
+        (sources.enrichment, sources.sampling_overflow) =
+            (Some(stages.enricher.counters()), Arc::clone(&stages.sampling_overflow));
+        self.runtime.block_on(services.start_telemetry(self, Arc::new(sources)))?;
         let (orders, mut reader) = start_reader(kernel, stages)?;
         look_after(&self.account, &counters, &orders);
         self.manager.ready(&status);
@@ -305,6 +316,7 @@ fn stages(
         stdout: started.stdout.clone(),
         outputs,
         account: Arc::clone(&started.account),
+        sampling_overflow: Arc::default(),
         dry_run: started.options.dry_run,
     })
 }
@@ -371,31 +383,48 @@ struct Services {
 }
 
 impl Services {
-    async fn start(started: &Started<'_>, correlator: &Arc<Correlator>) -> Result<Self> {
-        let (settings, destinations, account) = (started.settings, started.destinations(), &started.account);
-        let (stop, stopped) = watch::channel(false);
-        let mut services = Self { stop, tasks: Vec::new(), telemetry: Vec::new() };
-        let wait = move || {
-            let mut stopped = stopped.clone();
-            async move {
-                // The sender's end is a stop as well.
-                drop(stopped.wait_for(|stop| *stop).await);
+    fn new() -> Self {
+        let (stop, _) = watch::channel(false);
+        Self { stop, tasks: Vec::new(), telemetry: Vec::new() }
+    }
+
+    /// Ends when the services are to stop.
+    fn stopped(&self) -> impl Future<Output = ()> + use<> {
+        let mut stopped = self.stop.subscribe();
+        async move {
+            // The sender's end means the same.
+            drop(stopped.wait_for(|stop| *stop).await);
+        }
+    }
+
+    async fn start_receivers(
+        &mut self,
+        started: &Started<'_>,
+        correlator: &Arc<Correlator>,
+    ) -> Result<Option<Arc<Traffic>>> {
+        let settings = started.settings;
+        if settings.correlation.grpc.is_none() && settings.correlation.http.is_none() {
+            return Ok(None);
+        }
+        let receivers = receivers(settings, started.destinations(), correlator).await?;
+        let traffic = receivers.traffic();
+        self.tasks.push(tokio::spawn(receivers.run(self.stopped())));
+        Ok(Some(traffic))
+    }
+
+    async fn start_telemetry(&mut self, started: &Started<'_>, sources: Arc<Sources>) -> Result<()> {
+        if let Some(address) = started.settings.admin {
+            let admin = Admin::bind(address, Arc::clone(&sources)).await?;
+            self.tasks.push(tokio::spawn(admin.run(self.stopped())));
+        }
+        let resource = telemetry::own_resource(host_resource::attributes(Path::new(PROC)));
+        for destination in started.destinations() {
+            if started.settings.export.signals_of(destination).metrics {
+                let telemetry = Telemetry::start(destination, &sources, resource.clone(), None, &Handle::current())?;
+                self.telemetry.push(telemetry);
             }
-        };
-        if let Some(address) = settings.admin {
-            let admin = Admin::bind(address, Arc::clone(account)).await?;
-            services.tasks.push(tokio::spawn(admin.run(wait())));
         }
-        if settings.correlation.grpc.is_some() || settings.correlation.http.is_some() {
-            let receivers = receivers(settings, destinations, correlator).await?;
-            services.tasks.push(tokio::spawn(receivers.run(wait())));
-        }
-        for destination in destinations.iter().filter(|it| settings.export.signals_of(it).metrics) {
-            let account = Arc::clone(account);
-            let telemetry = Telemetry::start(destination, account, telemetry::INTERVAL, &Handle::current())?;
-            services.telemetry.push(telemetry);
-        }
-        Ok(services)
+        Ok(())
     }
 
     /// Lets the service manager know that the program lives, where it wants to.

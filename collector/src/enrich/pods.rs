@@ -10,7 +10,7 @@ use std::{
     path::Path,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -43,12 +43,13 @@ pub struct Pods {
     pods: Mutex<Bounded<String, Pod>>,
     generation: AtomicU64,
     failures: AtomicU64,
+    is_failing: AtomicBool,
 }
 
 impl Default for Pods {
     fn default() -> Self {
         let pods = Mutex::new(Bounded::new(MAX_PODS, MAX_BYTES));
-        Self { pods, generation: AtomicU64::new(0), failures: AtomicU64::new(0) }
+        Self { pods, generation: AtomicU64::new(0), failures: AtomicU64::new(0), is_failing: AtomicBool::new(false) }
     }
 }
 
@@ -61,6 +62,7 @@ impl Pods {
         let bytes = uid.len() + attributes + text(&pod.containers) + size_of::<Pod>();
         self.lock().insert(uid.to_owned(), pod, bytes);
         self.generation.fetch_add(1, Ordering::Release);
+        self.is_failing.store(false, Ordering::Relaxed);
     }
 
     /// Moves on whenever a pod is set: names looked for in vain may be there now.
@@ -92,11 +94,17 @@ impl Pods {
     /// Counts a failed request to the API.
     pub fn count_failure(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
+        self.is_failing.store(true, Ordering::Relaxed);
     }
 
     /// Requests to the API that failed: refused, timed out, or answered by what is no list of pods.
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Whether the last request to the API failed.
+    pub fn is_failing(&self) -> bool {
+        self.is_failing.load(Ordering::Relaxed)
     }
 
     /// A panic elsewhere leaves the map whole: each change is one call.

@@ -1,8 +1,21 @@
-//! The admin endpoint: `/healthz`, `/readyz`, `/metrics`. A quiet host and a broken collector can be told apart here.
+//! The admin endpoint: `/healthz` (the collector works), `/readyz` (it sees every reset, or what is degraded) and `/metrics`.
 //!
-//! Clients may be hostile: headers, time and connections are bounded, bodies are never read.
+//! Clients may be hostile: headers, time and connections are bounded, bodies are never read. A new connection always gets
+//! in, in place of an older one if need be, and the host's own clients (probes, `reset-collector health`) have places of
+//! their own.
 
-use std::{convert::Infallible, fmt::Write, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    fmt::Write,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -10,21 +23,28 @@ use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, serve
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    task::AbortHandle,
 };
 
 use crate::{
-    account::{Account, Snapshot},
-    telemetry::prometheus::{self, Format},
+    account::Snapshot,
+    telemetry::{
+        degraded::degraded,
+        metrics::Sources,
+        prometheus::{self, Format},
+    },
 };
 
-const CONNECTIONS: usize = 64;
-const HEADER_TIME: Duration = Duration::from_secs(5);
-const CONNECTION_TIME: Duration = Duration::from_secs(60);
-const HEADER_BYTES: usize = 16 << 10;
-const HEADERS: usize = 64;
-/// After a failed accept (no file descriptors left, mostly).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections from other hosts.
+const MAX_REMOTE: usize = 64;
+/// Connections from this host.
+const MAX_LOCAL: usize = 32;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(1);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_HEADER_BYTES: usize = 16 << 10;
+const MAX_HEADERS: usize = 64;
+/// After a failed accept (mostly: no file descriptors left).
+const ACCEPT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The endpoint cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -37,14 +57,14 @@ pub struct AdminError {
 /// The admin endpoint, listening.
 pub struct Admin {
     listener: TcpListener,
-    account: Arc<Account>,
+    sources: Arc<Sources>,
 }
 
 impl Admin {
     /// Listens.
-    pub async fn bind(address: SocketAddr, account: Arc<Account>) -> Result<Self, AdminError> {
+    pub async fn bind(address: SocketAddr, sources: Arc<Sources>) -> Result<Self, AdminError> {
         let listener = TcpListener::bind(address).await.map_err(|error| AdminError { address, error })?;
-        Ok(Self { listener, account })
+        Ok(Self { listener, sources })
     }
 
     /// Where it listens, with the port that was chosen for port 0.
@@ -61,44 +81,69 @@ impl Admin {
     }
 
     async fn accept(&self) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let (mut local, mut remote) = (Connections::new(MAX_LOCAL), Connections::new(MAX_REMOTE));
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
             match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    let account = self.account.clone();
-                    tokio::spawn(async move {
-                        serve(stream, account).await;
-                        drop(place);
-                    });
+                Ok((stream, peer)) => {
+                    let is_local =
+                        stream.local_addr().is_ok_and(|own| own.ip() == peer.ip()) || peer.ip().is_loopback();
+                    let connections = if is_local { &mut local } else { &mut remote };
+                    connections.serve(stream, &self.sources);
                 }
                 Err(error) => {
-                    tracing::debug!("admin endpoint: {error}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tracing::debug!(event = "admin_accept_failed", %error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_INTERVAL).await;
                 }
             }
         }
     }
 }
 
-async fn serve(stream: TcpStream, account: Arc<Account>) {
-    let service = service_fn(move |request| {
-        let account = account.clone();
-        async move { Ok::<_, Infallible>(answer(&request, &account)) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIME)
-        .max_buf_size(HEADER_BYTES)
-        .max_headers(HEADERS)
-        .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_TIME, connection).await {
-        Ok(Ok(())) | Err(_) => {}
-        Ok(Err(error)) => tracing::debug!("admin endpoint: {error}"),
+/// Open connections, the oldest first.
+struct Connections {
+    max: usize,
+    open: VecDeque<(AbortHandle, Arc<AtomicBool>)>,
+}
+
+impl Connections {
+    const fn new(max: usize) -> Self {
+        Self { max, open: VecDeque::new() }
+    }
+
+    /// Serves a connection. Where there are too many, the oldest that has sent no request goes, else the oldest.
+    fn serve(&mut self, stream: TcpStream, sources: &Arc<Sources>) {
+        self.open.retain(|(task, _)| !task.is_finished());
+        if self.open.len() >= self.max {
+            let silent = self.open.iter().position(|(_, has_asked)| !has_asked.load(Ordering::Relaxed));
+            if let Some((displaced, _)) = self.open.remove(silent.unwrap_or(0)) {
+                displaced.abort();
+            }
+        }
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn(serve(stream, Arc::clone(sources), Arc::clone(&has_asked)));
+        self.open.push_back((task.abort_handle(), has_asked));
     }
 }
 
-fn answer(request: &Request<Incoming>, account: &Account) -> Response<Full<Bytes>> {
+async fn serve(stream: TcpStream, sources: Arc<Sources>, has_asked: Arc<AtomicBool>) {
+    let service = service_fn(move |request| {
+        has_asked.store(true, Ordering::Relaxed);
+        let sources = Arc::clone(&sources);
+        async move { Ok::<_, Infallible>(respond(&request, &sources)) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .max_headers(MAX_HEADERS)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+        Ok(Ok(())) | Err(_) => {}
+        Ok(Err(error)) => tracing::debug!(event = "admin_connection_failed", %error, "a connection failed"),
+    }
+}
+
+fn respond(request: &Request<Incoming>, sources: &Sources) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".into());
     }
@@ -106,54 +151,48 @@ fn answer(request: &Request<Incoming>, account: &Account) -> Response<Full<Bytes
         "/metrics" => {
             let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
             let format = Format::accepted(accept.unwrap_or_default());
-            let page = prometheus::render(&account.snapshot(), &account.exemplars, resident_bytes(), format);
-            with_type(StatusCode::OK, page, format.content_type())
+            with_type(StatusCode::OK, prometheus::render(sources, format), format.content_type())
         }
-        "/healthz" => judged(healthy(&account.snapshot())),
-        "/readyz" => judged(ready(&account.snapshot())),
-        _ => text(StatusCode::NOT_FOUND, "here are /healthz, /readyz and /metrics\n".into()),
+        "/healthz" => response(healthy(&sources.account.snapshot())),
+        "/readyz" => response(ready(sources)),
+        _ => text(StatusCode::NOT_FOUND, "available: /healthz, /readyz, /metrics\n".into()),
     }
 }
 
-/// Alive: the pipeline's loop turns, whether resets come or not.
+/// The reader's loop turns, whether resets come or not.
 fn healthy(snapshot: &Snapshot) -> Result<String, String> {
     match snapshot.stuck_for() {
-        Some(silence) => {
-            Err(format!("the pipeline has given no sign of life for {} s: restart the collector\n", silence.as_secs()))
-        }
-        None => Ok(report(snapshot)),
+        Some(age) => Err(format!("no heartbeat of the reader for {} s: restart the collector\n", age.as_secs())),
+        None => Ok(format!("ok\n{}", report(snapshot))),
     }
 }
 
-/// Sees resets: alive, and every essential hook is attached.
-fn ready(snapshot: &Snapshot) -> Result<String, String> {
-    healthy(snapshot)?;
+/// Healthy, and every essential probe is attached: resets are seen. What is degraded beside that is named.
+fn ready(sources: &Sources) -> Result<String, String> {
+    let snapshot = sources.account.snapshot();
+    healthy(&snapshot)?;
     if snapshot.since_beat.is_none() || snapshot.hooks.is_empty() {
         return Err("starting: the probes are not attached yet\n".into());
     }
-    let missing = snapshot.hooks.iter().any(|hook| hook.essential && !hook.active);
-    if missing { Err(report(snapshot)) } else { Ok(report(snapshot)) }
+    let reasons = degraded(sources, &snapshot);
+    let mut page = if reasons.is_empty() { "ok\n".to_owned() } else { "degraded\n".to_owned() };
+    reasons.iter().for_each(|reason| line(&mut page, format_args!("degraded: {}\n", reason.text)));
+    page += &report(&snapshot);
+    let is_blind = snapshot.hooks.iter().any(|hook| hook.essential && !hook.active);
+    if is_blind { Err(page) } else { Ok(page) }
 }
 
-/// What is seen and where it goes, a line each.
+/// What is captured and where it goes, a line each.
 fn report(snapshot: &Snapshot) -> String {
     let mut lines = format!("captured {} resets\n", snapshot.captured);
     for hook in &snapshot.hooks {
         let state = if hook.active { "attached" } else { "not attached: " };
-        line(&mut lines, format_args!("hook {}: {state}{}\n", hook.hook, if hook.active { "" } else { &hook.why }));
+        line(&mut lines, format_args!("probe {}: {state}{}\n", hook.hook, if hook.active { "" } else { &hook.why }));
     }
-    for lane in &snapshot.lanes {
-        let (destination, signal, health) = (&lane.destination, lane.signal.word(), &lane.health);
-        let away = health.last_error_unix_s.is_some() && health.last_error_unix_s > health.last_success_unix_s;
-        let state = match (health.signal_disabled, away) {
-            (true, _) => "not taken by the backend",
-            (false, true) => "the last request failed",
-            (false, false) => "well",
-        };
-        line(
-            &mut lines,
-            format_args!("{signal} to {destination}: {state}, {} exported, {} queued\n", lane.exported, lane.queued),
-        );
+    for queue in &snapshot.lanes {
+        let (destination, signal) = (&queue.destination, queue.signal.word());
+        let (exported, queued) = (queue.exported, queue.queued);
+        line(&mut lines, format_args!("{signal} to {destination}: {exported} exported, {queued} queued\n"));
     }
     lines
 }
@@ -163,10 +202,10 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
     text.write_fmt(line).unwrap_or_default();
 }
 
-fn judged(judgement: Result<String, String>) -> Response<Full<Bytes>> {
-    match judgement {
-        Ok(body) => text(StatusCode::OK, format!("ok\n{body}")),
-        Err(body) => text(StatusCode::SERVICE_UNAVAILABLE, body),
+fn response(page: Result<String, String>) -> Response<Full<Bytes>> {
+    match page {
+        Ok(page) => text(StatusCode::OK, page),
+        Err(page) => text(StatusCode::SERVICE_UNAVAILABLE, page),
     }
 }
 
@@ -179,11 +218,4 @@ fn with_type(status: StatusCode, body: String, kind: &'static str) -> Response<F
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     response
-}
-
-/// Second field of /proc/self/statm, in pages.
-pub(crate) fn resident_bytes() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * rustix::param::page_size() as u64)
 }

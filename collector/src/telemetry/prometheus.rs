@@ -1,14 +1,10 @@
-//! The account as Prometheus text (exposition format 0.0.4) or OpenMetrics (1.0.0, which alone has exemplars), names by
-//! the Collector's and OpenTelemetry's habits.
+//! The table of metrics as Prometheus text (exposition format 0.0.4) or OpenMetrics (1.0.0, which alone has exemplars).
 
 use std::fmt::{Display, Write};
 
 use crate::{
-    account::{
-        DURATION_BOUNDS, DropReason, Dropped, Health, LaneSnapshot, Snapshot,
-        exemplar::{Exemplar, Exemplars},
-    },
-    telemetry::PASSED_OVER,
+    account::{DURATION_BOUNDS, exemplar::Exemplar},
+    telemetry::metrics::{Kind, Labels, METRICS, Metric, Sources, Value},
 };
 
 /// The text's format.
@@ -41,138 +37,39 @@ impl Format {
     }
 }
 
-/// Renders a snapshot; `resident_bytes` is the process's memory where it is known.
-pub fn render(snapshot: &Snapshot, exemplars: &Exemplars, resident_bytes: Option<u64>, format: Format) -> String {
-    let mut page = Page { text: String::with_capacity(8 << 10), format };
-    resets(&mut page, snapshot, exemplars);
-    law(&mut page, snapshot);
-    export_health(&mut page, &snapshot.lanes);
-    own_health(&mut page, snapshot, resident_bytes);
+/// Renders every metric that has a series.
+pub fn render(sources: &Sources, format: Format) -> String {
+    let mut page = Page { text: String::with_capacity(16 << 10), format };
+    for (metric, points) in METRICS.iter().zip(sources.collect()) {
+        if points.is_empty() {
+            continue;
+        }
+        let name = name(metric);
+        page.family(&name, metric);
+        for point in points {
+            match point.value {
+                Value::Integer(value) => page.sample(&name, "", &point.labels, value),
+                Value::Float(value) => page.sample(&name, "", &point.labels, value),
+                Value::Durations(counts, sum) => page.durations(&name, &point.labels, &counts, sum),
+            }
+            point.exemplar.iter().for_each(|exemplar| page.exemplar(exemplar));
+        }
+    }
     if format == Format::OpenMetrics {
         page.text.push_str("# EOF\n");
     }
     page.text
 }
 
-fn resets(page: &mut Page, snapshot: &Snapshot, exemplars: &Exemplars) {
-    page.family("tcp_resets_total", "counter", "TCP resets that the kernel counted, before filters and sampling");
-    for (direction, origin, cause, count) in &snapshot.resets {
-        let labels = [("direction", direction.word()), ("origin", origin.word()), ("cause", cause.word())];
-        page.sample("tcp_resets_total", &labels, count);
-        if let Some(exemplar) = exemplars.of(*cause, *origin, *direction) {
-            page.exemplar(&exemplar);
-        }
-    }
-}
-
-/// For each destination and signal: captured + recovered = exported + filtered + sampled_out + dropped + queued.
-fn law(page: &mut Page, snapshot: &Snapshot) {
-    let common = [
-        ("captured", snapshot.captured, "Resets that the kernel counted"),
-        ("filtered", snapshot.filtered, "Resets that the filters dropped"),
-        ("sampled_out", snapshot.sampled_out, "Resets that sampling did not choose"),
-    ];
-    for (term, count, meaning) in common {
-        let name = format!("reset_collector_{term}_resets_total");
-        page.family(&name, "counter", meaning);
-        page.sample(&name, &[], count);
-    }
-    let name = "reset_collector_dropped_resets_total";
-    page.family(name, "counter", "Resets that were lost, by reason");
-    if snapshot.lanes.is_empty() {
-        dropped(page, name, &[], &snapshot.dropped_before_lanes);
-    }
-    for lane in &snapshot.lanes {
-        dropped(page, name, &labels(lane), &lane.dropped);
-    }
-    let lanes = &snapshot.lanes;
-    page.per_lane("exported_resets_total", "counter", "Resets that the backend accepted", lanes, |lane| lane.exported);
-    let meaning = "Resets of an earlier run that storage held at the start";
-    page.per_lane("recovered_resets_total", "counter", meaning, lanes, |lane| lane.recovered);
-    let meaning = "Resets without a fate: in the ring buffer, in the pipeline, waiting and in flight";
-    page.per_lane("queued_resets", "gauge", meaning, lanes, |lane| lane.queued);
-}
-
-fn dropped<'a>(page: &mut Page, name: &str, labels: &[(&'a str, &'a str)], counts: &Dropped) {
-    for reason in DropReason::ALL {
-        let labels: Vec<_> = labels.iter().copied().chain([("reason", reason.word())]).collect();
-        page.sample(name, &labels, counts[*reason as usize]);
-    }
-}
-
-fn export_health(page: &mut Page, lanes: &[LaneSnapshot]) {
-    page.per_lane("queue_size", "gauge", "Resets that wait to be sent", lanes, |lane| lane.waiting);
-    page.per_lane("in_flight_resets", "gauge", "Resets in requests", lanes, |lane| lane.in_flight);
-    page.per_lane("queue_capacity", "gauge", "Resets that the queue takes", lanes, |lane| lane.health.capacity);
-    page.per_lane("storage_bytes", "gauge", "Bytes of the queue on disk", lanes, |lane| lane.health.storage_bytes);
-    page.per_lane("retries_total", "counter", "Requests sent again", lanes, |lane| lane.health.retries);
-    let meaning = "Requests that the backend did not accept";
-    page.per_lane("failed_requests_total", "counter", meaning, lanes, |lane| lane.health.failed_requests);
-    let meaning = "Resets accepted after a try whose fate is not known: the backend may have them twice";
-    page.per_lane("possibly_duplicated_resets_total", "counter", meaning, lanes, |lane| lane.health.resent);
-    let meaning = "1 where the backend does not take the signal";
-    page.per_lane("signal_switched_off", "gauge", meaning, lanes, |lane| u8::from(lane.health.signal_disabled));
-    let meaning = "When a request failed last, 0 for never";
-    page.per_lane("last_error_timestamp_seconds", "gauge", meaning, lanes, |lane| {
-        lane.health.last_error_unix_s.unwrap_or(0.0)
-    });
-    let meaning = "When a request was accepted last, 0 for never";
-    page.per_lane("last_success_timestamp_seconds", "gauge", meaning, lanes, |lane| {
-        lane.health.last_success_unix_s.unwrap_or(0.0)
-    });
-    page.family("reset_collector_export_duration_seconds", "histogram", "How long requests take");
-    lanes.iter().for_each(|lane| durations(page, &labels(lane), &lane.health));
-}
-
-fn durations(page: &mut Page, labels: &[(&str, &str)], health: &Health) {
-    let name = "reset_collector_export_duration_seconds";
-    let mut sum = 0;
-    for (at, count) in health.durations.iter().enumerate() {
-        sum += count;
-        let bound = DURATION_BOUNDS.get(at).map_or("+Inf".to_owned(), f64::to_string);
-        let labels: Vec<_> = labels.iter().copied().chain([("le", bound.as_str())]).collect();
-        page.sample(&format!("{name}_bucket"), &labels, sum);
-    }
-    page.sample(&format!("{name}_sum"), labels, health.duration_sum.as_secs_f64());
-    page.sample(&format!("{name}_count"), labels, sum);
-}
-
-fn own_health(page: &mut Page, snapshot: &Snapshot, resident_bytes: Option<u64>) {
-    let name = "reset_collector_in_ring_buffer_resets";
-    page.family(name, "gauge", "Resets that the kernel counted and the collector has not read");
-    page.sample(name, &[], snapshot.in_ring_buffer);
-    let name = "reset_collector_hook_active";
-    page.family(name, "gauge", "1 where the hook is attached");
-    for hook in &snapshot.hooks {
-        page.sample(name, &[("hook", hook.hook)], u8::from(hook.active));
-    }
-    let name = "reset_collector_hook_passed_over_runs_total";
-    page.family(name, "counter", PASSED_OVER);
-    for hook in snapshot.hooks.iter().filter(|hook| hook.essential) {
-        page.sample(name, &[("hook", hook.hook)], hook.passed_over);
-    }
-    let name = "reset_collector_confinement_active";
-    page.family(name, "gauge", "1 where the process has given up what it does not need, by step");
-    for (step, done) in &snapshot.confinement {
-        page.sample(name, &[("step", step)], u8::from(*done));
-    }
-    if let Some(since_beat) = snapshot.since_beat {
-        let name = "reset_collector_pipeline_idle_seconds";
-        page.family(name, "gauge", "Since the pipeline's last sign of life, with resets or without");
-        page.sample(name, &[], since_beat.as_secs_f64());
-    }
-    if let Some(bytes) = resident_bytes {
-        page.family("process_resident_memory_bytes", "gauge", "Resident memory of the collector");
-        page.sample("process_resident_memory_bytes", &[], bytes);
-    }
-    page.family("process_start_time_seconds", "gauge", "When the collector started, seconds since 1970");
-    page.sample("process_start_time_seconds", &[], snapshot.started_unix_s);
-    page.family("reset_collector_build_info", "gauge", "The version, always 1");
-    page.sample("reset_collector_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
-}
-
-fn labels(lane: &LaneSnapshot) -> [(&str, &str); 2] {
-    [("destination", &lane.destination), ("signal", lane.signal.word())]
+/// A metric's name in Prometheus, as OpenTelemetry derives it: the unit and `_total` are endings.
+pub fn name(metric: &Metric) -> String {
+    let unit = match metric.unit {
+        "s" => "_seconds",
+        "By" => "_bytes",
+        _ => "",
+    };
+    let total = if metric.kind == Kind::Counter { "_total" } else { "" };
+    format!("{}{unit}{total}", metric.name.replace('.', "_"))
 }
 
 struct Page {
@@ -181,34 +78,36 @@ struct Page {
 }
 
 impl Page {
-    fn family(&mut self, name: &str, kind: &str, meaning: &str) {
+    fn family(&mut self, name: &str, metric: &Metric) {
+        let kind = match metric.kind {
+            Kind::Counter => "counter",
+            Kind::UpDownCounter | Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
         // OpenMetrics names a counter's family without its samples' ending.
-        let plain = self.format == Format::Text || kind != "counter";
-        let name = if plain { name } else { name.strip_suffix("_total").unwrap_or(name) };
-        self.line(format_args!("# HELP {name} {meaning}\n# TYPE {name} {kind}\n"));
+        let name = if self.format == Format::Text { name } else { name.strip_suffix("_total").unwrap_or(name) };
+        self.line(format_args!("# HELP {name} {}\n# TYPE {name} {kind}\n", metric.description));
     }
 
-    fn per_lane<V: Display>(
-        &mut self,
-        name: &str,
-        kind: &str,
-        meaning: &str,
-        lanes: &[LaneSnapshot],
-        value: impl Fn(&LaneSnapshot) -> V,
-    ) {
-        let name = format!("reset_collector_{name}");
-        self.family(&name, kind, meaning);
-        for lane in lanes {
-            self.sample(&name, &labels(lane), value(lane));
-        }
-    }
-
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        self.text.push_str(name);
+    fn sample(&mut self, name: &str, ending: &str, labels: &Labels, value: impl Display) {
+        self.line(format_args!("{name}{ending}"));
         for (at, (label, text)) in labels.iter().enumerate() {
+            let label = label.replace('.', "_");
             self.line(format_args!("{}{label}=\"{}\"", if at == 0 { '{' } else { ',' }, escaped(text)));
         }
         self.line(format_args!("{} {value}\n", if labels.is_empty() { "" } else { "}" }));
+    }
+
+    fn durations(&mut self, name: &str, labels: &Labels, counts: &[u64], sum: f64) {
+        let mut total = 0;
+        for (at, count) in counts.iter().enumerate() {
+            total += count;
+            let bound = DURATION_BOUNDS.get(at).map_or("+Inf".to_owned(), f64::to_string);
+            let labels = labels.iter().cloned().chain([("le", bound.into())]).collect();
+            self.sample(name, "_bucket", &labels, total);
+        }
+        self.sample(name, "_sum", labels, sum);
+        self.sample(name, "_count", labels, total);
     }
 
     /// Puts an exemplar behind the last sample.
@@ -236,7 +135,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-    use std::collections::HashMap;
+    use std::{collections::HashMap, sync::Arc};
 
     use opentelemetry_proto::tonic::{
         collector::metrics::v1::ExportMetricsServiceRequest,
@@ -248,14 +147,14 @@ mod tests {
 
     use super::*;
     use crate::{
-        account::Account,
+        account::{Account, DropReason},
         event::EventBuilder,
         model::{Reset, Trace, TraceMethod, sample, signal::Signal},
     };
 
     #[test]
     fn the_law_can_be_checked_from_the_page_alone() {
-        let account = Account::new();
+        let account = Arc::new(Account::new());
         let (id, _) = account.open_lane("http://a\"b:4317", Signal::Logs);
         let mut resets = [0; COUNTERS as usize];
         resets[counter_index(Cause::LingerZero, Origin::Active, Direction::Transmit) as usize] = 50;
@@ -266,7 +165,7 @@ mod tests {
         account.enqueued(id, 30);
         account.taken(id, 20);
         account.exported(id, 20, 1);
-        let page = render(&account.snapshot(), &account.exemplars, Some(1 << 20), Format::Text);
+        let page = render(&Sources::new(account), Format::Text);
 
         let mut sums: HashMap<&str, u64> = HashMap::new();
         for line in page.lines().filter(|line| !line.starts_with('#')) {
@@ -279,7 +178,7 @@ mod tests {
         let fates = fates.iter().map(|term| sum(term)).sum::<u64>() + sum("dropped_resets_total");
         assert_eq!((sum("captured_resets_total") + sum("recovered_resets_total"), fates), (50, 50));
         assert_eq!(sums["tcp_resets_total"], 50);
-        assert!(page.contains(r#"tcp_resets_total{direction="transmit",origin="active",cause="linger_zero"} 50"#));
+        assert!(page.contains(r#"tcp_resets_total{network_io_direction="transmit",tcp_reset_origin="active",tcp_reset_cause="linger_zero"} 50"#));
         assert!(page.contains(
             r#"reset_collector_dropped_resets_total{destination="http://a\"b:4317",signal="logs",reason="ring_buffer_full"} 5"#
         ));
@@ -287,12 +186,12 @@ mod tests {
 
     #[test]
     fn the_histogram_is_cumulative() {
-        let account = Account::new();
+        let account = Arc::new(Account::new());
         let (id, _) = account.open_lane("http://b:4317", Signal::Traces);
         for milliseconds in [1, 20, 20_000] {
             account.health(id, |health| health.request_took(std::time::Duration::from_millis(milliseconds)));
         }
-        let page = render(&account.snapshot(), &account.exemplars, None, Format::Text);
+        let page = render(&Sources::new(account), Format::Text);
         for (bound, count) in [("0.005", 1), ("0.025", 2), ("10", 2), ("+Inf", 3)] {
             let line = format!(
                 "reset_collector_export_duration_seconds_bucket{{destination=\"http://b:4317\",signal=\"traces\",le=\"{bound}\"}} {count}\n"
@@ -302,15 +201,41 @@ mod tests {
     }
 
     #[test]
+    fn names_are_unique_and_end_as_their_kind_and_unit_ask() {
+        let names: Vec<_> = METRICS.iter().map(name).collect();
+        let mut unique = names.clone();
+        unique.sort_unstable();
+        unique.dedup();
+        assert_eq!(unique.len(), METRICS.len());
+        for (metric, name) in METRICS.iter().zip(&names) {
+            assert_eq!(name.ends_with("_total"), metric.kind == Kind::Counter, "{name}");
+            assert!(name.chars().all(|char| char.is_ascii_lowercase() || char == '_'), "{name}");
+            assert!(!metric.description.is_empty() && !metric.description.contains(['\n', '\\']), "{name}");
+        }
+        for known in [
+            "tcp_resets_total",
+            "reset_collector_storage_bytes",
+            "reset_collector_export_duration_seconds",
+            "reset_collector_heartbeat_age_seconds",
+            "reset_collector_last_failure_timestamp_seconds",
+            "reset_collector_queued_resets",
+            "process_memory_usage_bytes",
+        ] {
+            assert!(names.iter().any(|name| name == known), "{known}: {names:?}");
+        }
+    }
+
+    #[test]
     fn openmetrics_has_the_exemplars() {
-        let account = Account::new();
+        let account = Arc::new(Account::new());
         let mut counts = [0; COUNTERS as usize];
         let reset = Reset { trace: Some(trace()), ..sample::reset() };
         counts[counter_index(reset.cause, reset.origin, reset.direction) as usize] = 3;
         account.kernel_counted(&counts, 0, &[]);
         let identity = EventBuilder::new(true, 1).build(&reset).contexts;
         account.exemplars.keep(&reset, &identity);
-        let page = |format| render(&account.snapshot(), &account.exemplars, None, format);
+        let sources = Sources::new(account);
+        let page = |format| render(&sources, format);
         let (text, open) = (page(Format::Text), page(Format::OpenMetrics));
         assert!(!text.contains(" # {") && !text.contains("# EOF"));
         let line = open.lines().find(|line| line.starts_with("tcp_resets_total")).unwrap();
@@ -341,7 +266,7 @@ mod tests {
 
     #[test]
     fn otlp_gets_each_exemplar_once() {
-        let account = Account::new();
+        let account = Arc::new(Account::new());
         let reset = Reset { trace: Some(trace()), ..sample::reset() };
         let text = |key: &str, word: &str| KeyValue {
             key: key.into(),
@@ -361,9 +286,8 @@ mod tests {
             resource_metrics: vec![ResourceMetrics { scope_metrics, ..ResourceMetrics::default() }],
         };
         let exemplars = |sent| {
-            let mut bytes = request.encode_to_vec();
-            let sent = account.exemplars.put_into(&mut bytes, sent);
-            let read = ExportMetricsServiceRequest::decode(&bytes[..]).unwrap();
+            let (bytes, sent) = account.exemplars.put_into(request.encode_to_vec().into(), sent);
+            let read = ExportMetricsServiceRequest::decode(bytes).unwrap();
             let data = read.resource_metrics[0].scope_metrics[0].metrics[0].data.clone();
             let Some(metric::Data::Sum(sum)) = data else { panic!("no sum") };
             (sent, sum.data_points.into_iter().map(|point| point.exemplars).collect::<Vec<_>>())
