@@ -168,7 +168,7 @@ fn the_backend_is_killed_stopped_and_cut_off() -> Result<()> {
                 "{times} looks, {most} queued at most; {} exported, {dropped} dropped, {} retries, {} perhaps twice",
                 term(&metrics, "exported_resets_total"),
                 term(&metrics, "retries_total"),
-                term(&metrics, "possibly_duplicated_resets_total"),
+                term(&metrics, "resent_resets_total"),
             );
             ensure!(most > 100 && dropped == 0, "nothing waited, or something was lost");
             Ok(())

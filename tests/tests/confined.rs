@@ -62,7 +62,7 @@ fn confined(network: &Network) -> Result<()> {
     let collector = Collector::start(&["--config", &file.to_string_lossy()], &[])?;
     check_threads(collector.pid())?;
     let metrics = Metrics::read(admin)?;
-    ensure!(metrics.sum("reset_collector_confinement_active", &[]) == 3, "not all steps: {}", collector.said());
+    ensure!(metrics.sum("reset_collector_hardening_active", &[]) == 3, "not all steps: {}", collector.said());
 
     // A process of another user: read through /proc, exported through the storage.
     let mut stranger = Stranger(

@@ -31,7 +31,7 @@ const ANOTHER_CALL: Duration = Duration::from_millis(500);
 /// More than the shop's payment service reads.
 const LARGE_CART: &str = "/checkout/20000000";
 /// What `TcpDataLostAtClose` of `examples/prometheus` counts.
-const COUNTER: &str = r#"tcp_resets_total{direction="transmit",origin="active",cause="closed_with_unread_data"}"#;
+const COUNTER: &str = r#"tcp_resets_total{network_io_direction="transmit",tcp_reset_origin="active",tcp_reset_cause="closed_with_unread_data"}"#;
 
 /// How an example starts one of its two services.
 struct Service {

@@ -132,7 +132,7 @@ fn prometheus_scrapes_it_and_takes_the_rules() -> Result<()> {
     let ask = |path: &str| -> Result<Value> {
         Ok(serde_json::from_str(&programs.ask("GET", PROMETHEUS, path)?).unwrap_or_default())
     };
-    let query = "/api/v1/query?query=tcp_resets_total%7Bcause%3D%22refused_by_peer%22%7D";
+    let query = "/api/v1/query?query=tcp_resets_total%7Btcp_reset_cause%3D%22refused_by_peer%22%7D";
     let is_scraped = || Ok(ask(query)?["data"]["result"].as_array().is_some_and(|found| !found.is_empty()));
     wait("Prometheus has no resets", is_scraped, || programs.said("prometheus"))?;
     let rules = ask("/api/v1/rules")?;

@@ -151,7 +151,7 @@ fn wait_until_drained(admin: SocketAddr) -> Result<()> {
 fn check_end(metrics: &Metrics, host: &Host) -> Result<()> {
     metrics.check_law()?;
     let sent = host.tcp_counter("OutRsts")?;
-    let captured = metrics.sum("tcp_resets_total", &[("direction", "transmit")]);
+    let captured = metrics.sum("tcp_resets_total", &[("network_io_direction", "transmit")]);
     ensure!(sent > 0 && captured >= sent, "{sent} resets sent, {captured} captured");
     for name in ["filtered", "sampled_out"] {
         let count = metrics.sum(&format!("reset_collector_{name}_resets_total"), &[]);
