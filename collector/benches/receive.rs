@@ -17,7 +17,7 @@ use reset_collector::{
     config::settings::Correlation,
     correlate::{Correlator, Sender, span_info},
     otlp::{
-        payload::{Coding, Format, Payload},
+        payload::{Encoding, Format, Payload},
         splice,
     },
 };
@@ -90,7 +90,8 @@ fn receive(criterion: &mut Criterion) {
     group.bench_function("pass, no reset waits", |bencher| {
         let settings = Correlation { http: Some(([127, 0, 0, 1], 0).into()), ..Correlation::default() };
         let correlator = Correlator::new(&settings, true);
-        let payload = || Payload { chunks: vec![bytes.clone()], coding: Coding::Identity, format: Format::Protobuf };
+        let payload =
+            || Payload { chunks: vec![bytes.clone()], encoding: Encoding::Identity, format: Format::Protobuf };
         let now = Instant::now();
         bencher.iter_batched(
             payload,

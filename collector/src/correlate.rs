@@ -106,7 +106,7 @@ impl Correlator {
             wait: settings.span_wait,
             listening: settings.grpc.is_some() || settings.http.is_some(),
             events,
-            limit: settings.max_request_bytes,
+            limit: settings.max_grpc_request_bytes().max(settings.max_http_request_bytes()),
             stats: Stats::default(),
         })
     }

@@ -7,6 +7,7 @@ pub mod batch;
 pub mod client;
 pub(crate) mod connect;
 pub mod encode;
+pub mod json;
 pub mod payload;
 pub mod protobuf;
 pub mod response;

@@ -1,10 +1,11 @@
-//! The OTLP receivers: applications send here, and what they send goes on to the backend as it came.
+//! The OTLP receivers: applications send here, and their requests are forwarded to the backend.
 //!
-//! Owns the listeners and connections: how many, how long, who is behind them. What happens to a request is written in
-//! `exchange`.
+//! Owns the listeners and connections: how many, how long, whose. What happens to a request is in `handler`.
 
+mod backends;
 mod body;
-pub mod forward;
+mod connections;
+mod frame_limit;
 mod grpc;
 mod handler;
 mod http;
@@ -13,48 +14,50 @@ pub mod peer_process;
 mod response;
 mod socket_table;
 
-use std::{
-    collections::VecDeque,
-    io,
-    net::SocketAddr,
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use hyper::{Request, body::Incoming, service::service_fn};
+use hyper::{Request, body::Incoming, header::HeaderName, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Notify, OnceCell, Semaphore, watch},
+    sync::{Semaphore, watch},
     time::Instant,
 };
 
 use crate::{
     config::settings::Correlation,
     correlate::{Correlator, Sender},
-    receiver::{body::Budget, forward::Backends, metrics::Traffic},
+    export::log_throttle::LogThrottle,
+    receiver::{
+        body::Intake,
+        connections::{Connection, Connections},
+        frame_limit::FrameLimited,
+        metrics::Traffic,
+    },
 };
 
-/// Connections at one time, of both receivers; the next takes the place of the one that has been silent for longest.
-const MOST_CONNECTIONS: usize = 512;
-/// A client that has not asked for anything by then is sent away: a whole request's headers are one packet.
-const FIRST_REQUEST: Duration = Duration::from_secs(10);
-/// Between requests; SDKs send every few seconds, metrics every minute.
-const IDLE: Duration = Duration::from_secs(600);
-/// For the requests that are under way when the program ends.
-const DRAIN: Duration = Duration::from_secs(5);
+pub use crate::receiver::backends::Backends;
+
+/// A client without a request by then is disconnected: the headers of a request fit one packet.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between requests. SDKs send every few seconds, metrics every minute.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+/// For the requests in progress when the program ends.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// For the end of a connection that gives way to another.
+const DISPLACE_TIMEOUT: Duration = Duration::from_millis(250);
 /// Maximum concurrent searches for a sender: each reads much of /proc.
-const SENDER_SEARCHES: usize = 2;
-/// Bytes of all requests at one time, where `max_request_bytes` is small.
-const LEAST_BUDGET: usize = 64 << 20;
-/// Bytes of HTTP/1's headers at most.
-const MOST_HEADER_BYTES: usize = 64 << 10;
+const MAX_SENDER_SEARCHES: usize = 2;
+/// Bytes of all requests at one time, where `max_request_size` is small.
+const MIN_BUDGET: usize = 64 << 20;
+/// Bytes of HTTP/1 headers, and of HTTP/1 body that is read ahead.
+const MAX_HEADER_BYTES: usize = 64 << 10;
+/// Bytes of one HTTP/2 connection, and of each of its streams, that are read ahead. 512 connections hold 64 MiB.
+const CONNECTION_WINDOW: u32 = 128 << 10;
+const STREAM_WINDOW: u32 = 64 << 10;
 
 /// Finds who sends over a connection: (its address, ours).
 pub type FindSender = Arc<dyn Fn(SocketAddr, SocketAddr) -> Sender + Send + Sync>;
@@ -63,34 +66,21 @@ pub type FindSender = Arc<dyn Fn(SocketAddr, SocketAddr) -> Sender + Send + Sync
 pub struct Receivers {
     listeners: Vec<TcpListener>,
     shared: Arc<Shared>,
-    connections: Arc<Semaphore>,
+    connections: Arc<Connections>,
 }
 
 /// What all requests share.
 pub(crate) struct Shared {
     pub(crate) backends: Backends,
     pub(crate) correlator: Arc<Correlator>,
-    pub(crate) budget: Budget,
-    /// Bytes of one request at most, after decompression.
-    pub(crate) limit: usize,
+    pub(crate) intake: Intake,
+    /// Bytes of one request after decompression: by gRPC, by HTTP.
+    pub(crate) limits: [usize; 2],
     pub(crate) traffic: Arc<Traffic>,
+    pub(crate) pass_headers: Vec<HeaderName>,
     find_sender: FindSender,
     sender_searches: Semaphore,
 }
-
-/// One accepted connection.
-pub(crate) struct Connection {
-    peer: SocketAddr,
-    local: SocketAddr,
-    sender: OnceCell<Sender>,
-    requests: AtomicUsize,
-    heard: watch::Sender<Option<Instant>>,
-    displaced: Notify,
-}
-
-/// Connections that may not have asked for anything, the oldest first.
-#[derive(Clone, Default)]
-struct Silent(Arc<Mutex<VecDeque<Weak<Connection>>>>);
 
 /// Why there are no receivers.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +88,7 @@ struct Silent(Arc<Mutex<VecDeque<Weak<Connection>>>>);
 pub struct ListenError {
     /// As configured.
     pub address: SocketAddr,
-    /// What the system says.
+    /// The system's error.
     pub source: io::Error,
 }
 
@@ -115,19 +105,20 @@ impl Receivers {
             let listener = TcpListener::bind(address).await;
             listeners.push(listener.map_err(|source| ListenError { address, source })?);
         }
-        let limit = settings.max_request_bytes;
+        let limits = [settings.max_grpc_request_bytes(), settings.max_http_request_bytes()];
+        let largest = limits[0].max(limits[1]);
         let shared = Shared {
             backends,
             correlator,
-            // Room for two of the largest: one being read while the other is on its way.
-            budget: Budget::new(limit.saturating_mul(2).max(LEAST_BUDGET)),
-            limit,
+            // Room for two of the largest: one arrives while the other is on its way.
+            intake: Intake::new(largest.saturating_mul(2).max(MIN_BUDGET)),
+            limits,
             traffic: Arc::default(),
+            pass_headers: settings.pass_headers.iter().filter_map(|name| name.parse().ok()).collect(),
             find_sender,
-            sender_searches: Semaphore::new(SENDER_SEARCHES),
+            sender_searches: Semaphore::new(MAX_SENDER_SEARCHES),
         };
-        let connections = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-        Ok(Self { listeners, shared: Arc::new(shared), connections })
+        Ok(Self { listeners, shared: Arc::new(shared), connections: Arc::default() })
     }
 
     /// The addresses, gRPC's first: with port 0 configured, the ports that were given.
@@ -135,30 +126,32 @@ impl Receivers {
         self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
     }
 
-    /// What passes, counted.
+    /// Counters of requests.
     pub fn traffic(&self) -> Arc<Traffic> {
         Arc::clone(&self.shared.traffic)
     }
 
-    /// Serves until `shutdown`, then lets the requests that are under way end.
+    /// Serves until `shutdown`, then lets the requests in progress end.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let (stop, stopped) = watch::channel(false);
-        let silent = Silent::default();
         let accepting: Vec<_> = self
             .listeners
             .into_iter()
             .map(|listener| {
                 let (shared, connections) = (Arc::clone(&self.shared), Arc::clone(&self.connections));
-                tokio::spawn(accept(listener, shared, connections, silent.clone(), stopped.clone()))
+                tokio::spawn(accept(listener, shared, connections, stopped.clone()))
             })
             .collect();
         shutdown.await;
         accepting.iter().for_each(tokio::task::JoinHandle::abort);
-        // Nobody left to tell is as good as told.
+        // Without a connection there is no receiver of this.
         stop.send_replace(true);
-        let all = u32::try_from(MOST_CONNECTIONS).unwrap_or(u32::MAX);
-        if tokio::time::timeout(DRAIN, self.connections.acquire_many(all)).await.is_err() {
-            tracing::warn!("requests of applications were still under way after {DRAIN:?}; they are cut off");
+        if tokio::time::timeout(DRAIN_TIMEOUT, self.connections.ended()).await.is_err() {
+            tracing::warn!(
+                event = "receiver_drain_timeout",
+                timeout = ?DRAIN_TIMEOUT,
+                "requests of applications were still in progress; closing their connections"
+            );
         }
     }
 }
@@ -166,32 +159,29 @@ impl Receivers {
 async fn accept(
     listener: TcpListener,
     shared: Arc<Shared>,
-    connections: Arc<Semaphore>,
-    silent: Silent,
+    connections: Arc<Connections>,
     stopped: watch::Receiver<bool>,
 ) {
-    /// Out of descriptors or memory: not cured by asking again at once.
-    const PAUSE: Duration = Duration::from_millis(100);
+    /// Without descriptors or memory an immediate retry fails as well.
+    const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+    let throttle = LogThrottle::default();
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!("an application's connection cannot be accepted: {error}");
-                tokio::time::sleep(PAUSE).await;
+                if let Some(suppressed) = throttle.due("accept_failed", std::time::Instant::now()) {
+                    tracing::warn!(event = "accept_failed", %error, suppressed, "cannot accept an OTLP connection");
+                }
+                tokio::time::sleep(RETRY_INTERVAL).await;
                 continue;
             }
         };
-        if connections.available_permits() == 0 {
-            silent.displace_oldest();
-        }
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
         let Ok(local) = stream.local_addr() else { continue };
-        let connection = Arc::new(Connection::new(peer, local));
-        silent.add(&connection);
+        let Some((connection, guard)) = connections.add(peer, local).await else { return };
         let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
         tokio::spawn(async move {
             serve(stream, &connection, shared, stopped).await;
-            drop(permit);
+            drop(guard);
         });
     }
 }
@@ -204,25 +194,24 @@ async fn serve(
 ) {
     let peer = connection.peer;
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!("TCP_NODELAY is refused for {peer}: {error}");
+        tracing::debug!(event = "nodelay_failed", %peer, %error, "cannot set TCP_NODELAY");
     }
     let service = service_fn(|request: Request<Incoming>| {
         let (shared, connection) = (Arc::clone(&shared), Arc::clone(connection));
         async move {
-            let _under_way = UnderWay::begin(&connection);
+            let _in_progress = connection.begin_request();
             handler::answer(&shared, &connection, request).await
         }
     });
     let builder = http();
-    let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let accepted = Instant::now();
+    let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(FrameLimited::new(stream)), service));
     let mut ending = false;
-    let mut end = accepted + FIRST_REQUEST;
+    let mut end = connection.idle_deadline();
     loop {
         tokio::select! {
             result = &mut serving => {
                 if let Err(error) = result {
-                    tracing::debug!("the connection from {peer} ended: {error}");
+                    tracing::debug!(event = "connection_ended", %peer, %error, "an OTLP connection ended");
                 }
                 return;
             }
@@ -230,23 +219,28 @@ async fn serve(
                 if ending {
                     return;
                 }
-                let heard = *connection.heard.borrow();
-                let quiet = heard.map_or(accepted + FIRST_REQUEST, |heard| heard + IDLE);
-                if connection.requests.load(Relaxed) > 0 || quiet > Instant::now() {
-                    end = quiet.max(Instant::now() + FIRST_REQUEST);
+                let deadline = connection.idle_deadline();
+                if connection.is_busy() || deadline > Instant::now() {
+                    end = deadline.max(Instant::now() + FIRST_REQUEST_TIMEOUT);
                     continue;
                 }
-                // One that never asked may be in the middle of its headers, for which hyper would wait.
-                if heard.is_none() {
+                // Without a request it may be in the middle of its headers, for which hyper would wait.
+                if connection.is_new() {
                     return;
                 }
-                (ending, end) = (true, Instant::now() + DRAIN);
+                (ending, end) = (true, Instant::now() + DRAIN_TIMEOUT);
                 serving.as_mut().graceful_shutdown();
             }
-            () = connection.displaced.notified(), if !ending => return,
+            () = connection.displaced(), if !ending => {
+                if connection.is_new() {
+                    return;
+                }
+                (ending, end) = (true, Instant::now() + DISPLACE_TIMEOUT);
+                serving.as_mut().graceful_shutdown();
+            }
             changed = stopped.changed(), if !ending => {
                 if changed.is_err() || *stopped.borrow() {
-                    (ending, end) = (true, Instant::now() + DRAIN);
+                    (ending, end) = (true, Instant::now() + DRAIN_TIMEOUT);
                     serving.as_mut().graceful_shutdown();
                 }
             }
@@ -256,70 +250,19 @@ async fn serve(
 
 fn http() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MOST_HEADER_BYTES);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEADER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(128)
-        .initial_stream_window_size(256 << 10)
-        .initial_connection_window_size(1 << 20)
-        .max_frame_size(64 << 10)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(16 << 10)
         .keep_alive_interval(Duration::from_secs(60));
     builder
 }
 
-/// A request that is being answered.
-struct UnderWay<'a>(&'a Connection);
-
-impl<'a> UnderWay<'a> {
-    fn begin(connection: &'a Connection) -> Self {
-        connection.requests.fetch_add(1, Relaxed);
-        Self(connection)
-    }
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.0.requests.fetch_sub(1, Relaxed);
-        self.0.heard.send_replace(Some(Instant::now()));
-    }
-}
-
-impl Silent {
-    fn add(&self, connection: &Arc<Connection>) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() >= 2 * MOST_CONNECTIONS {
-            all.retain(|connection| connection.upgrade().is_some_and(|connection| connection.is_silent()));
-        }
-        all.push_back(Arc::downgrade(connection));
-    }
-
-    fn displace_oldest(&self) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(oldest) = all.pop_front() {
-            if let Some(oldest) = oldest.upgrade().filter(|oldest| oldest.is_silent()) {
-                return oldest.displaced.notify_one();
-            }
-        }
-    }
-}
-
 impl Connection {
-    fn new(peer: SocketAddr, local: SocketAddr) -> Self {
-        Self {
-            peer,
-            local,
-            sender: OnceCell::new(),
-            requests: AtomicUsize::new(0),
-            heard: watch::Sender::new(None),
-            displaced: Notify::new(),
-        }
-    }
-
-    fn is_silent(&self) -> bool {
-        self.requests.load(Relaxed) == 0 && self.heard.borrow().is_none()
-    }
-
     /// Who is behind the connection, searched once.
     pub(crate) async fn sender(&self, shared: &Shared) -> Sender {
         let search = || async {

@@ -21,7 +21,7 @@ use crate::enrich::kubernetes;
 use crate::{
     account::{Account, DropReason, HookCoverage},
     app::shutdown,
-    config::settings::{self, Destination, Protocol, Settings},
+    config::settings::{self, Destination, Settings},
     correlate::Correlator,
     enrich::{Enricher, host as host_resource, pods::Pods},
     event::EventBuilder,
@@ -34,18 +34,13 @@ use crate::{
     kernel::clock,
     kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, credentials::Owners, http_trace, plan, vintage},
     model::{Decoder, reason::ReasonNames, signal::Signal},
-    otlp::{batch::Batcher, tls::TlsConfig},
+    otlp::{batch::Batcher, client::Client},
     pipeline::{
         Output, Pipeline, Stages,
         reader::{self, Order, Orders},
     },
     pushdown::{self, Knowledge, Program},
-    receiver::{
-        Receivers,
-        forward::{Backend, Backends},
-        metrics::Traffic,
-        peer_process::find_sender,
-    },
+    receiver::{Backends, Receivers, metrics::Traffic, peer_process::find_sender},
     sampler::Sampler,
     telemetry::{self, Telemetry, admin::Admin, logging::Log, metrics::Sources, systemd::Manager},
 };
@@ -490,26 +485,23 @@ async fn receivers(
     destinations: &[Destination],
     correlator: &Arc<Correlator>,
 ) -> Result<Receivers> {
-    let mut backends = Vec::new();
+    let mut clients = Vec::new();
     for destination in destinations {
-        let protocols: &[&str] = if destination.protocol == Protocol::Grpc { &["h2"] } else { &["http/1.1"] };
-        let tls = match destination.endpoint.starts_with("https://") {
-            true => Some((*TlsConfig::new(&destination.tls, protocols)?.current()).clone()),
-            false => None,
-        };
-        backends.push((destination, Arc::new(Backend::new(destination, tls)?)));
+        let client = Client::for_forwarding(destination)
+            .with_context(|| format!("export.otlp {} cannot take what applications send", destination.endpoint))?;
+        clients.push((destination, client));
     }
-    let first = backends.first().context(
+    let first = clients.first().context(
         "correlation.otlp_receiver passes on to export.otlp, and that has no destination: give it an endpoint",
     )?;
     // What nobody wants of ours may be an application's: then the first says what it thinks of it.
     let takes = |signal| {
-        let takes = backends.iter().find(|(destination, _)| settings.export.signals_of(destination).has(signal));
+        let takes = clients.iter().find(|(destination, _)| settings.export.signals_of(destination).has(signal));
         takes.unwrap_or(first)
     };
     let onward = takes(Signal::Traces).0;
     let onward = onward.signal_endpoints.traces.as_ref().unwrap_or(&onward.endpoint);
-    let of_signal = Backends::new(|signal| Arc::clone(&takes(signal).1));
+    let of_signal = Backends::new(|signal| takes(signal).1.clone());
     let receivers =
         Receivers::listen(&settings.correlation, of_signal, Arc::clone(correlator), Arc::new(find_sender)).await?;
     for address in receivers.addresses() {

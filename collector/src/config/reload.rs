@@ -135,6 +135,8 @@ fn compare(config: Config, running: &Settings) -> Reload {
     keep.running("correlation.span_wait", &mut new.correlation.span_wait, &old.correlation.span_wait);
     let (new_limit, old_limit) = (&mut new.correlation.max_request_bytes, &old.correlation.max_request_bytes);
     keep.running("correlation.otlp_receiver.max_request_size", new_limit, old_limit);
+    let (new_headers, old_headers) = (&mut new.correlation.pass_headers, &old.correlation.pass_headers);
+    keep.running("correlation.otlp_receiver.pass_headers", new_headers, old_headers);
     keep.running("enrichment.command_line", &mut new.enrichment.command_line, &old.enrichment.command_line);
     keep.running("enrichment.kubernetes", &mut new.enrichment.kubernetes, &old.enrichment.kubernetes);
     keep.running("enrichment.resource", &mut new.enrichment.resource, &old.enrichment.resource);

@@ -10,7 +10,8 @@ use crate::config::{
     destination::{Destinations, SignalList},
     dump::show_ports,
     field_types::{
-        Codec, FilePath, ListenAddress, Number, OrNull, Shown, Size, Switch, Text, Word, count, period, size,
+        Codec, FilePath, ListenAddress, Number, OrNull, Shown, Size, Switch, Text, Word, count, period, read_scalar,
+        size,
     },
     reader::{Hint, Reader, shortened},
     rules::{FilterRules, SamplingRules},
@@ -230,11 +231,12 @@ section! {
     ReceiverSection(correlation: settings::Correlation) {
         "grpc" => correlation.grpc, OrNull(AdminSection, any_address), "OTLP/gRPC; null is none.";
         "http" => correlation.http, OrNull(AdminSection, any_address), "OTLP/HTTP; null is none.";
-        "max_request_size" => correlation.max_request_bytes, size(64 << 10, 1 << 30), "Bytes of a request at most, after decompression.";
+        "max_request_size" => correlation.max_request_bytes, OrNull(size(64 << 10, 1 << 30), || 4 << 20), "Maximum size of a request after decompression; null is 4MiB by gRPC and 20MiB by HTTP, as the Collector has it.";
+        "pass_headers" => correlation.pass_headers, HeaderNames, "Headers of applications that are forwarded beside user-agent, traceparent, tracestate and those of OTLP itself.";
     } hints {
         "protocols" => "write grpc: and http: here, without protocols:";
-        "max_recv_msg_size_mib" => "write max_request_size: 64MiB";
-        "max_request_body_size" => "write max_request_size: 64MiB";
+        "max_recv_msg_size_mib" => "write max_request_size: 4MiB";
+        "max_request_body_size" => "write max_request_size: 20MiB";
     }
 }
 
@@ -355,6 +357,48 @@ impl Codec for PortList {
         let port = count::<u16>(1, 65_535).schema();
         let range = json!({ "type": "string", "pattern": "^[0-9]{1,5} ?- ?[0-9]{1,5}$" });
         json!({ "type": "array", "items": { "anyOf": [port, range] }, "maxItems": Self::MAX })
+    }
+}
+
+/// Names of HTTP headers.
+struct HeaderNames;
+
+impl Codec for HeaderNames {
+    type Value = Vec<String>;
+
+    fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Vec<String>) {
+        const MAX_HEADERS: usize = 64;
+        let allowed = "a list of header names, as [x-scope-orgid]";
+        let Some(items) = reader.list(node) else {
+            return reader.error(node, "expected a list of header names", allowed);
+        };
+        if items.len() > MAX_HEADERS {
+            return reader.error(
+                node,
+                format!("{} headers are too many", items.len()),
+                format!("at most {MAX_HEADERS}"),
+            );
+        }
+        let mut names = Vec::with_capacity(items.len());
+        for (index, item) in items.iter().enumerate() {
+            let mut name = String::new();
+            reader.within(&format!("[{index}]"), |reader| {
+                read_scalar(reader, *item, allowed, &mut name, |text| {
+                    let name = hyper::header::HeaderName::from_bytes(text.as_bytes());
+                    Ok(name.map_err(|_| format!("invalid header name `{}`", shortened(text)))?.as_str().to_owned())
+                });
+            });
+            names.push(name);
+        }
+        *value = names;
+    }
+
+    fn show(&self, value: &Vec<String>) -> Shown {
+        Shown::List(value.iter().map(|name| Shown::Text(name.clone())).collect())
+    }
+
+    fn schema(&self) -> Json {
+        json!({ "type": "array", "items": { "type": "string", "pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$" }, "maxItems": 64 })
     }
 }
 

@@ -101,8 +101,11 @@ pub struct Correlation {
     pub http: Option<SocketAddr>,
     /// How long a reset waits for its span.
     pub span_wait: Duration,
-    /// Largest request accepted from an application, bytes after decompression.
-    pub max_request_bytes: usize,
+    /// Largest request accepted from an application, bytes after decompression; `None` is the Collector's default of
+    /// each protocol.
+    pub max_request_bytes: Option<usize>,
+    /// Headers of applications that are forwarded beside the usual ones, in lower case.
+    pub pass_headers: Vec<String>,
     /// Read traceparent from plain HTTP/1.1 on these ports, in the kernel; empty is off.
     pub http_header_ports: Ports,
 }
@@ -113,9 +116,22 @@ impl Default for Correlation {
             grpc: None,
             http: None,
             span_wait: Duration::from_secs(6),
-            max_request_bytes: 64 << 20,
+            max_request_bytes: None,
+            pass_headers: Vec::new(),
             http_header_ports: Ports::default(),
         }
+    }
+}
+
+impl Correlation {
+    /// Largest request by gRPC, bytes after decompression.
+    pub fn max_grpc_request_bytes(&self) -> usize {
+        self.max_request_bytes.unwrap_or(4 << 20)
+    }
+
+    /// Largest request by HTTP, bytes after decompression.
+    pub fn max_http_request_bytes(&self) -> usize {
+        self.max_request_bytes.unwrap_or(20 << 20)
     }
 }
 

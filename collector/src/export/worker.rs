@@ -21,7 +21,7 @@ use crate::{
     },
     model::signal::Signal,
     otlp::{
-        client::{Client, Prepared, SendError},
+        client::{Client, PreparedRequest, SendError},
         response::Answer,
     },
 };
@@ -186,7 +186,7 @@ impl ExportWorker {
         }
     }
 
-    async fn prepare(&self, batch: &mut InFlightBatch) -> Result<Prepared, BatchOutcome> {
+    async fn prepare(&self, batch: &mut InFlightBatch) -> Result<PreparedRequest, BatchOutcome> {
         match batch.body().await {
             Ok(body) => Ok(self.client.prepare(self.signal, body).await),
             Err(error) => Err(self.refused(batch, DropReason::StorageCorrupt, &error.to_string())),

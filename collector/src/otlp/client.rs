@@ -1,10 +1,12 @@
-//! Sends one OTLP request, given as bytes, and hands back the backend's own answer.
+//! The OTLP client: sends one request, given as bytes, and returns the backend's response.
 //!
-//! The bytes go out as they are: nothing is decoded or encoded again. gRPC is spoken on hyper directly (one length
-//! prefix and three trailers), which keeps the answer whole for whoever passes it on. Neither queues nor retries
-//! ([`crate::export`]), nor judges the answer ([`crate::export::retry`]).
+//! The export queue and the receivers share it. Both have encoded bytes: batches that are compressed once and may be
+//! sent several times, and requests of applications, which are forwarded byte for byte. A tonic codec would decompress
+//! and compress each of them again, so gRPC is spoken on hyper directly (one length prefix and three trailers). The
+//! client neither queues nor retries ([`crate::export`]), nor classifies responses ([`crate::export::retry`]).
 
 use std::{
+    collections::VecDeque,
     io::{Read, Write},
     path::PathBuf,
     pin::Pin,
@@ -18,9 +20,9 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Limited};
 use hyper::{
-    HeaderMap, Request, Response, Uri,
+    HeaderMap, Request, Response, StatusCode, Uri,
     body::{Body, Frame, Incoming, SizeHint},
     header::{self, HeaderName, HeaderValue},
 };
@@ -37,21 +39,26 @@ use crate::{
     model::signal::Signal,
     otlp::{
         connect::{Connector, chain},
+        payload::{Format, Payload},
         response::{Answer, BODY_LIMIT, GrpcStatus},
         tls::{self, TlsConfig, TlsError},
     },
 };
 
-/// Stands in every request.
+/// `User-Agent` of the collector's own requests.
 pub const USER_AGENT: &str = concat!("reset-collector/", env!("CARGO_PKG_VERSION"));
 
-/// An answer longer than this is given up: its connection is of no more use.
-const LONGEST_ANSWER: usize = 16 << 20;
+/// Maximum response size of an export; a longer response aborts the connection.
+const MAX_ANSWER_BYTES: usize = 16 << 20;
+/// Maximum response size that is returned to an application. A partial success has a few hundred bytes.
+pub const MAX_FORWARDED_ANSWER_BYTES: usize = 4 << 20;
+/// Idle connections that are kept for forwarded requests.
+const FORWARD_MAX_IDLE: usize = 16;
 const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
-/// Bodies from this size on are compressed beside the runtime's own threads.
+/// Bodies from this size on are compressed on a blocking thread.
 const LARGE_BODY: usize = 64 << 10;
-const IDLE_CONNECTION: Duration = Duration::from_secs(90);
-const HTTP2_PING: Duration = Duration::from_secs(30);
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(30);
 const GRPC_PREFIX: usize = 5;
 
 /// A destination that cannot be used as configured.
@@ -92,11 +99,25 @@ pub enum SendError {
     Broken(String),
 }
 
-/// A request ready to be sent, more than once if need be: compressed and framed.
+/// A compressed and framed request, which can be sent more than once.
 #[derive(Clone, Debug)]
-pub struct Prepared {
+pub struct PreparedRequest {
     signal: Signal,
-    body: RequestBody,
+    body: ChunkedBody,
+    encoding: Option<&'static str>,
+}
+
+/// A backend's whole response, for the application that sent the request.
+#[derive(Clone, Debug)]
+pub struct BackendResponse {
+    /// The HTTP status, of gRPC as well.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body, with gRPC's prefix if it has one.
+    pub body: Bytes,
+    /// The trailers, which carry gRPC's status.
+    pub trailers: Option<HeaderMap>,
 }
 
 /// Sends requests to one destination. Cheap to clone; clones share their connections.
@@ -117,16 +138,26 @@ struct Shared {
 struct Route {
     signal: Signal,
     uri: Uri,
-    http: legacy::Client<Connector, RequestBody>,
+    http: legacy::Client<Connector, ChunkedBody>,
     proxy_authorization: Option<HeaderValue>,
 }
 
 impl Client {
-    /// A client of this destination. Must be called inside of a tokio runtime; connects at the first request.
+    /// A client of this destination for the collector's own requests. Must be called inside of a tokio runtime;
+    /// connects at the first request.
     pub fn new(destination: &Destination) -> Result<Self, ClientError> {
+        Self::with_pool(destination, destination.queue.consumers.max(1))
+    }
+
+    /// A client of this destination for requests of applications ([`Self::forward`]), with connections of its own.
+    pub fn for_forwarding(destination: &Destination) -> Result<Self, ClientError> {
+        Self::with_pool(destination, FORWARD_MAX_IDLE)
+    }
+
+    fn with_pool(destination: &Destination, max_idle: usize) -> Result<Self, ClientError> {
         let headers = headers(destination)?;
         let shared = Shared {
-            routes: routes(destination)?,
+            routes: routes(destination, max_idle)?,
             protocol: destination.protocol,
             compression: destination.compression,
             headers,
@@ -136,6 +167,11 @@ impl Client {
         Ok(Self { shared: Arc::new(shared) })
     }
 
+    /// The protocol of the destination.
+    pub fn protocol(&self) -> Protocol {
+        self.shared.protocol
+    }
+
     /// Sends a request message of this signal and returns what the backend answered, whatever it is.
     pub async fn send(&self, signal: Signal, message: Bytes) -> Result<Answer, SendError> {
         let prepared = self.prepare(signal, message).await;
@@ -143,37 +179,57 @@ impl Client {
     }
 
     /// Compresses and frames a request message once, for [`Self::send_prepared`].
-    pub async fn prepare(&self, signal: Signal, message: Bytes) -> Prepared {
+    pub async fn prepare(&self, signal: Signal, message: Bytes) -> PreparedRequest {
         let (protocol, compression) = (self.shared.protocol, self.shared.compression);
         if compression == Compression::None || message.len() < LARGE_BODY {
-            return Prepared { signal, body: RequestBody::new(protocol, compression, message) };
+            return PreparedRequest::new(signal, protocol, compression, message);
         }
         let copy = message.clone();
-        let packed = tokio::task::spawn_blocking(move || RequestBody::new(protocol, compression, copy)).await;
-        // The runtime gives up such work only when it ends: then it is done here.
-        let body = packed.unwrap_or_else(|_| RequestBody::new(protocol, compression, message));
-        Prepared { signal, body }
+        let compressing =
+            tokio::task::spawn_blocking(move || PreparedRequest::new(signal, protocol, compression, copy));
+        // The runtime cancels blocking work only at its own end; then it is done here.
+        compressing.await.unwrap_or_else(|_| PreparedRequest::new(signal, protocol, compression, message))
     }
 
     /// Sends a prepared request.
-    pub async fn send_prepared(&self, prepared: &Prepared) -> Result<Answer, SendError> {
+    pub async fn send_prepared(&self, prepared: &PreparedRequest) -> Result<Answer, SendError> {
+        let route = self.shared.route(prepared.signal)?;
+        let request = self.shared.export_request(route, prepared);
+        self.exchange(route, request, |response| read_answer(response, self.shared.protocol)).await
+    }
+
+    /// Forwards a request of an application once and returns the backend's response unchanged. `headers` are the
+    /// application's; those of the destination replace them. A gRPC backend takes protobuf only.
+    pub async fn forward(
+        &self,
+        signal: Signal,
+        headers: HeaderMap,
+        payload: &Payload,
+    ) -> Result<BackendResponse, SendError> {
+        let route = self.shared.route(signal)?;
+        let request = self.shared.forwarded_request(route, headers, payload);
+        self.exchange(route, request, read_response).await
+    }
+
+    async fn exchange<T, F: Future<Output = Result<T, SendError>>>(
+        &self,
+        route: &Route,
+        mut request: Request<ChunkedBody>,
+        read: impl FnOnce(Response<Incoming>) -> F,
+    ) -> Result<T, SendError> {
         let shared = &*self.shared;
-        let Some(route) = shared.routes.iter().find(|route| route.signal == prepared.signal) else {
-            return Err(SendError::Connect("no endpoint for this signal".into()));
-        };
-        let mut request = shared.request(route, prepared);
         let connection = capture_connection(&mut request);
         let exchange = async {
             let response = route.http.request(request).await.map_err(|error| {
                 send_error(&error, shared.protocol, &route.uri, shared.answered.load(Ordering::Relaxed))
             })?;
             shared.answered.store(true, Ordering::Relaxed);
-            read_answer(response, shared.protocol).await
+            read(response).await
         };
         match tokio::time::timeout(shared.timeout, exchange).await {
             Ok(answer) => answer,
             Err(_) => {
-                // A connection that does not answer may be dead without a word: the next request takes a new one.
+                // A connection without an answer may be dead: the next request takes a new one.
                 if let Some(connected) = connection.connection_metadata().as_ref() {
                     connected.poison();
                 }
@@ -191,31 +247,80 @@ impl SendError {
 }
 
 impl Shared {
-    fn request(&self, route: &Route, prepared: &Prepared) -> Request<RequestBody> {
-        let mut request = Request::new(prepared.body.clone());
-        *request.method_mut() = hyper::Method::POST;
-        *request.uri_mut() = route.uri.clone();
-        let headers = request.headers_mut();
-        headers.clone_from(&self.headers);
+    fn route(&self, signal: Signal) -> Result<&Route, SendError> {
+        let route = self.routes.iter().find(|route| route.signal == signal);
+        route.ok_or_else(|| SendError::Connect("no endpoint for this signal".into()))
+    }
+
+    fn export_request(&self, route: &Route, prepared: &PreparedRequest) -> Request<ChunkedBody> {
+        let mut headers = HeaderMap::new();
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        let encoding = prepared.body.encoding.map(HeaderValue::from_static);
-        match self.protocol {
-            Protocol::Grpc => {
-                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-                headers.insert(header::TE, HeaderValue::from_static("trailers"));
-                headers.insert("grpc-timeout", grpc_timeout(self.timeout));
-                encoding.and_then(|encoding| headers.insert("grpc-encoding", encoding));
-            }
-            Protocol::HttpProtobuf => {
-                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
-                encoding.and_then(|encoding| headers.insert(header::CONTENT_ENCODING, encoding));
-            }
+        if self.protocol == Protocol::Grpc {
+            headers.insert("grpc-timeout", grpc_timeout(self.timeout));
+        }
+        let encoding = prepared.encoding.map(HeaderValue::from_static);
+        self.request(route, headers, prepared.body.clone(), Format::Protobuf, encoding)
+    }
+
+    fn forwarded_request(&self, route: &Route, headers: HeaderMap, payload: &Payload) -> Request<ChunkedBody> {
+        let encoding = payload.encoding.name();
+        let mut chunks: VecDeque<Bytes> = payload.chunks.iter().filter(|chunk| !chunk.is_empty()).cloned().collect();
+        if self.protocol == Protocol::Grpc {
+            chunks.push_front(grpc_prefix(encoding.is_some(), payload.len()));
+        }
+        self.request(route, headers, ChunkedBody(chunks), payload.format, encoding)
+    }
+
+    /// A request with these headers, replaced by those that the body and the destination ask for.
+    fn request(
+        &self,
+        route: &Route,
+        mut headers: HeaderMap,
+        body: ChunkedBody,
+        format: Format,
+        encoding: Option<HeaderValue>,
+    ) -> Request<ChunkedBody> {
+        let (content_type, encoding_header) = match (self.protocol, format) {
+            (Protocol::Grpc, _) => ("application/grpc", GRPC_ENCODING),
+            (Protocol::HttpProtobuf, Format::Protobuf) => ("application/x-protobuf", header::CONTENT_ENCODING),
+            (Protocol::HttpProtobuf, Format::Json) => ("application/json", header::CONTENT_ENCODING),
+        };
+        for (name, value) in &self.headers {
+            headers.insert(name.clone(), value.clone());
+        }
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if self.protocol == Protocol::Grpc {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+        if let Some(encoding) = encoding {
+            headers.insert(encoding_header, encoding);
         }
         if let Some(authorization) = &route.proxy_authorization {
             headers.insert(header::PROXY_AUTHORIZATION, authorization.clone());
         }
+        let mut request = Request::new(body);
+        *request.method_mut() = hyper::Method::POST;
+        *request.uri_mut() = route.uri.clone();
+        *request.headers_mut() = headers;
         request
     }
+}
+
+/// gRPC's five bytes before a message: compressed or not, its length.
+fn grpc_prefix(compressed: bool, length: usize) -> Bytes {
+    let mut prefix = BytesMut::with_capacity(GRPC_PREFIX);
+    prefix.put_u8(u8::from(compressed));
+    // Requests are far smaller than 4 GiB.
+    prefix.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    prefix.freeze()
+}
+
+async fn read_response(response: Response<Incoming>) -> Result<BackendResponse, SendError> {
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, MAX_FORWARDED_ANSWER_BYTES).collect().await;
+    let body = body.map_err(|error| SendError::Broken(format!("the response broke off: {}", chain(&*error))))?;
+    let trailers = body.trailers().cloned();
+    Ok(BackendResponse { status: head.status, headers: head.headers, body: body.to_bytes(), trailers })
 }
 
 /// At most eight digits (gRPC, PROTOCOL-HTTP2).
@@ -248,7 +353,7 @@ async fn read_answer(response: Response<Incoming>, protocol: Protocol) -> Result
                 length += data.len();
                 kept.put_slice(&data[..data.len().min(BODY_LIMIT - kept.len())]);
                 answer.truncated = length > BODY_LIMIT;
-                if length > LONGEST_ANSWER {
+                if length > MAX_ANSWER_BYTES {
                     break;
                 }
             }
@@ -333,7 +438,7 @@ fn headers(destination: &Destination) -> Result<HeaderMap, ClientError> {
     Ok(headers)
 }
 
-fn routes(destination: &Destination) -> Result<Vec<Route>, ClientError> {
+fn routes(destination: &Destination, max_idle: usize) -> Result<Vec<Route>, ClientError> {
     let grpc = destination.protocol == Protocol::Grpc;
     let own = &destination.signal_endpoints;
     let endpoints = [(Signal::Logs, &own.logs), (Signal::Traces, &own.traces), (Signal::Metrics, &own.metrics)];
@@ -347,25 +452,26 @@ fn routes(destination: &Destination) -> Result<Vec<Route>, ClientError> {
         false => None,
     };
     let connector = Connector::tcp(tls, Some(Arc::new(Matcher::from_env())), grpc);
-    let over_tcp = pool(connector.clone(), destination);
+    let over_tcp = pool(connector.clone(), destination, max_idle);
     let mut routes = Vec::new();
     for (signal, endpoint, path) in endpoints {
         let (uri, socket) = address(endpoint, path)?;
-        let http = socket.map_or_else(|| over_tcp.clone(), |socket| pool(Connector::unix(socket), destination));
+        let http =
+            socket.map_or_else(|| over_tcp.clone(), |socket| pool(Connector::unix(socket), destination, max_idle));
         let proxy_authorization = connector.forward_authorization(&uri);
         routes.push(Route { signal, uri, http, proxy_authorization });
     }
     Ok(routes)
 }
 
-fn pool(connector: Connector, destination: &Destination) -> legacy::Client<Connector, RequestBody> {
+fn pool(connector: Connector, destination: &Destination, max_idle: usize) -> legacy::Client<Connector, ChunkedBody> {
     legacy::Client::builder(TokioExecutor::new())
         .http2_only(destination.protocol == Protocol::Grpc)
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_CONNECTION)
-        .pool_max_idle_per_host(destination.queue.consumers.max(1))
-        .http2_keep_alive_interval(HTTP2_PING)
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .pool_max_idle_per_host(max_idle)
+        .http2_keep_alive_interval(HTTP2_PING_INTERVAL)
         .build(connector)
 }
 
@@ -414,27 +520,26 @@ pub(crate) fn redacted(endpoint: &str) -> String {
     }
 }
 
-/// A request's body: the gRPC prefix and the message, never joined, so that nothing is copied.
-#[derive(Clone, Debug)]
-struct RequestBody {
-    parts: [Bytes; 2],
-    encoding: Option<&'static str>,
-}
-
-impl RequestBody {
-    fn new(protocol: Protocol, compression: Compression, message: Bytes) -> Self {
+impl PreparedRequest {
+    fn new(signal: Signal, protocol: Protocol, compression: Compression, message: Bytes) -> Self {
         let (message, encoding) = match compress(compression, &message) {
             Some((compressed, encoding)) => (compressed, Some(encoding)),
             None => (message, None),
         };
-        let mut prefix = BytesMut::with_capacity(GRPC_PREFIX);
+        let mut chunks = VecDeque::with_capacity(2);
         if protocol == Protocol::Grpc {
-            prefix.put_u8(u8::from(encoding.is_some()));
-            prefix.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+            chunks.push_back(grpc_prefix(encoding.is_some(), message.len()));
         }
-        Self { parts: [prefix.freeze(), message], encoding }
+        if !message.is_empty() {
+            chunks.push_back(message);
+        }
+        Self { signal, body: ChunkedBody(chunks), encoding }
     }
 }
+
+/// A request's body in chunks, which are never copied into one.
+#[derive(Clone, Debug)]
+struct ChunkedBody(VecDeque<Bytes>);
 
 /// `None` without compression, and where it fails: then the message goes out as it is.
 fn compress(compression: Compression, message: &[u8]) -> Option<(Bytes, &'static str)> {
@@ -451,20 +556,19 @@ fn compress(compression: Compression, message: &[u8]) -> Option<(Bytes, &'static
     }
 }
 
-impl Body for RequestBody {
+impl Body for ChunkedBody {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let part = self.parts.iter_mut().find(|part| !part.is_empty()).map(std::mem::take);
-        Poll::Ready(part.map(|part| Ok(Frame::data(part))))
+        Poll::Ready(self.0.pop_front().map(|chunk| Ok(Frame::data(chunk))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.parts.iter().all(Bytes::is_empty)
+        self.0.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.parts.iter().map(|part| part.len() as u64).sum())
+        SizeHint::with_exact(self.0.iter().map(|chunk| chunk.len() as u64).sum())
     }
 }

@@ -209,14 +209,34 @@ fn bytes(message: &[u8], wanted: u32) -> Result<Option<&[u8]>, Malformed> {
     Ok(last)
 }
 
-/// The request with an event (an encoded `Span.Event`) more at the end of each of these spans; the lengths around them
-/// grow, every other byte is as it was. The places are those of [`visit`] on the same bytes, in its order; one that
-/// stands twice gets both events.
+/// The request with an encoded `Span.Event` appended to each of these spans. The lengths around them grow; no other byte
+/// changes. The places are those of [`visit`] on the same bytes, in its order; a place that is repeated gets both events.
+/// Allocates the result alone.
 pub fn splice(request: &[u8], events: &[(Place, Vec<u8>)]) -> Vec<u8> {
-    let added: usize = events.iter().map(|(_, event)| event.len() + 16).sum();
-    let mut out = Vec::with_capacity(request.len() + added);
+    let mut out = Vec::with_capacity(spliced_len(request.len(), events, 0));
     rewrite(request, 0, request.len(), events, 0, &mut out);
     out
+}
+
+/// The length that a content of `length` bytes has with these events in it.
+fn spliced_len(length: usize, events: &[(Place, Vec<u8>)], level: usize) -> usize {
+    let (mut before, mut after) = (0, 0);
+    for group in events.chunk_by(|(one, _), (other, _)| one[level] == other[level]) {
+        let extent = group[0].0[level];
+        let content = grown_len(extent, group, level);
+        before += extent.end - extent.length_at;
+        after += varint_len(content) + content;
+    }
+    length + after - before
+}
+
+/// The length that one message has with these events in it.
+fn grown_len(extent: Extent, events: &[(Place, Vec<u8>)], level: usize) -> usize {
+    let length = extent.end - extent.start;
+    if level + 1 < events[0].0.len() {
+        return spliced_len(length, events, level + 1);
+    }
+    length + events.iter().map(|(_, event)| 1 + varint_len(event.len()) + event.len()).sum::<usize>()
 }
 
 fn rewrite(bytes: &[u8], start: usize, end: usize, events: &[(Place, Vec<u8>)], level: usize, out: &mut Vec<u8>) {
@@ -224,22 +244,24 @@ fn rewrite(bytes: &[u8], start: usize, end: usize, events: &[(Place, Vec<u8>)], 
     for group in events.chunk_by(|(one, _), (other, _)| one[level] == other[level]) {
         let extent = group[0].0[level];
         out.extend_from_slice(&bytes[copied..extent.length_at]);
-        let mut content = Vec::with_capacity(extent.end - extent.start);
+        write_varint(grown_len(extent, group, level) as u64, out);
         if level + 1 < group[0].0.len() {
-            rewrite(bytes, extent.start, extent.end, group, level + 1, &mut content);
+            rewrite(bytes, extent.start, extent.end, group, level + 1, out);
         } else {
-            content.extend_from_slice(&bytes[extent.start..extent.end]);
+            out.extend_from_slice(&bytes[extent.start..extent.end]);
             for (_, event) in group {
-                write_varint(u64::from(number::EVENTS << 3 | WIRE_BYTES), &mut content);
-                write_varint(event.len() as u64, &mut content);
-                content.extend_from_slice(event);
+                write_varint(u64::from(number::EVENTS << 3 | WIRE_BYTES), out);
+                write_varint(event.len() as u64, out);
+                out.extend_from_slice(event);
             }
         }
-        write_varint(content.len() as u64, out);
-        out.extend_from_slice(&content);
         copied = extent.end;
     }
     out.extend_from_slice(&bytes[copied..end]);
+}
+
+fn varint_len(value: usize) -> usize {
+    (value.max(1).ilog2() / 7 + 1) as usize
 }
 
 fn write_varint(mut value: u64, out: &mut Vec<u8>) {

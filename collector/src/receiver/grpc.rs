@@ -6,7 +6,7 @@ use tonic::Status;
 
 use crate::{
     model::signal::Signal,
-    otlp::payload::{Coding, Format, Payload},
+    otlp::payload::{Encoding, Format, Payload},
 };
 
 /// gRPC's prefix: compressed or not, the message's length.
@@ -25,17 +25,17 @@ pub(crate) fn payload(headers: &HeaderMap, chunks: Vec<Bytes>) -> Result<Payload
     let mut chunks = chunks;
     let prefix = take_prefix(&mut chunks).ok_or_else(|| Status::invalid_argument("the request has no message"))?;
     let [compressed, length @ ..] = prefix;
-    let mut payload = Payload { chunks, coding: Coding::Identity, format: Format::Protobuf };
+    let mut payload = Payload { chunks, encoding: Encoding::Identity, format: Format::Protobuf };
     if u64::from(u32::from_be_bytes(length)) != payload.len() as u64 {
         return Err(Status::invalid_argument("the request is not one whole message"));
     }
-    payload.coding = match (compressed, headers.get("grpc-encoding")) {
-        (0, _) => Coding::Identity,
+    payload.encoding = match (compressed, headers.get("grpc-encoding")) {
+        (0, _) => Encoding::Identity,
         (1, Some(name)) => match name.as_bytes() {
-            b"gzip" => Coding::Gzip,
-            b"zstd" => Coding::Zstd,
+            b"gzip" => Encoding::Gzip,
+            b"zstd" => Encoding::Zstd,
             b"identity" => return Err(Status::internal("the message is compressed, and grpc-encoding says it is not")),
-            _ => Coding::Other(name.clone()),
+            _ => Encoding::Other(name.clone()),
         },
         (1, None) => return Err(Status::internal("the message is compressed, and grpc-encoding is missing")),
         _ => return Err(Status::internal("the message's first byte is neither 0 nor 1")),

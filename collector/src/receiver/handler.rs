@@ -1,5 +1,5 @@
-//! One request of an application: read, its spans held against the resets that wait, sent on, the backend's answer
-//! given back.
+//! One request of an application: read, its spans matched with the resets that wait, forwarded, the backend's response
+//! returned.
 
 use std::{convert::Infallible, time::Instant};
 
@@ -9,31 +9,38 @@ use hyper::{
     header::{self, HeaderName},
 };
 use tonic::Status;
+use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
     config::settings::Protocol,
     correlate::{Sender, SplicedEvents, Ticket},
     model::signal::Signal,
     otlp::{
-        payload::{Coding, Format, Payload, PayloadError},
+        client::{BackendResponse, SendError},
+        payload::{Encoding, Format, Payload, PayloadError, protobuf_of_json},
         splice, splice_json,
     },
     receiver::{
         Connection, Shared,
-        body::{self, IntakeError, Share},
-        forward::{Away, Reply},
+        body::{BODY_TIMEOUT, BodyError, BudgetShare, ClientKey},
         grpc, http,
         metrics::Refused,
         response::{self, AnswerBody, Dialect},
     },
 };
 
-/// A request, read.
+/// When a client that was refused for want of room may try again.
+const RETRY_DELAY: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// A request whose body has been read.
 struct Inbound {
     signal: Signal,
     dialect: Dialect,
     headers: HeaderMap,
     payload: Payload,
+    client: ClientKey,
+    limit: usize,
+    share: BudgetShare,
 }
 
 /// Answers one request.
@@ -62,14 +69,17 @@ pub(crate) async fn answer(
             }
         }
     };
+    let [grpc_limit, http_limit] = shared.limits;
+    let limit = if grpc { grpc_limit } else { http_limit };
     let answer = async {
-        let (chunks, share) = body::read_body(body, shared.limit, &shared.budget).await?;
+        let client = connection.client();
+        let (chunks, share) = shared.intake.read(body, limit, client).await?;
         let payload = match dialect {
             Dialect::Grpc => grpc::payload(&head.headers, chunks).map_err(Refusal::malformed)?,
-            Dialect::Http(format) => Payload { chunks, coding: http::coding(&head.headers), format },
+            Dialect::Http(format) => Payload { chunks, encoding: http::encoding(&head.headers), format },
         };
-        let inbound = Inbound { signal, dialect, headers: head.headers, payload };
-        exchange(shared, connection, inbound, share).await
+        let inbound = Inbound { signal, dialect, headers: head.headers, payload, client, limit, share };
+        exchange(shared, connection, inbound).await
     };
     Ok(answer.await.unwrap_or_else(|refusal: Refusal| {
         shared.traffic.count_refused(refusal.why);
@@ -77,7 +87,7 @@ pub(crate) async fn answer(
     }))
 }
 
-/// Why a request did not get an answer of the backend's.
+/// Why a request was answered without the backend.
 struct Refusal {
     why: Refused,
     status: Status,
@@ -86,87 +96,121 @@ struct Refusal {
 async fn exchange(
     shared: &Shared,
     connection: &Connection,
-    inbound: Inbound,
-    mut share: Share,
+    mut inbound: Inbound,
 ) -> Result<Response<AnswerBody>, Refusal> {
-    let Inbound { signal, dialect, headers, payload } = inbound;
-    let (marked, ticket) = match look(shared, connection, signal, &payload, &mut share).await? {
-        Some((marked, ticket)) => (Some(marked), Some(ticket)),
+    let (spliced, ticket) = match splice_events(shared, connection, &mut inbound).await? {
+        Some((spliced, ticket)) => (Some(spliced), Some(ticket)),
         None => (None, None),
     };
-    let from = shared.backends.of(signal).protocol();
-    let headers = headers_to_pass(&headers, dialect, from);
-    let mut answered = send(shared, signal, &headers, marked.as_ref().unwrap_or(&payload)).await;
+    let (signal, dialect) = (inbound.signal, inbound.dialect);
+    let from = shared.backends.of(signal).client.protocol();
+    let headers = headers_to_forward(&inbound.headers, dialect, from, &shared.pass_headers);
+    let mut answered = send(shared, &mut inbound, &headers, spliced.as_ref()).await;
     let mut accepted = answered.as_ref().is_ok_and(|reply| response::is_accepted(reply, from));
-    let spoiled = answered.as_ref().is_ok_and(|reply| response::is_refused_for_good(reply, from));
-    if marked.is_some() && spoiled {
+    let rejected = answered.as_ref().is_ok_and(|reply| response::is_refused_for_good(reply, from));
+    if spliced.is_some() && rejected {
         // An event of ours must not cost the application its spans: a few bytes may have been too many.
-        answered = send(shared, signal, &headers, &payload).await;
+        answered = send(shared, &mut inbound, &headers, None).await;
         accepted = false;
     }
     if let Some(ticket) = ticket {
         ticket.settle(accepted);
     }
-    let reply = answered?;
-    shared.traffic.count_passed(signal, payload.len());
-    Ok(response::translate(reply, from, dialect, signal))
+    let answer = answered?;
+    shared.traffic.count_passed(signal, inbound.payload.len());
+    Ok(response::translate(answer, from, dialect, signal))
 }
 
-async fn send(shared: &Shared, signal: Signal, headers: &HeaderMap, payload: &Payload) -> Result<Reply, Refusal> {
-    let backend = shared.backends.of(signal);
-    let convert = backend.protocol() == Protocol::Grpc && payload.format == Format::Json;
+/// Forwards the request, or what became of it with events, in the format that the backend takes.
+async fn send(
+    shared: &Shared,
+    inbound: &mut Inbound,
+    headers: &HeaderMap,
+    spliced: Option<&Payload>,
+) -> Result<BackendResponse, Refusal> {
+    let backend = shared.backends.of(inbound.signal);
+    let Some(_slot) = backend.slot(inbound.client).await else {
+        return Err(Refusal::busy("too many requests are in progress at the backend"));
+    };
+    let convert = backend.client.protocol() == Protocol::Grpc && inbound.payload.format == Format::Json;
+    let payload = spliced.unwrap_or(&inbound.payload);
     if !convert {
-        return Ok(backend.send(signal, headers, payload).await?);
+        return Ok(backend.client.forward(inbound.signal, headers.clone(), payload).await?);
     }
-    let plain = payload.protobuf(signal, shared.limit)?;
-    let payload = Payload { chunks: vec![plain], coding: Coding::Identity, format: Format::Protobuf };
-    Ok(backend.send(signal, headers, &payload).await?)
+    let (signal, limit, payload) = (inbound.signal, inbound.limit, payload.clone());
+    let (text, _text_share) = decode(shared, inbound.client, &payload, limit).await?;
+    let room = json_room(shared, inbound.client, text.len(), limit).await?;
+    let plain = protobuf_of_json(signal, &text, limit)?;
+    inbound.share.add(room);
+    drop(text);
+    let payload = Payload { chunks: vec![plain], encoding: Encoding::Identity, format: Format::Protobuf };
+    Ok(backend.client.forward(signal, headers.clone(), &payload).await?)
 }
 
-/// The request with the events that belong into it, where there are any. Its size is checked in any case.
-async fn look(
+/// The decoded bytes, with the room that they take: charged before it is used.
+async fn decode(
+    shared: &Shared,
+    client: ClientKey,
+    payload: &Payload,
+    limit: usize,
+) -> Result<(bytes::Bytes, BudgetShare), Refusal> {
+    let deadline = tokio::time::Instant::now() + BODY_TIMEOUT;
+    let mut room = shared.intake.share(client, payload.max_plain_len(limit), deadline).await?;
+    let plain = payload.plain(limit)?;
+    room.shrink(plain.len());
+    Ok((plain, room))
+}
+
+/// Room for the protobuf of a JSON text, and for the longest text in it.
+async fn json_room(shared: &Shared, client: ClientKey, text: usize, limit: usize) -> Result<BudgetShare, Refusal> {
+    let deadline = tokio::time::Instant::now() + BODY_TIMEOUT;
+    Ok(shared.intake.share(client, text + Payload::max_protobuf_len(text, limit), deadline).await?)
+}
+
+/// The request with the events that belong on its spans, if any. Its size is checked in any case.
+async fn splice_events(
     shared: &Shared,
     connection: &Connection,
-    signal: Signal,
-    payload: &Payload,
-    share: &mut Share,
+    inbound: &mut Inbound,
 ) -> Result<Option<(Payload, Ticket)>, Refusal> {
-    let readable = signal == Signal::Traces && !matches!(payload.coding, Coding::Other(_));
+    let (client, limit, payload) = (inbound.client, inbound.limit, &inbound.payload);
+    let readable = inbound.signal == Signal::Traces && !matches!(payload.encoding, Encoding::Other(_));
     let sender = if readable { connection.sender(shared).await } else { Sender::Unattributed };
     if !readable || !shared.correlator.needs_correlation(&sender, payload, Instant::now()) {
-        payload.check_size(shared.limit)?;
+        payload.check_size(limit)?;
         return Ok(None);
     }
-    let plain = if payload.coding == Coding::Identity {
-        payload.plain(shared.limit)?
-    } else {
-        // Room for the most that it can become, before it becomes that.
-        let deadline = tokio::time::Instant::now() + body::BODY_TIME;
-        let mut room = shared.budget.share(payload.most_plain_bytes(shared.limit), deadline).await?;
-        let plain = payload.plain(shared.limit)?;
-        room.shrink(plain.len());
-        share.add(room);
-        plain
-    };
+    let (plain, plain_share) = decode(shared, client, payload, limit).await?;
+    inbound.share.add(plain_share);
     let protobuf = match payload.format {
         Format::Protobuf => plain.clone(),
-        Format::Json => match payload.protobuf(signal, shared.limit) {
-            Ok(protobuf) => protobuf,
-            Err(error) => return Ok(pass_malformed(shared, &error)),
-        },
+        Format::Json => {
+            let room = json_room(shared, client, plain.len(), limit).await?;
+            inbound.share.add(room);
+            match protobuf_of_json(Signal::Traces, &plain, limit) {
+                Ok(protobuf) => protobuf,
+                Err(error) => return Ok(forward_unparsed(shared, &error)),
+            }
+        }
     };
     match shared.correlator.correlate_request(&sender, &protobuf, Instant::now()) {
         Ok(None) => Ok(None),
         Ok(Some(SplicedEvents { events, ticket })) => {
+            let added: usize = events.iter().map(|(.., event)| event.len() * 2).sum();
+            let deadline = tokio::time::Instant::now() + BODY_TIMEOUT;
+            inbound.share.add(shared.intake.share(client, plain.len() + added, deadline).await?);
             let bytes = match payload.format {
                 Format::Protobuf => Some(splice::splice(&plain, &places(events))),
                 Format::Json => splice_json::splice(&plain, &events),
             };
-            let marked =
-                bytes.map(|bytes| Payload { chunks: vec![bytes.into()], coding: Coding::Identity, ..payload.clone() });
-            Ok(marked.map(|marked| (marked, ticket)))
+            let spliced = bytes.map(|bytes| Payload {
+                chunks: vec![bytes.into()],
+                encoding: Encoding::Identity,
+                ..payload.clone()
+            });
+            Ok(spliced.map(|spliced| (spliced, ticket)))
         }
-        Err(error) => Ok(pass_malformed(shared, &error)),
+        Err(error) => Ok(forward_unparsed(shared, &error)),
     }
 }
 
@@ -174,58 +218,56 @@ fn places(events: Vec<(usize, splice::Place, Vec<u8>)>) -> Vec<(splice::Place, V
     events.into_iter().map(|(_, place, event)| (place, event)).collect()
 }
 
-/// It goes on as it came: the backend says what it thinks of it.
-fn pass_malformed<T>(shared: &Shared, error: &dyn std::error::Error) -> Option<T> {
+/// A request that cannot be parsed is forwarded unchanged: the backend decides about it.
+fn forward_unparsed<T>(shared: &Shared, error: &impl std::fmt::Display) -> Option<T> {
     shared.traffic.count_malformed();
-    tracing::debug!("an application's spans cannot be read and go on as they came: {error}");
+    tracing::debug!(event = "request_unparsed", %error, "cannot parse an application's spans, forwarding them unchanged");
     None
 }
 
-/// The application's headers that go on: all but those of its connection, and what another protocol says otherwise.
-fn headers_to_pass(headers: &HeaderMap, from: Dialect, to: Protocol) -> HeaderMap {
-    const CONNECTION: &[HeaderName] = &[
-        header::CONNECTION,
-        header::CONTENT_ENCODING,
-        header::CONTENT_LENGTH,
-        header::CONTENT_TYPE,
-        header::EXPECT,
-        header::HOST,
-        header::PROXY_AUTHENTICATE,
-        header::PROXY_AUTHORIZATION,
-        header::TE,
-        header::TRAILER,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-    ];
+/// The headers of an application that are forwarded: those of tracing and of gRPC, and what the configuration adds. All
+/// others, such as a tenant's or a cookie, would speak with the authority of the collector's own.
+fn headers_to_forward(headers: &HeaderMap, from: Dialect, to: Protocol, also: &[HeaderName]) -> HeaderMap {
+    const PASSED: [&str; 3] = ["user-agent", "traceparent", "tracestate"];
     let same = (from == Dialect::Grpc) == (to == Protocol::Grpc);
-    let named = headers.get(header::CONNECTION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let stays = |name: &HeaderName| {
-        CONNECTION.contains(name)
-            || matches!(name.as_str(), "keep-alive" | "grpc-encoding")
-            || named.split(',').any(|other| name.as_str().eq_ignore_ascii_case(other.trim()))
-            || !same
-                && (name.as_str().starts_with("grpc-") || matches!(*name, header::ACCEPT | header::ACCEPT_ENCODING))
+    let of_connection: Vec<&str> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .chain(headers.get_all("proxy-connection"))
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(',').map(str::trim))
+        .collect();
+    let passes = |name: &HeaderName| {
+        let text = name.as_str();
+        let of_protocol = text.starts_with("grpc-") && text != "grpc-encoding" && text != "grpc-status"
+            || matches!(*name, header::ACCEPT | header::ACCEPT_ENCODING);
+        (PASSED.contains(&text) || also.contains(name) || same && of_protocol)
+            && !of_connection.iter().any(|other| text.eq_ignore_ascii_case(other))
     };
-    headers.iter().filter(|(name, _)| !stays(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
+    headers.iter().filter(|(name, _)| passes(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 impl Refusal {
     fn malformed(status: Status) -> Self {
         Self { why: Refused::Malformed, status }
     }
+
+    /// To be tried again soon.
+    fn busy(message: impl Into<String>) -> Self {
+        let details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));
+        Self { why: Refused::Busy, status: Status::with_error_details(tonic::Code::Unavailable, message, details) }
+    }
 }
 
-impl From<IntakeError> for Refusal {
-    fn from(error: IntakeError) -> Self {
+impl From<BodyError> for Refusal {
+    fn from(error: BodyError) -> Self {
         let message = error.to_string();
         match error {
-            IntakeError::TooLarge { .. } => {
-                Self { why: Refused::TooLarge, status: Status::resource_exhausted(message) }
-            }
-            IntakeError::Busy => Self { why: Refused::Busy, status: Status::unavailable(message) },
-            // Worth another try: by another time the network may be faster.
-            IntakeError::TooSlow => Self { why: Refused::BrokenOff, status: Status::deadline_exceeded(message) },
-            IntakeError::Broken(_) => Self { why: Refused::BrokenOff, status: Status::invalid_argument(message) },
+            BodyError::TooLarge { .. } => Self { why: Refused::TooLarge, status: Status::resource_exhausted(message) },
+            BodyError::Busy => Self::busy(message),
+            // Worth another try: the network may be faster then.
+            BodyError::TooSlow => Self { why: Refused::BrokenOff, status: Status::deadline_exceeded(message) },
+            BodyError::Broken(_) => Self { why: Refused::BrokenOff, status: Status::invalid_argument(message) },
         }
     }
 }
@@ -237,15 +279,16 @@ impl From<PayloadError> for Refusal {
             PayloadError::TooLarge { .. } => {
                 Self { why: Refused::TooLarge, status: Status::resource_exhausted(message) }
             }
-            PayloadError::Undecodable { .. } | PayloadError::Json(_) | PayloadError::UnknownCoding => {
+            PayloadError::Undecodable { .. } | PayloadError::Json(_) | PayloadError::UnknownEncoding => {
                 Self::malformed(Status::invalid_argument(message))
             }
         }
     }
 }
 
-impl From<Away> for Refusal {
-    fn from(away: Away) -> Self {
-        Self { why: Refused::BackendAway, status: Status::unavailable(away.to_string()) }
+impl From<SendError> for Refusal {
+    fn from(error: SendError) -> Self {
+        let message = format!("the backend cannot be reached: {error}");
+        Self { why: Refused::BackendAway, status: Status::unavailable(message) }
     }
 }

@@ -8,7 +8,7 @@ use hyper::{
 
 use crate::{
     model::signal::Signal,
-    otlp::payload::{Coding, Format},
+    otlp::payload::{Encoding, Format},
     receiver::response::{self, AnswerBody},
 };
 
@@ -41,12 +41,12 @@ fn format(headers: &HeaderMap) -> Option<Format> {
 }
 
 /// How the body is compressed.
-pub(crate) fn coding(headers: &HeaderMap) -> Coding {
+pub(crate) fn encoding(headers: &HeaderMap) -> Encoding {
     match headers.get(header::CONTENT_ENCODING) {
-        None => Coding::Identity,
-        Some(name) if name.is_empty() || name.as_bytes().eq_ignore_ascii_case(b"identity") => Coding::Identity,
-        Some(name) if name.as_bytes().eq_ignore_ascii_case(b"gzip") => Coding::Gzip,
-        Some(name) if name.as_bytes().eq_ignore_ascii_case(b"zstd") => Coding::Zstd,
-        Some(name) => Coding::Other(name.clone()),
+        None => Encoding::Identity,
+        Some(name) if name.is_empty() || name.as_bytes().eq_ignore_ascii_case(b"identity") => Encoding::Identity,
+        Some(name) if name.as_bytes().eq_ignore_ascii_case(b"gzip") => Encoding::Gzip,
+        Some(name) if name.as_bytes().eq_ignore_ascii_case(b"zstd") => Encoding::Zstd,
+        Some(name) => Encoding::Other(name.clone()),
     }
 }

@@ -27,11 +27,11 @@ use tonic_types::{ErrorDetails, StatusExt, pb};
 use crate::{
     config::settings::Protocol,
     model::signal::Signal,
-    otlp::payload::Format,
-    receiver::{
-        forward::{MOST_ANSWER_BYTES, Reply},
-        grpc,
+    otlp::{
+        client::{BackendResponse, MAX_FORWARDED_ANSWER_BYTES},
+        payload::Format,
     },
+    receiver::grpc,
 };
 
 /// What an application speaks.
@@ -51,7 +51,7 @@ pub(crate) struct AnswerBody {
 }
 
 /// The backend's answer for an application.
-pub(crate) fn translate(reply: Reply, from: Protocol, to: Dialect, signal: Signal) -> Response<AnswerBody> {
+pub(crate) fn translate(reply: BackendResponse, from: Protocol, to: Dialect, signal: Signal) -> Response<AnswerBody> {
     match (from, to) {
         (Protocol::Grpc, Dialect::Grpc) | (Protocol::HttpProtobuf, Dialect::Http(_)) => as_it_came(reply),
         (Protocol::Grpc, Dialect::Http(format)) => grpc_to_http(&reply, format, signal),
@@ -60,7 +60,7 @@ pub(crate) fn translate(reply: Reply, from: Protocol, to: Dialect, signal: Signa
 }
 
 /// Whether the backend took the request.
-pub(crate) fn is_accepted(reply: &Reply, from: Protocol) -> bool {
+pub(crate) fn is_accepted(reply: &BackendResponse, from: Protocol) -> bool {
     match from {
         Protocol::Grpc => grpc_status(reply).code() == Code::Ok,
         Protocol::HttpProtobuf => reply.status.is_success(),
@@ -68,7 +68,7 @@ pub(crate) fn is_accepted(reply: &Reply, from: Protocol) -> bool {
 }
 
 /// Whether the backend refused the request itself, so that sending it again would not help.
-pub(crate) fn is_refused_for_good(reply: &Reply, from: Protocol) -> bool {
+pub(crate) fn is_refused_for_good(reply: &BackendResponse, from: Protocol) -> bool {
     match from {
         Protocol::Grpc => match grpc_status(reply) {
             status if status.code() == Code::ResourceExhausted => retry_delay(&status).is_none(),
@@ -78,7 +78,7 @@ pub(crate) fn is_refused_for_good(reply: &Reply, from: Protocol) -> bool {
     }
 }
 
-fn as_it_came(reply: Reply) -> Response<AnswerBody> {
+fn as_it_came(reply: BackendResponse) -> Response<AnswerBody> {
     let data = Some(reply.body).filter(|body| !body.is_empty());
     let mut response = Response::new(AnswerBody { data, trailers: reply.trailers });
     *response.status_mut() = reply.status;
@@ -91,7 +91,7 @@ fn as_it_came(reply: Reply) -> Response<AnswerBody> {
     response
 }
 
-fn grpc_status(reply: &Reply) -> Status {
+fn grpc_status(reply: &BackendResponse) -> Status {
     let trailers = reply.trailers.as_ref().and_then(Status::from_header_map);
     trailers.or_else(|| Status::from_header_map(&reply.headers)).unwrap_or_else(|| {
         Status::new(code_of_http(reply.status), format!("the backend answered {} without a gRPC status", reply.status))
@@ -102,14 +102,14 @@ fn retry_delay(status: &Status) -> Option<Duration> {
     status.get_details_retry_info()?.retry_delay
 }
 
-fn grpc_to_http(reply: &Reply, format: Format, signal: Signal) -> Response<AnswerBody> {
+fn grpc_to_http(reply: &BackendResponse, format: Format, signal: Signal) -> Response<AnswerBody> {
     let status = grpc_status(reply);
     if status.code() != Code::Ok {
         return refuse(&status, Dialect::Http(format));
     }
     // grpc-go answers in the request's encoding, asked or not. What cannot be read is still a success: it was said.
     let message = grpc::payload(&reply.headers, vec![reply.body.clone()]).ok();
-    let message = message.and_then(|message| message.plain(MOST_ANSWER_BYTES).ok()).unwrap_or_default();
+    let message = message.and_then(|message| message.plain(MAX_FORWARDED_ANSWER_BYTES).ok()).unwrap_or_default();
     let body = match format {
         Format::Protobuf => message,
         Format::Json => json_answer(signal, &message).into(),
@@ -127,7 +127,7 @@ fn json_answer(signal: Signal, message: &[u8]) -> Vec<u8> {
     json.unwrap_or_else(|_| b"{}".to_vec())
 }
 
-fn http_to_grpc(reply: &Reply) -> Response<AnswerBody> {
+fn http_to_grpc(reply: &BackendResponse) -> Response<AnswerBody> {
     if reply.status.is_success() {
         let mut data = BytesMut::with_capacity(5 + reply.body.len());
         data.put_u8(0);

@@ -24,7 +24,7 @@ use reset_collector::{
     correlate::{Correlator, Sender, SplicedEvents},
     model::{Reset, Trace, TraceMethod},
     otlp::{
-        payload::{Coding, Format, Payload},
+        payload::{Encoding, Format, Payload},
         splice,
     },
 };
@@ -49,7 +49,7 @@ fn correlator() -> Arc<Correlator> {
 /// Sends one request through, as the receiver does, and tells which spans got how many events.
 fn pass(correlator: &Arc<Correlator>, sender: &Sender, spans: &[Span], now: Instant) -> Vec<(u8, usize)> {
     let bytes: Bytes = request(spans).encode_to_vec().into();
-    let payload = Payload { chunks: vec![bytes.clone()], coding: Coding::Identity, format: Format::Protobuf };
+    let payload = Payload { chunks: vec![bytes.clone()], encoding: Encoding::Identity, format: Format::Protobuf };
     if !correlator.needs_correlation(sender, &payload, now) {
         return Vec::new();
     }

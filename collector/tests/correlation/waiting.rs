@@ -8,7 +8,7 @@ use prost::Message;
 use reset_collector::{
     correlate::{MAX_COMPARISONS, MAX_PENDING, Sender},
     model::{Cause, Connection, Endpoint, Owner, Reset, State, Trace, TraceMethod},
-    otlp::payload::{Coding, Format, Payload},
+    otlp::payload::{Encoding, Format, Payload},
 };
 
 use crate::{
@@ -229,7 +229,7 @@ fn memory_is_bounded_and_nothing_is_lost() {
     // A million open traces: requests that nobody looks at.
     let bytes: Bytes =
         request(&(0..200).map(|n| python_client(n as u8 | 1, 0, 20)).collect::<Vec<_>>()).encode_to_vec().into();
-    let payload = Payload { chunks: vec![bytes], coding: Coding::Identity, format: Format::Protobuf };
+    let payload = Payload { chunks: vec![bytes], encoding: Encoding::Identity, format: Format::Protobuf };
     for number in 0..5_000 {
         let sender = Sender::Process(Owner { pid: number, ..owner() });
         assert!(!correlator.needs_correlation(&sender, &payload, now));

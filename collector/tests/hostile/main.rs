@@ -3,6 +3,8 @@
 //! Each target runs for a second and a half; HOSTILE_SECONDS=60 makes it a minute, HOSTILE_SEED another one. A failure
 //! prints its input.
 
+#[path = "../../../fuzz/targets/json.rs"]
+mod json;
 #[path = "../../../fuzz/targets/payload.rs"]
 mod payload;
 #[path = "../../../fuzz/targets/record.rs"]
@@ -105,6 +107,11 @@ fn spliced_requests() {
 #[test]
 fn spliced_json() {
     drive(seeds::json(), splice_json::run);
+}
+
+#[test]
+fn json_to_protobuf() {
+    drive(seeds::json(), json::run);
 }
 
 #[test]

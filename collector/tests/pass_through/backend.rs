@@ -21,14 +21,11 @@ use hyper_util::{
     server::conn::auto,
 };
 use reset_collector::{
-    config::settings::{Correlation, Destination, Protocol, Secret},
+    config::settings::{Correlation, Destination, Protocol, Secret, Tls},
     correlate::{Correlator, Sender},
     model::Owner,
-    receiver::{
-        FindSender, Receivers,
-        forward::{Backend, Backends},
-        metrics::Traffic,
-    },
+    otlp::client::Client as OtlpClient,
+    receiver::{Backends, FindSender, Receivers, metrics::Traffic},
 };
 use tokio::net::TcpListener;
 
@@ -171,7 +168,9 @@ pub(crate) struct Setup {
 
 pub(crate) struct Options {
     pub(crate) protocol: Protocol,
-    pub(crate) limit: usize,
+    pub(crate) limit: Option<usize>,
+    pub(crate) pass_headers: Vec<String>,
+    pub(crate) tls: Option<Tls>,
     pub(crate) timeout: Duration,
     pub(crate) headers: Vec<(String, Secret)>,
     pub(crate) owner: Option<Owner>,
@@ -181,7 +180,9 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             protocol: Protocol::Grpc,
-            limit: 64 << 20,
+            limit: None,
+            pass_headers: Vec::new(),
+            tls: None,
             timeout: Duration::from_secs(5),
             headers: Vec::new(),
             owner: None,
@@ -197,21 +198,26 @@ impl Setup {
             http: Some(any),
             span_wait: Duration::from_secs(2),
             max_request_bytes: options.limit,
+            pass_headers: options.pass_headers,
             ..Correlation::default()
         };
+        let endpoint = match options.tls {
+            Some(_) => format!("https://localhost:{}", backend.port()),
+            None => format!("http://{backend}"),
+        };
         let destination = Destination {
-            endpoint: format!("http://{backend}"),
+            endpoint,
+            tls: options.tls.unwrap_or_default(),
             protocol: options.protocol,
             headers: options.headers,
             timeout: options.timeout,
             ..Destination::default()
         };
         let correlator = Correlator::new(&settings, true);
-        let owner = options.owner;
-        let sender = owner.map_or(Sender::Unattributed, Sender::Process);
+        let sender = options.owner.map_or(Sender::Unattributed, Sender::Process);
         let find: FindSender = Arc::new(move |_, _| sender);
-        let backend = Arc::new(Backend::new(&destination, None).expect("a backend"));
-        let backend = Backends::new(|_| Arc::clone(&backend));
+        let client = OtlpClient::for_forwarding(&destination).expect("a client");
+        let backend = Backends::new(|_| client.clone());
         let receivers = Receivers::listen(&settings, backend, Arc::clone(&correlator), find).await.expect("ports");
         let addresses = receivers.addresses();
         let traffic = receivers.traffic();

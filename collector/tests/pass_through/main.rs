@@ -134,7 +134,7 @@ async fn bytes_pass_as_they_came() {
         (traces(), &[("grpc-encoding", "gzip")], frame(1, &compressed)),
         (traces(), &[("grpc-encoding", "zstd")], frame(1, &zstd::encode_all(&unknown[..], 3).expect("memory"))),
         (traces(), &[("grpc-encoding", "gzip")], frame(0, b"")),
-        (Signal::Logs.grpc_path(), &[("x-scope-orgid", "tenant-1")], frame(0, b"\x01 no protobuf at all")),
+        (Signal::Logs.grpc_path(), &[("grpc-timeout", "9S")], frame(0, b"\x01 no protobuf at all")),
         (Signal::Metrics.grpc_path(), &[], frame(0, &large)),
     ];
     for (path, headers, body) in cases {
@@ -166,7 +166,8 @@ async fn http_bodies_pass_as_they_came() {
         ("/v1/metrics", JSON, "", br#"{ "resourceMetrics": [], "newField": 1.50 }"#.to_vec()),
     ];
     for (path, content_type, coding, body) in cases {
-        let mut headers = vec![("content-type", content_type), ("authorization", "Bearer app"), ("x-tenant", "seven")];
+        let mut headers =
+            vec![("content-type", content_type), ("authorization", "Bearer app"), ("user-agent", "app/1")];
         if !coding.is_empty() {
             headers.push(("content-encoding", coding));
         }
@@ -177,7 +178,7 @@ async fn http_bodies_pass_as_they_came() {
         assert!(got.body == body, "the bytes differ on {path}");
         let header = |name: &str| got.headers.get(name).map_or("", |value| value.to_str().expect("text"));
         assert_eq!((header("content-type"), header("content-encoding")), (content_type, coding));
-        assert_eq!((header("authorization"), header("x-tenant")), ("Bearer ours", "seven"));
+        assert_eq!((header("authorization"), header("user-agent")), ("Bearer ours", "app/1"));
     }
 }
 

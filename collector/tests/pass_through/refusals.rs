@@ -27,7 +27,7 @@ async fn what_is_no_otlp_gets_the_right_error() {
 async fn too_much_is_refused_early() {
     let backend = FakeBackend::start(ok_http).await;
     let options =
-        Options { protocol: Protocol::HttpProtobuf, limit: 1 << 20, owner: Some(owner()), ..Options::default() };
+        Options { protocol: Protocol::HttpProtobuf, limit: Some(1 << 20), owner: Some(owner()), ..Options::default() };
     let setup = Setup::start(backend.address, options).await;
     // A reset waits, so that spans are looked at: bombs are opened.
     setup.correlator.submit(reset(5000), Instant::now());
@@ -84,7 +84,7 @@ async fn slow_clients_do_not_keep_others_out() {
     assert!(asked.elapsed() < Duration::from_secs(2), "the others had to wait");
     // A body that drips in holds room for no longer than five seconds.
     let mut dripping = TcpStream::connect(setup.http).expect("a connection");
-    let head = "POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: application/x-protobuf\r\ncontent-length: 60000000\r\n\r\n";
+    let head = "POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: application/x-protobuf\r\ncontent-length: 16000000\r\n\r\n";
     dripping.write_all(head.as_bytes()).expect("sent");
     let mut answer = dripping.try_clone().expect("a descriptor");
     let answered = tokio::task::spawn_blocking(move || {
