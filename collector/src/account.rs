@@ -69,7 +69,7 @@ struct State {
     next_lane: u64,
     hooks: Vec<HookCoverage>,
     /// What the process has given up, and what it could not.
-    confinement: Vec<(&'static str, bool)>,
+    hardening: Vec<(&'static str, bool)>,
     /// The pipeline has given a sign of life.
     beats: bool,
     /// Since when it is asked for another.
@@ -111,7 +111,7 @@ impl Account {
             lanes: Vec::new(),
             next_lane: 0,
             hooks: Vec::new(),
-            confinement: Vec::new(),
+            hardening: Vec::new(),
             beats: false,
             asked: None,
         };
@@ -217,8 +217,8 @@ impl Account {
     }
 
     /// What the process has given up.
-    pub fn set_confined(&self, steps: Vec<(&'static str, bool)>) {
-        self.lock().confinement = steps;
+    pub fn set_hardening(&self, steps: Vec<(&'static str, bool)>) {
+        self.lock().hardening = steps;
     }
 
     /// The lane of a destination and signal, and the name that it goes by: the destination's, with a number behind it
@@ -273,7 +273,7 @@ impl Account {
             in_ring_buffer,
             lanes: state.lanes.iter().map(|lane| lane.snapshot(in_ring_buffer, &dropped_before_lanes)).collect(),
             hooks: state.hooks.clone(),
-            confinement: state.confinement.clone(),
+            hardening: state.hardening.clone(),
             since_beat: state.beats.then(|| state.asked.map_or(Duration::ZERO, |asked| asked.elapsed())),
             started_unix_s: unix_seconds(self.started),
         }

@@ -115,8 +115,8 @@ pub struct Snapshot {
     pub lanes: Vec<LaneSnapshot>,
     /// The hooks.
     pub hooks: Vec<HookCoverage>,
-    /// Each step of the confinement by its word, and whether it was done; empty where it is switched off.
-    pub confinement: Vec<(&'static str, bool)>,
+    /// Each step of the hardening by its word, and whether it was done; empty where it is switched off.
+    pub hardening: Vec<(&'static str, bool)>,
     /// How long the pipeline has left a question for a sign of life unanswered; `None` before its first sign.
     pub since_beat: Option<Duration>,
     /// When the account was opened, seconds since 1970.

@@ -30,7 +30,7 @@ use crate::{
         console::{self, Console},
         line_writer::LineWriter,
     },
-    host::{hardening::confine, report, selftest},
+    host::{hardening::harden, report, selftest},
     kernel::clock,
     kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, credentials::Owners, http_trace, plan, vintage},
     model::{Decoder, reason::ReasonNames, signal::Signal},
@@ -84,8 +84,8 @@ pub fn run(settings: &Settings, options: &Options, log: &Log) -> Result<()> {
     }
     let mut degraded = report::less_known(&report::Host::read(&btf_of(options)));
     let manager = Arc::new(Manager::from_environment());
-    let confined = confine(settings, || kernel.still_works())?;
-    account.set_confined(confined.steps.iter().map(|(step, done)| (*step, done.is_ok())).collect());
+    let hardened = harden(settings, || kernel.still_works())?;
+    account.set_hardening(hardened.steps.iter().map(|(step, done)| (*step, done.is_ok())).collect());
     log.spawn().context("cannot start the log's thread")?;
     let stdout = console::stdout_writer(settings.export.console).context("cannot use standard output")?;
     stdout.spawn("console").context("cannot start the console's thread")?;
@@ -93,7 +93,7 @@ pub fn run(settings: &Settings, options: &Options, log: &Log) -> Result<()> {
     let started = Started { settings, options, log, stdout, account, manager, runtime: runtime.handle() };
     let outcome = started.run(kernel, move || {
         degraded.drain(..).for_each(|line| tracing::warn!(event = "degraded", "{line}"));
-        confined.announce();
+        hardened.announce();
     });
     // Dropping the runtime would wait for its blocking work.
     runtime.shutdown_timeout(RUNTIME_END_TIMEOUT);

@@ -144,7 +144,7 @@ fn compare(config: Config, running: &Settings) -> Reload {
     keep.running("export.signals", &mut new.export.signals, &old.export.signals);
     keep.running("export.otlp", &mut new.export.otlp, &old.export.otlp);
     keep.running("admin", &mut new.admin, &old.admin);
-    keep.running("confinement", &mut new.confinement, &old.confinement);
+    keep.running("hardening", &mut new.hardening, &old.hardening);
     if settings == *running && after_restart.is_empty() {
         return Reload::Same;
     }

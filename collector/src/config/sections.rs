@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::{Value as Json, json};
 
-use crate::config::settings::{self, Confinement, Console, Settings};
+use crate::config::settings::{self, Hardening, Console, Settings};
 use crate::config::{
     destination::{Destinations, SignalList},
     dump::show_ports,
@@ -88,7 +88,7 @@ section! {
         "correlation" => settings.correlation, CorrelationSection, "How the request that a reset broke is found.";
         "export" => settings.export, ExportSection, "Where records go.";
         "admin" => settings.admin, OrNull(AdminSection, any_address), "The admin endpoint: /healthz, /readyz and /metrics.";
-        "confinement" => settings.confinement, Word(CONFINEMENTS), "Whether the process gives up the capabilities and system calls that it does not need once it runs: auto goes on where the kernel cannot do it, required does not.";
+        "hardening" => settings.hardening, Word(HARDENINGS), "Whether the process gives up the capabilities and system calls that it does not need once it runs: auto goes on where the kernel cannot do it, required does not.";
     } hints {
         "receivers" => "the only receiver is correlation.otlp_receiver";
         "exporters" => "write export: { otlp: ... }; there are no pipelines";
@@ -261,8 +261,8 @@ section! {
 const CONSOLE: &[(&str, Console)] =
     &[("auto", Console::Auto), ("pretty", Console::Pretty), ("json", Console::Json), ("off", Console::Off)];
 
-const CONFINEMENTS: &[(&str, Confinement)] =
-    &[("auto", Confinement::Auto), ("required", Confinement::Required), ("off", Confinement::Off)];
+const HARDENINGS: &[(&str, Hardening)] =
+    &[("auto", Hardening::Auto), ("required", Hardening::Required), ("off", Hardening::Off)];
 
 /// `{ endpoint: address:port }`
 struct AdminSection;

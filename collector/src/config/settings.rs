@@ -29,12 +29,12 @@ pub struct Settings {
     /// The admin endpoint; `None` is none.
     pub admin: Option<SocketAddr>,
     /// What the process gives up once the programs are attached.
-    pub confinement: Confinement,
+    pub hardening: Hardening,
 }
 
 /// What the process gives up once the programs are attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Confinement {
+pub enum Hardening {
     /// Capabilities, new privileges and system calls that are not needed any more; what the kernel does not offer is said.
     #[default]
     Auto,

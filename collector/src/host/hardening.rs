@@ -1,7 +1,7 @@
 //! Least privilege: once the programs are attached, the process gives up what the rest of its life does not need.
 //! Capabilities, no_new_privs, and a filter of system calls ([`calls`]).
 //!
-//! Threads inherit all three and cannot give them to others: call [`confine`] while there is one thread only.
+//! Threads inherit all three and cannot give them to others: call [`harden`] while there is one thread only.
 //!
 //! Why not Landlock: a thread in any Landlock domain may not look at processes outside of it (`hook_ptrace_access_check`,
 //! security/landlock/task.c), so /proc/PID/exe and environ of the workloads, which are the owners, would be out of reach;
@@ -18,24 +18,24 @@ use rustix::{
 };
 
 use crate::{
-    config::settings::{Confinement, Settings},
+    config::settings::{Hardening, Settings},
     host::seccomp,
 };
 
 /// Ports below this one are for CAP_NET_BIND_SERVICE (`PROT_SOCK`; net.ipv4.ip_unprivileged_port_start may be lower).
 const FIRST_FREE_PORT: u16 = 1_024;
 
-/// A step that `confinement: required` asks for and that cannot be done.
+/// A step that `hardening: required` asks for and that cannot be done.
 #[derive(Debug, thiserror::Error)]
-#[error("confinement: {step}: {why}; `confinement: auto` goes on without it")]
-pub struct ConfineError {
+#[error("hardening: {step}: {why}; `hardening: auto` goes on without it")]
+pub struct HardeningError {
     step: &'static str,
     why: String,
 }
 
 /// What has been given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Confined {
+pub struct Hardened {
     /// The capabilities that the process still has.
     pub kept: Vec<String>,
     /// Each step by its word, and why it was not done.
@@ -46,36 +46,36 @@ pub struct Confined {
 /// to with the capabilities of that thread.
 ///
 /// # Errors
-/// `confinement: required`, and a step cannot be done.
-pub fn confine(settings: &Settings, mut still_works: impl FnMut() -> bool + Send) -> Result<Confined, ConfineError> {
-    let mut confined = Confined { kept: held(), steps: Vec::new() };
-    if settings.confinement == Confinement::Off {
-        return Ok(confined);
+/// `hardening: required`, and a step cannot be done.
+pub fn harden(settings: &Settings, mut still_works: impl FnMut() -> bool + Send) -> Result<Hardened, HardeningError> {
+    let mut hardened = Hardened { kept: held(), steps: Vec::new() };
+    if settings.hardening == Hardening::Off {
+        return Ok(hardened);
     }
     let capabilities =
         needed(settings, &mut still_works).and_then(|kept| reduce(kept).map_err(|errno| errno.to_string()));
-    confined.kept = held();
-    confined.steps = vec![
+    hardened.kept = held();
+    hardened.steps = vec![
         ("capabilities", capabilities),
         ("no_new_privs", set_no_new_privs(true).map_err(|errno| errno.to_string())),
         ("seccomp", seccomp::filter()),
     ];
-    match confined.steps.iter().find_map(|(step, done)| Some((*step, done.as_ref().err()?.clone()))) {
-        Some((step, why)) if settings.confinement == Confinement::Required => Err(ConfineError { step, why }),
-        _ => Ok(confined),
+    match hardened.steps.iter().find_map(|(step, done)| Some((*step, done.as_ref().err()?.clone()))) {
+        Some((step, why)) if settings.hardening == Hardening::Required => Err(HardeningError { step, why }),
+        _ => Ok(hardened),
     }
 }
 
-impl Confined {
+impl Hardened {
     /// Says what was done and what was not, a line each.
     pub fn announce(&self) {
         for (step, why) in self.steps.iter().filter_map(|(step, done)| Some((step, done.as_ref().err()?))) {
-            tracing::warn!("less confined than it could be: {step}: {why}");
+            tracing::warn!("less hardened than it could be: {step}: {why}");
         }
         let done: Vec<&str> = self.steps.iter().filter(|(_, done)| done.is_ok()).map(|(step, _)| *step).collect();
         if !done.is_empty() {
             let kept = if self.kept.is_empty() { "none".to_owned() } else { self.kept.join(", ") };
-            tracing::info!("confined ({}); capabilities left: {kept}", done.join(", "));
+            tracing::info!("hardened ({}); capabilities left: {kept}", done.join(", "));
         }
     }
 }

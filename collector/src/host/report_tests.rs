@@ -138,21 +138,21 @@ fn a_refusal_is_one_message() {
 
 #[test]
 fn what_a_container_lacks_is_said_with_how_to_give_it() {
-    let confined = |fences| Host { fences, ..host() };
+    let hardened = |fences| Host { fences, ..host() };
     let denied = KernelError::Load("map error: Operation not permitted (os error 1)".into());
-    let filtered = confined(Fences { has_seccomp_filter: true, ..Fences::default() });
+    let filtered = hardened(Fences { has_seccomp_filter: true, ..Fences::default() });
     assert!(refusal(&filtered, &denied).contains("seccompProfile"));
     let nobody = Host { held: Held::from_status("CapEff:\t0000000000000000\n"), ..filtered };
     assert!(!refusal(&nobody, &denied).contains("seccomp"), "the capability is what is missing");
 
     let missing = || BtfError::Unreadable { path: "/none".into(), source: io::Error::from(io::ErrorKind::NotFound) };
-    let bare = confined(Fences { lacks_sysfs: true, ..Fences::default() });
+    let bare = hardened(Fences { lacks_sysfs: true, ..Fences::default() });
     let text = refusal(&bare, &KernelError::Btf(missing()));
     assert!(text.contains("mount the host's") && !text.contains("--btf FILE"), "{text}");
 
     assert!(less_known(&host()).is_empty());
     let fenced = Fences { in_pid_namespace: true, apparmor: Some("docker-default".into()), ..Fences::default() };
-    let text = less_known(&confined(fenced)).join("\n");
+    let text = less_known(&hardened(fenced)).join("\n");
     for word in ["--pid host", "hostPID: true", "docker-default", "apparmor=unconfined"] {
         assert!(text.contains(word), "{word} in {text}");
     }

@@ -38,7 +38,7 @@ pub fn degraded(sources: &Sources, snapshot: &Snapshot) -> Vec<Reason> {
             add(kind.as_str(), queue_labels(queue), text);
         }
     }
-    for (step, _) in snapshot.confinement.iter().filter(|(_, done)| !done) {
+    for (step, _) in snapshot.hardening.iter().filter(|(_, done)| !done) {
         add("hardening_failed", vec![("step", (*step).into())], format!("hardening step failed: {step}"));
     }
     for stalled in sources.console.iter().filter_map(|console| console.stalled_for()) {

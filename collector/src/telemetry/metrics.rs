@@ -284,7 +284,7 @@ pub const METRICS: &[Metric] = &[
         },
     ),
     gauge("reset_collector.hardening_active", "1", "1 if the hardening step succeeded", |observed, points| {
-        for (step, done) in &observed.snapshot.confinement {
+        for (step, done) in &observed.snapshot.hardening {
             points.push_float(flag(*done), vec![("step", (*step).into())]);
         }
     }),

@@ -1,4 +1,4 @@
-//! A confined collector: it has given up what it does not need, and does everything all the same.
+//! A hardened collector: it has given up what it does not need, and does everything all the same.
 
 #![forbid(unsafe_code)]
 
@@ -42,16 +42,16 @@ time.sleep(30)
 fn it_gives_up_what_it_does_not_need_and_does_everything() -> Result<()> {
     require_root()?;
     let network = Network::new(Layout::Loopback)?;
-    network.client.enter(|| confined(&network))?
+    network.client.enter(|| hardened(&network))?
 }
 
-fn confined(network: &Network) -> Result<()> {
+fn hardened(network: &Network) -> Result<()> {
     let (backend, admin) = (Backend::start()?, free_address()?);
-    let directory = std::env::temp_dir().join(format!("reset-collector-confined-{}", std::process::id()));
+    let directory = std::env::temp_dir().join(format!("reset-collector-hardened-{}", std::process::id()));
     let storage = directory.join("storage");
     let configuration = |filters: &str| {
         format!(
-            "confinement: required\nadmin: {{ endpoint: \"{admin}\" }}\nfilters: [{filters}]\n\
+            "hardening: required\nadmin: {{ endpoint: \"{admin}\" }}\nfilters: [{filters}]\n\
              export: {{ signals: [logs], console: json, otlp: {{ endpoint: \"http://{}\", \
              sending_queue: {{ storage: {{ directory: \"{}\" }} }} }} }}\n",
             backend.grpc,

@@ -1,4 +1,4 @@
-//! What a confined process can and cannot do: in a process of its own, since there is no way back.
+//! What a hardened process can and cannot do: in a process of its own, since there is no way back.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -12,15 +12,15 @@ use std::{
 
 use nix::sched::{CloneFlags, unshare};
 use reset_collector::{
-    config::settings::{Confinement, Settings},
-    host::hardening::{Confined, confine},
+    config::settings::{Hardening, Settings},
+    host::hardening::{Hardened, harden},
 };
 use rustix::{
     net::{AddressFamily, SocketType, socket},
     process::{Pid, Signal, getpid, getppid, kill_process, test_kill_process},
 };
 
-const CHILD: &str = "RESET_COLLECTOR_TEST_CONFINED";
+const CHILD: &str = "RESET_COLLECTOR_TEST_HARDENED";
 
 /// Runs a test of this file alone in a process of its own; its output, where it failed.
 fn in_a_child(test: &str) {
@@ -37,8 +37,8 @@ fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()
 }
 
-fn confined(confinement: Confinement) -> Confined {
-    confine(&Settings { confinement, ..Settings::default() }, || true).unwrap()
+fn hardened(hardening: Hardening) -> Hardened {
+    harden(&Settings { hardening, ..Settings::default() }, || true).unwrap()
 }
 
 fn status(line: &str) -> Vec<String> {
@@ -53,9 +53,9 @@ fn the_steps_are_done_in_all_threads() {
         return in_a_child("the_steps_are_done_in_all_threads");
     }
     let was_root = rustix::process::geteuid().is_root();
-    let confined = confined(Confinement::Required);
+    let hardened = hardened(Hardening::Required);
     assert_eq!(
-        confined.steps.iter().map(|(step, done)| (*step, done.is_ok())).collect::<Vec<_>>(),
+        hardened.steps.iter().map(|(step, done)| (*step, done.is_ok())).collect::<Vec<_>>(),
         [("capabilities", true), ("no_new_privs", true), ("seccomp", true)]
     );
     // libtest has a thread of its own, which was there before: the filter and no_new_privs reach it as well.
@@ -80,7 +80,7 @@ fn what_a_collector_needs_goes_on() {
     if !is_child() {
         return in_a_child("what_a_collector_needs_goes_on");
     }
-    confined(Confinement::Auto);
+    hardened(Hardening::Auto);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     assert_eq!(listener.accept().unwrap().1, stream.local_addr().unwrap());
@@ -115,7 +115,7 @@ fn what_it_does_not_need_is_refused() {
     if !is_child() {
         return in_a_child("what_it_does_not_need_is_refused");
     }
-    confined(Confinement::Auto);
+    hardened(Hardening::Auto);
     let refused = |what: &str, result: std::io::Result<()>| {
         assert!(result.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied), "{what} was not refused");
     };
@@ -150,7 +150,7 @@ fn off_changes_nothing() {
         return in_a_child("off_changes_nothing");
     }
     let before = status("Seccomp:");
-    assert_eq!(confined(Confinement::Off).steps, Vec::new());
+    assert_eq!(hardened(Hardening::Off).steps, Vec::new());
     assert_eq!(status("Seccomp:"), before);
     assert!(Command::new("/bin/true").status().unwrap().success());
 }
@@ -160,8 +160,8 @@ fn required_refuses_to_start_where_a_step_fails() {
     if !is_child() {
         return in_a_child("required_refuses_to_start_where_a_step_fails");
     }
-    let settings = |confinement| Settings { confinement, ..Settings::default() };
+    let settings = |hardening| Settings { hardening, ..Settings::default() };
     // Programs that do not answer with any capabilities: none can be given up.
-    let error = confine(&settings(Confinement::Required), || false).unwrap_err().to_string();
-    assert!(error.contains("capabilities") && error.contains("confinement: auto"), "{error}");
+    let error = harden(&settings(Hardening::Required), || false).unwrap_err().to_string();
+    assert!(error.contains("capabilities") && error.contains("hardening: auto"), "{error}");
 }
