@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::{Value as Json, json};
 
-use crate::config::settings::{self, Hardening, Console, Settings};
+use crate::config::settings::{self, Console, Hardening, Settings};
 use crate::config::{
     destination::{Destinations, SignalList},
     dump::show_ports,
