@@ -31,6 +31,23 @@ const FOREIGN: &[&str] = &[
     "tempo.yaml",
 ];
 
+/// Pages whose links are checked, beside the examples' own.
+const PAGES: [&str; 13] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "examples/README.md",
+    "tests/README.md",
+    "docs/benchmarks.md",
+    "docs/comparison.md",
+    "docs/correlation.md",
+    "docs/limitations.md",
+    "docs/reliability.md",
+    "docs/security.md",
+    "docs/troubleshooting.md",
+];
+
 fn examples() -> PathBuf {
     crate_directory().join("../examples")
 }
@@ -225,7 +242,7 @@ fn every_example_has_a_page_of_one_screen_whose_files_are_there() -> Result<()> 
         check_links(&directory, &page)?;
     }
     let root = crate_directory().join("..");
-    for page in ["README.md", "ARCHITECTURE.md", "examples/README.md", "docs/security.md", "docs/troubleshooting.md"] {
+    for page in PAGES {
         let path = root.join(page);
         let text = fs::read_to_string(&path).with_context(|| page.to_owned())?;
         check_links(path.parent().unwrap_or(&root), &text)?;
