@@ -3,6 +3,7 @@
 //! Reads the host; attaches no probe ([`crate::kernel`]).
 
 pub mod capability;
+pub mod core_dumps;
 pub mod hardening;
 pub(crate) mod namespace;
 pub(crate) mod netlink;

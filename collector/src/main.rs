@@ -31,60 +31,63 @@ use reset_collector::{
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// How much the collector says of itself: error, warn, info, debug, trace, or a filter of tracing
+    /// Log level (error, warn, info, debug, trace) or tracing filter
     #[arg(long, global = true, env = "RESET_COLLECTOR_LOG", default_value = "info")]
     log_level: String,
-    /// Say it in JSON
+    /// Log as JSON
     #[arg(long, global = true)]
     log_json: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Tell of every TCP reset on this host, until ^C
+    /// Capture TCP resets and export them (Ctrl-C to stop)
     Run {
-        /// The configuration; without one every reset goes to the terminal
+        /// Configuration file; without one every reset is printed
         #[arg(long)]
         config: Option<PathBuf>,
-        /// The kernel's type information, where /sys/kernel/btf/vmlinux is missing
+        /// BTF of the running kernel, if /sys/kernel/btf/vmlinux is missing
         #[arg(long, env = "RESET_COLLECTOR_BTF")]
         btf: Option<PathBuf>,
-        /// Show what each reset would meet ("kept by filters[1]"), and export nothing
+        /// Print the outcome of each reset ("kept by filters[1]") and export nothing
         #[arg(long)]
         dry_run: bool,
+        /// Allow core dumps; they hold tokens and what was read of other processes
+        #[arg(long)]
+        core_dumps: bool,
     },
-    /// Make resets of each cause in namespaces of its own, and show them captured (as root)
+    /// Provoke a reset of each cause in private namespaces and show that each is captured (as root)
     Demo {
-        /// The kernel's type information, where /sys/kernel/btf/vmlinux is missing
+        /// BTF of the running kernel, if /sys/kernel/btf/vmlinux is missing
         #[arg(long, env = "RESET_COLLECTOR_BTF")]
         btf: Option<PathBuf>,
     },
-    /// Hold a socket of the demo's until killed
+    /// Hold a socket of the demo until killed
     #[command(name = HOLDER, hide = true)]
     Hold,
-    /// Say whether a configuration can be used, what of it the kernel filters, and what this host lacks
+    /// Validate a configuration and report what this host supports
     Check {
-        /// The configuration; without one the defaults
+        /// Configuration file; without one the defaults
         #[arg(long)]
         config: Option<PathBuf>,
-        /// The kernel's type information, where /sys/kernel/btf/vmlinux is missing
+        /// BTF of the running kernel, if /sys/kernel/btf/vmlinux is missing
         #[arg(long, env = "RESET_COLLECTOR_BTF")]
         btf: Option<PathBuf>,
-        /// For a person, or for a program
+        /// Output format
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
     /// Print the JSON Schema of the configuration
     Schema,
-    /// Ask a running collector's admin endpoint whether it is well (for HEALTHCHECK: needs no shell)
+    /// Check the health endpoint of a running collector (for HEALTHCHECK)
     Health {
         /// Its `admin.endpoint`
         #[arg(long, default_value = "127.0.0.1:9464")]
         endpoint: SocketAddr,
     },
-    /// Tell what a cause, or a reason of the kernel, means; without one, list them
+    /// Explain a cause or a kernel reason; without one, list them
     Explain {
-        /// Such as port_closed, or TCP_ABORT_ON_CLOSE
+        /// For example port_closed or TCP_ABORT_ON_CLOSE
         topic: Option<String>,
     },
 }
@@ -112,13 +115,13 @@ fn main() -> ExitCode {
 
 fn execute(command: Command, log: &Log) -> Result<ExitCode> {
     match command {
-        Command::Run { config, btf, dry_run } => {
+        Command::Run { config, btf, dry_run, core_dumps } => {
             let read = match configuration(config.as_deref()) {
                 Ok(read) => read,
                 Err(error) => return Ok(refuse(log, &error)),
             };
             read.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-            run::run(&read.settings, &Options { config, btf, dry_run }, log)?;
+            run::run(&read.settings, &Options { config, btf, dry_run, core_dumps }, log)?;
         }
         Command::Demo { btf } => return demo(btf),
         Command::Hold => demo::hold(),
@@ -183,7 +186,7 @@ fn demo(btf: Option<PathBuf>) -> Result<ExitCode> {
     Ok(if outcome.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// One question over plain HTTP/1.1, bounded in time.
+/// One request over plain HTTP/1.1, bounded in time.
 fn health(endpoint: SocketAddr) -> Result<ExitCode> {
     const TIMEOUT: Duration = Duration::from_secs(5);
     let ask = || -> io::Result<String> {
@@ -194,11 +197,11 @@ fn health(endpoint: SocketAddr) -> Result<ExitCode> {
         stream.take(64 << 10).read_to_string(&mut answer)?;
         Ok(answer)
     };
-    let answer = ask().with_context(|| format!("no answer from {endpoint}: is admin.endpoint set to it?"))?;
+    let answer = ask().with_context(|| format!("no response from {endpoint}: is admin.endpoint set to it?"))?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     io::stdout().lock().write_all(body.as_bytes())?;
-    let is_well = head.split_ascii_whitespace().nth(1) == Some("200");
-    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let is_healthy = head.split_ascii_whitespace().nth(1) == Some("200");
+    Ok(if is_healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The hidden command that the demo runs itself by.

@@ -140,6 +140,21 @@ impl Backend {
         Ok(logs)
     }
 
+    /// The resources of the metrics that have arrived.
+    ///
+    /// # Errors
+    /// A line of the file is not OTLP's JSON.
+    pub fn metric_resources(&self) -> Result<Vec<Map<String, Value>>> {
+        let text = std::fs::read_to_string(self.directory.join("logs.json")).unwrap_or_default();
+        let mut resources = Vec::new();
+        // The last line may be half written.
+        for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+            let request: Value = serde_json::from_str(line).context("the backend's file")?;
+            resources.extend(list(&request["resourceMetrics"]).map(|it| plain(&it["resource"]["attributes"])));
+        }
+        Ok(resources)
+    }
+
     /// Takes the log records that have arrived one by one: a host of many resets has more than memory holds.
     ///
     /// # Errors

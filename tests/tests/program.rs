@@ -13,6 +13,7 @@ use std::{
         unix::{
             fs::symlink,
             net::{SocketAddr as UnixAddress, UnixDatagram},
+            process::ExitStatusExt,
         },
     },
     path::{Path, PathBuf},
@@ -22,7 +23,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
-    backend::Backend,
+    backend::{Backend, Log},
     collector::{Collector, program},
     flood,
     network::{Layout, Network},
@@ -30,6 +31,7 @@ use reset_collector_tests::{
     require_root,
 };
 use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// `signals::EXIT_AT_ONCE` as README tells it.
@@ -170,6 +172,78 @@ fn a_reader_that_goes_leaves_a_run_that_exports() -> Result<()> {
     signal(&child, Signal::TERM)?;
     let (status, said) = end(child, stderr)?;
     ensure!(status.code() == Some(0) && !said.contains("panicked"), "{status}: {said}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by `make e2e`"]
+fn opentelemetrys_variables_describe_what_is_exported() -> Result<()> {
+    require_root()?;
+    let backend = Backend::start()?;
+    let endpoint = format!("http://{}", backend.grpc);
+    let attributes = "deployment.environment.name=prod,service.namespace=ops,k8s.cluster.name=eu";
+    let network = Network::new(Layout::Loopback)?;
+    let variables = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint),
+        ("OTEL_SERVICE_NAME", "collector-a"),
+        ("OTEL_RESOURCE_ATTRIBUTES", attributes),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "200"),
+        // Read by opentelemetry-otlp too: what goes out is the destination's.
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+    ];
+    let (child, stderr) = start(&variables, Stdio::null())?;
+    network.client.enter(|| flood::refused(CLOSED, 1, 1))?;
+    let look = || Ok((backend.metric_resources()?, backend.logs()?));
+    let namespace = network.client.inode;
+    let is_here = |log: &Log| log.attributes["network.namespace.inode"].as_u64() == Some(namespace.into());
+    let holds = |(metrics, logs): &(Vec<_>, Vec<Log>)| metrics.len() > 1 && logs.iter().any(is_here);
+    // The interval by default is a minute.
+    let (metrics, logs) = eventually(TIMEOUT / 2, "metrics and a log record at the backend", look, holds)?;
+    signal(&child, Signal::TERM)?;
+    let (status, said) = end(child, stderr)?;
+    ensure!(status.code() == Some(0), "{status}: {said}");
+    let own = metrics.first().context("no metrics")?;
+    for (name, value) in [
+        ("service.name", "collector-a"),
+        ("service.namespace", "ops"),
+        ("deployment.environment.name", "prod"),
+        ("k8s.cluster.name", "eu"),
+    ] {
+        ensure!(own.get(name).is_some_and(|found| found == value), "{name}: {own:?}");
+    }
+    ensure!(own.contains_key("host.name") && own.contains_key("service.instance.id"), "{own:?}");
+    let log = logs.into_iter().find(is_here).context("no log record")?;
+    ensure!(log.resource.get("deployment.environment.name").is_some_and(|found| found == "prod"), "{:?}", log.resource);
+    ensure!(!log.resource.contains_key("service.namespace"), "the collector's own: {:?}", log.resource);
+    ensure!(!said.contains("OTEL_EXPORTER"), "{said}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by `make e2e`"]
+fn no_core_file_unless_asked() -> Result<()> {
+    require_root()?;
+    let directory = TempDir::new()?;
+    // A dump to a program disregards the limit, and the program may not be there.
+    let is_file = !fs::read_to_string("/proc/sys/kernel/core_pattern")?.starts_with('|');
+    for (arguments, dumps) in [(&[][..], false), (&["--core-dumps"][..], true)] {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg("ulimit -c unlimited; exec \"$0\" \"$@\"").arg(program()?).arg("run").args(arguments);
+        command.current_dir(&directory).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let mut stderr = BufReader::new(child.stderr.take().context("stderr")?);
+        let mut line = String::new();
+        while !line.contains("ready") {
+            line.clear();
+            ensure!(stderr.read_line(&mut line)? > 0, "the collector ended: {}", child.wait()?);
+        }
+        let limits = fs::read_to_string(format!("/proc/{}/limits", child.id()))?;
+        let limit = limits.lines().find(|line| line.starts_with("Max core file size")).context("no limit")?;
+        ensure!(limit.contains("unlimited") == dumps, "{limit}");
+        signal(&child, Signal::QUIT)?;
+        let (status, said) = end(child, stderr)?;
+        ensure!(status.core_dumped() == dumps || (dumps && !is_file), "{arguments:?}: {status}: {said}");
+    }
     Ok(())
 }
 

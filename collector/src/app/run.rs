@@ -2,6 +2,7 @@
 //! [`crate::app::shutdown`].
 
 use std::{
+    borrow::Cow,
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -21,7 +22,10 @@ use crate::enrich::kubernetes;
 use crate::{
     account::{Account, DropReason, HookCoverage},
     app::shutdown,
-    config::settings::{self, Destination, Settings},
+    config::{
+        environment,
+        settings::{self, Destination, Settings},
+    },
     correlate::Correlator,
     enrich::{Enricher, host as host_resource, pods::Pods},
     event::EventBuilder,
@@ -30,10 +34,10 @@ use crate::{
         console::{self, Console},
         line_writer::LineWriter,
     },
-    host::{hardening::harden, report, selftest},
+    host::{core_dumps, hardening::harden, report, selftest},
     kernel::clock,
     kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, credentials::Owners, http_trace, plan, vintage},
-    model::{Decoder, reason::ReasonNames, signal::Signal},
+    model::{Decoder, reason::ReasonNames, resource::ResourceValue, signal::Signal},
     otlp::{batch::Batcher, client::Client},
     pipeline::{
         Output, Pipeline, Stages,
@@ -67,8 +71,10 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// The kernel's type information, where it is not the running kernel's own.
     pub btf: Option<PathBuf>,
-    /// Show what each reset would meet, and export nothing.
+    /// Log the outcome of each reset and export nothing.
     pub dry_run: bool,
+    /// Let a crash leave a core file, which holds tokens and what was read of other processes.
+    pub core_dumps: bool,
 }
 
 /// Runs until a signal ends it.
@@ -76,6 +82,11 @@ pub struct Options {
 /// # Errors
 /// What keeps it from starting: no hook can run, a destination is wrong, an address is taken.
 pub fn run(settings: &Settings, options: &Options, log: &Log) -> Result<()> {
+    if !options.core_dumps
+        && let Err(error) = core_dumps::forbid()
+    {
+        tracing::warn!(event = "core_dumps_allowed", %error, "cannot forbid core dumps");
+    }
     let account = Arc::new(Account::new());
     // Threads cannot give up capabilities for each other: until that is done this thread is the only one.
     let mut kernel = attach(settings, options)?;
@@ -280,6 +291,17 @@ fn outputs(started: &Started<'_>) -> Result<Vec<Output>> {
     started.destinations().iter().map(start).collect()
 }
 
+/// The resource attributes of everything that is exported: the file's, and those of the environment that it does not name.
+fn static_attributes(settings: &Settings) -> Vec<(String, String)> {
+    let mut attributes = settings.enrichment.resource.clone();
+    for (name, value) in environment::static_attributes(|name| std::env::var(name).ok()) {
+        if attributes.iter().all(|(known, _)| *known != name) {
+            attributes.push((name, value));
+        }
+    }
+    attributes
+}
+
 /// Whether anybody gets spans: else a log record must name none of ours, and no application's span an event.
 fn traces_go_out(outputs: &[Output]) -> bool {
     outputs.iter().any(Output::takes_traces)
@@ -294,7 +316,8 @@ fn stages(
 ) -> Result<Stages> {
     let settings = started.settings;
     let credentials = kernel.take_credentials().context("what the kernel knows of processes is taken")?;
-    let enricher = Enricher::new(&settings.enrichment, PROC.into(), pods, Instant::now());
+    let enrichment = settings::Enrichment { resource: static_attributes(settings), ..settings.enrichment.clone() };
+    let enricher = Enricher::new(&enrichment, PROC.into(), pods, Instant::now());
     let tables = kernel.reasons().clone();
     let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), enricher.host());
     let spans = traces_go_out(&outputs);
@@ -412,7 +435,9 @@ impl Services {
             let admin = Admin::bind(address, Arc::clone(&sources)).await?;
             self.tasks.push(tokio::spawn(admin.run(self.stopped())));
         }
-        let resource = telemetry::own_resource(host_resource::attributes(Path::new(PROC)));
+        let fixed = static_attributes(started.settings).into_iter();
+        let fixed = fixed.map(|(name, value)| (Cow::Owned(name), ResourceValue::Text(value)));
+        let resource = telemetry::own_resource(host_resource::attributes(Path::new(PROC)).into_iter().chain(fixed));
         for destination in started.destinations() {
             if started.settings.export.signals_of(destination).metrics {
                 let telemetry = Telemetry::start(destination, &sources, resource.clone(), None, &Handle::current())?;

@@ -4,7 +4,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use percent_encoding::percent_decode_str;
+
 use crate::{
+    config::sections::StaticAttributes,
     config::settings::{Compression, Destination, Protocol, Secret, SignalEndpoints, Signals},
     model::signal::Signal,
 };
@@ -32,6 +35,23 @@ pub struct EnvironmentError {
     value: String,
     /// What is allowed.
     why: &'static str,
+}
+
+/// Attributes of OTEL_RESOURCE_ATTRIBUTES that describe everything on this host, as `enrichment.resource` does, and not the
+/// collector or a process.
+pub fn static_attributes(lookup: impl Fn(&str) -> Option<String>) -> Vec<(String, String)> {
+    const OTHERS: [&str; 3] = ["service.", "host.", "os."];
+    let pairs = lookup("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+    let pairs = pairs.split(',').filter_map(|pair| pair.split_once('='));
+    let pairs = pairs.map(|(name, value)| (name.trim(), percent_decode_str(value.trim()).decode_utf8_lossy()));
+    pairs
+        .filter(|(name, _)| {
+            !name.is_empty()
+                && StaticAttributes::reserved(name).is_none()
+                && !OTHERS.iter().any(|prefix| name.starts_with(prefix))
+        })
+        .map(|(name, value)| (name.to_owned(), value.into_owned()))
+        .collect()
 }
 
 /// Reads the variables.
@@ -208,6 +228,14 @@ fn headers(value: &str) -> Option<Vec<(String, Secret)>> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
     use super::*;
+
+    #[test]
+    fn static_attributes_leave_out_what_describes_a_service_or_process() {
+        let text = "service.name=rc,deployment.environment.name=pr%2Cod, k8s.cluster.name = eu ,k8s.pod.name=p,host.name=h,x,=y";
+        let attributes = super::static_attributes(|name| (name == "OTEL_RESOURCE_ATTRIBUTES").then(|| text.to_owned()));
+        let expected = [("deployment.environment.name", "pr,od"), ("k8s.cluster.name", "eu")];
+        assert_eq!(attributes, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
 
     fn from(variables: &[(&str, &str)]) -> Result<FromEnvironment, EnvironmentError> {
         read(|name| {

@@ -130,14 +130,14 @@ section! {
 }
 
 /// `enrichment.resource`
-struct StaticAttributes;
+pub(super) struct StaticAttributes;
 
 impl StaticAttributes {
     /// More attributes are a mistake: each is repeated with every resource.
     const MAX: usize = 64;
 
     /// Why an attribute cannot be set for all resources.
-    fn reserved(name: &str) -> Option<&'static str> {
+    pub(super) fn reserved(name: &str) -> Option<&'static str> {
         let is_cluster = name.starts_with("k8s.cluster.");
         match name {
             "service.name" | "service.instance.id" => Some("each process has its own"),

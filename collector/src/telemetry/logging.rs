@@ -115,7 +115,8 @@ fn filter(level: &str) -> Result<EnvFilter, LoggingError> {
         return Err(wrong("unknown level".into()));
     }
     let directives = match bare {
-        true => format!("warn,reset_collector={level}"),
+        // opentelemetry-otlp warns of variables that are for other exporters than ours.
+        true => format!("warn,opentelemetry-otlp=error,reset_collector={level}"),
         false => level.to_owned(),
     };
     EnvFilter::builder().parse(directives).map_err(|error| wrong(error.to_string()))
