@@ -169,7 +169,7 @@ fn what_the_pods_name_is_there() {
     }
 }
 
-/// Volumes that are mounted, and ports that are asked, are there; the file that it is started with lies on a volume.
+/// Mounted volumes and probed ports exist; the configuration file is on a volume.
 fn check_container(file: &str, container: &Container, volumes: &[&str]) {
     let mounts: Vec<_> = container.volume_mounts.iter().flatten().collect();
     assert!(mounts.iter().all(|mount| volumes.contains(&mount.name.as_str())), "{file}: {mounts:?}");

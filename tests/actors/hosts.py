@@ -13,7 +13,7 @@ import subprocess
 import time
 
 CLONE_NEWNET = 0x40000000
-PATIENCE_S = 10  # how long a step may take before the scenario is given up
+TIMEOUT_S = 10  # how long a step may take before the scenario is given up
 DEVICE = "eth0"
 
 # include/net/tcp_states.h
@@ -28,7 +28,7 @@ class Skip(Exception):
 
 def until(condition, what):
     """Waits until condition() holds, and returns what it returned."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         value = condition()
         if value:
@@ -97,7 +97,7 @@ class Host:
         """A TCP socket of this host."""
         self.enter()
         made = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_STREAM, protocol)
-        made.settimeout(PATIENCE_S)
+        made.settimeout(TIMEOUT_S)
         return made
 
 
@@ -150,7 +150,7 @@ class Net:
         with self.listen() as listener:
             mine = self.connect(port(listener))
             theirs, _ = listener.accept()
-            theirs.settimeout(PATIENCE_S)
+            theirs.settimeout(TIMEOUT_S)
         return mine, theirs
 
     def closed_port(self):

@@ -4,8 +4,8 @@
 owners.py --list
 owners.py CASE NAMESPACE V4 V6 PEER      PEER is the built peer/peer.go
 
-A program under test speaks a protocol of two lines: asked `who`, the holder of a connection says its pid; then it is told
-`reset`, or is reset itself. So the truth comes from the holder, not from who was asked to start it. A case that calls ready() waits
+A program under test speaks a protocol of two lines: asked `who`, the owner of a connection says its pid; then it is told
+`reset`, or is reset itself. So the truth comes from the owner, not from who was asked to start it. A case that calls ready() waits
 there for a line on standard input: what it did before is older than the collector.
 """
 
@@ -124,14 +124,14 @@ def ends(connection):
     return connection.getsockname()[1], connection.getpeername()[1]
 
 
-def holder(connection, others=()):
+def owner(connection, others=()):
     """Who holds the other end, by its own word."""
     connection.sendall(b"who\n")
     return Owner(int(connection.makefile("rb").readline()), others)
 
 
 def told(connection):
-    """The other end resets, as it is told to."""
+    """The other end resets, on request."""
     connection.sendall(b"reset\n")
     wait_state(connection, CLOSE)
     connection.close()
@@ -159,7 +159,7 @@ def as_server(act, command, mode="serve", others=()):
     others = [act.programs[-1].pid for _ in others]
     for turn in range(2 * TIMES):
         connection = act.connect(number)
-        both_ways(act, connection, holder(connection, others), turn % 2 == 0)
+        both_ways(act, connection, owner(connection, others), turn % 2 == 0)
 
 
 def as_client(act, command):
@@ -168,7 +168,7 @@ def as_client(act, command):
         for turn in range(2 * TIMES):
             act.start([*command, "connect", ADDRESS, str(port(listener))])
             connection, _ = listener.accept()
-            both_ways(act, connection, holder(connection), turn % 2 == 0)
+            both_ways(act, connection, owner(connection), turn % 2 == 0)
 
 
 def both_sides(act, command):
@@ -307,7 +307,7 @@ def inherited_over_exec(act):
     """the process that accepted becomes another program, which serves the connection"""
     for turn in range(2 * TIMES):
         connection, pid = accept_one(act, act.go, exec_in_place)
-        theirs = holder(connection)
+        theirs = owner(connection)
         assert theirs.pids == [pid]
         both_ways(act, connection, theirs, turn % 2 == 0)
         os.kill(pid, signal.SIGKILL)
@@ -325,7 +325,7 @@ def inherited_by_a_child_that_execs(act):
     """as inetd does it: one process accepts, its child becomes another program and serves"""
     for turn in range(2 * TIMES):
         connection, pid = accept_one(act, act.go, exec_in_child)
-        both_ways(act, connection, holder(connection, [pid]), turn % 2 == 0)
+        both_ways(act, connection, owner(connection, [pid]), turn % 2 == 0)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
@@ -352,7 +352,7 @@ def passed_over_a_unix_socket(act):
             signal.pause()
 
         connection, acceptor = accept_one(act, PYTHON, give)
-        served = holder(connection, [acceptor])
+        served = owner(connection, [acceptor])
         assert served.pids == [receiver, acceptor]
         both_ways(act, connection, served, turn % 2 == 0)
         for pid in (receiver, acceptor):
@@ -427,9 +427,9 @@ def older_than_the_collector(act):
     """connections, listeners and what a closed one left behind that were there before the collector"""
     number = act.serve(PYTHON, "prefork")
     # One child serves one connection at a time, and there are three.
-    preforked = [(connection, holder(connection)) for connection in [act.connect(number) for _ in range(3)]]
+    preforked = [(connection, owner(connection)) for connection in [act.connect(number) for _ in range(3)]]
     servers = [(act.connect(each), each) for each in [act.serve(act.go), act.serve(NODE), act.serve(PYTHON, "threads")] for _ in range(2 * TIMES)]
-    owned = preforked + [(connection, holder(connection)) for connection, _ in servers]
+    owned = preforked + [(connection, owner(connection)) for connection, _ in servers]
     act.ready()
     for turn, (connection, theirs) in enumerate(owned):
         both_ways(act, connection, theirs, turn % 2 == 0)

@@ -12,7 +12,7 @@ REFUSED = [(socket.AF_INET, "127.0.0.1", 40001, 41001), (socket.AF_INET6, "::1",
 ABORTED = (socket.AF_INET, "127.0.0.2", 40003, 41003)
 UNREAD = (socket.AF_INET6, "::1", 40004, 41004)
 STALLED = (socket.AF_INET, "127.0.0.1", 40005, 41005)
-# Of a rule of its own that keeps it always: when it is told, the others have been judged.
+# A rule of its own always keeps it: once its record is there, the others have been decided.
 LAST = (socket.AF_INET, "127.0.0.1", 40099, 41099)
 
 listeners = {}

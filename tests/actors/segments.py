@@ -7,7 +7,7 @@ import socket
 import struct
 import time
 
-from hosts import DEVICE, PATIENCE_S
+from hosts import DEVICE, TIMEOUT_S
 
 MARK = 77
 FLAGS = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16, "U": 32}
@@ -85,7 +85,7 @@ class Sniffer:
 
     def expect(self, flags, to_port=None, from_port=None):
         """The next segment with these flags and ports."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while time.monotonic() < deadline:
             try:
                 packet = self.socket.recv(65536)
@@ -103,7 +103,7 @@ class Sniffer:
 
 
 class Ghost:
-    """A TCP peer behind the client's interface whose address no kernel owns: it answers only what it is told to."""
+    """A TCP peer behind the client's interface whose address no kernel owns: it sends only what a scenario asks for."""
 
     def __init__(self, net, to_port, own_port=4000):
         self.net = net
@@ -148,5 +148,5 @@ def ghost_pair(net):
         ghost = Ghost(net, listener.getsockname()[1])
         ghost.connect()
         theirs, _ = listener.accept()
-        theirs.settimeout(PATIENCE_S)
+        theirs.settimeout(TIMEOUT_S)
     return ghost, theirs

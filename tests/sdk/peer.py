@@ -20,7 +20,7 @@ import cases
 
 LOOPBACK = "127.0.0.1"
 ABORT = struct.pack("ii", 1, 0)
-PATIENCE = 10
+TIMEOUT = 10
 printing = threading.Lock()
 
 
@@ -130,7 +130,7 @@ class Call:
 
     def __init__(self, port, case):
         self.case, self.port = case, port
-        self.socket = socket.create_connection((LOOPBACK, port), timeout=PATIENCE)
+        self.socket = socket.create_connection((LOOPBACK, port), timeout=TIMEOUT)
         self.own_port = self.socket.getsockname()[1]
         self.trace = None  # of the request that is open
 

@@ -16,7 +16,7 @@ import time
 import hpack
 
 import cases
-from peer import LOOPBACK, PATIENCE, reset, socket, tell, traceparent
+from peer import LOOPBACK, TIMEOUT, reset, socket, tell, traceparent
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
@@ -166,7 +166,7 @@ class Call(Connection):
     """A connection to the instrumented server."""
 
     def __init__(self, port, case):
-        super().__init__(socket.create_connection((LOOPBACK, port), timeout=PATIENCE))
+        super().__init__(socket.create_connection((LOOPBACK, port), timeout=TIMEOUT))
         self.case, self.port, self.next = case, port, 1
         self.own_port = self.socket.getsockname()[1]
         self.open = {}

@@ -122,7 +122,7 @@ fn read(file: &Path) -> Result<Vec<Rst>> {
         let found = bytes.get(at..at + 4).context("the capture is cut short")?;
         Ok(u32::from_le_bytes(found.try_into()?))
     };
-    ensure!(word(0)? == MAGIC_NANOSECONDS && word(20)? == LINKTYPE_LINUX_SLL2, "not the capture that was asked for");
+    ensure!(word(0)? == MAGIC_NANOSECONDS && word(20)? == LINKTYPE_LINUX_SLL2, "not the expected capture format");
     let mut resets = Vec::new();
     let mut at = FILE_HEADER_LEN;
     while at < bytes.len() {

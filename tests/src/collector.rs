@@ -120,7 +120,7 @@ impl Collector {
     pub fn records(&self, namespaces: &[u32]) -> Result<Vec<Record>> {
         let named: Vec<String> = namespaces.iter().map(u32::to_string).collect();
         let lines = lock(&self.lines);
-        // Most lines belong to other scenarios: they are passed over unparsed.
+        // Most lines belong to other scenarios: they are skipped unparsed.
         let candidates = lines.iter().filter(|line| named.iter().any(|name| line.contains(name)));
         let records = candidates.map(|line| Record::parse(line)).collect::<Result<Vec<_>>>()?;
         Ok(records.into_iter().filter(|record| namespaces.contains(&record.namespace)).collect())

@@ -91,10 +91,10 @@ pub fn judge(due: &[Due], network: &Network, wired: &[Wired], records: &[Record]
         let record = left.swap_remove(at);
         verdict.time_differences.push(Duration::from_nanos(away(record)));
         if let Err(fault) = record.check() {
-            verdict.faults.push(format!("contradicts itself: {fault:#}: {}", tell(record)));
+            verdict.faults.push(format!("contradicts itself: {fault:#}: {}", describe(record)));
         }
     }
-    verdict.faults.extend(left.iter().map(|record| format!("without a packet: {}", tell(record))));
+    verdict.faults.extend(left.iter().map(|record| format!("without a packet: {}", describe(record))));
     verdict.faults.extend(check_words(due, network, records));
     verdict
 }
@@ -111,11 +111,11 @@ fn check_words(due: &[Due], network: &Network, records: &[Record]) -> Vec<String
             None => faults.push(format!("due: {one}")),
         }
     }
-    faults.extend(left.iter().map(|record| format!("said instead: {}", tell(record))));
+    faults.extend(left.iter().map(|record| format!("said instead: {}", describe(record))));
     faults
 }
 
-fn tell(record: &Record) -> String {
+fn describe(record: &Record) -> String {
     let words =
         ["network.io.direction", "tcp.reset.origin", "tcp.reset.cause", "network.connection.state", "tcp.reset.reason"];
     let words = words.map(|name| record.text(name)).join(" ");

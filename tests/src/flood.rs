@@ -96,7 +96,7 @@ fn close_with_reset(stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Sends SYN segments as fast as one thread can, until `goes_on`, which is told how many there were since it was asked
+/// Sends SYN segments as fast as one thread can, until `goes_on`, which gets the number sent since its last call
 /// last, says no. Closed ports answer each with a reset.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ use crate::{
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// More than the tests make.
-const MOST_TRACES: u32 = 5000;
+const MAX_TRACES: u32 = 5000;
 /// OTLP over gRPC, and the query API: Jaeger's own.
 const OWN_PORTS: [u16; 2] = [4317, 16686];
 /// The same, where the first is the Collector's.
@@ -83,7 +83,7 @@ impl Jaeger {
             "service:\n  extensions: [jaeger_storage, jaeger_query]\n  telemetry: {{ metrics: {{ level: none }} }}\n\
              \x20 pipelines: {{ traces: {{ receivers: [otlp], exporters: [jaeger_storage_exporter] }} }}\n\
              extensions:\n\
-             \x20 jaeger_storage: {{ backends: {{ memory: {{ memory: {{ max_traces: {MOST_TRACES} }} }} }} }}\n\
+             \x20 jaeger_storage: {{ backends: {{ memory: {{ memory: {{ max_traces: {MAX_TRACES} }} }} }} }}\n\
              \x20 jaeger_query: {{ storage: {{ traces: memory }}, http: {{ endpoint: \"{query}\" }}, \
              grpc: {{ endpoint: \"{}:16685\" }} }}\n\
              receivers: {{ otlp: {{ protocols: {{ grpc: {{ endpoint: \"{grpc}\" }} }} }} }}\n\
@@ -134,9 +134,9 @@ impl Jaeger {
         let mut all: Vec<Span> = Vec::new();
         for service in services["data"].as_array().into_iter().flatten().filter_map(Value::as_str) {
             let name = service.replace(' ', "%20");
-            let traces = self.get(&format!("/api/traces?service={name}&limit={MOST_TRACES}&lookback=1h"))?;
+            let traces = self.get(&format!("/api/traces?service={name}&limit={MAX_TRACES}&lookback=1h"))?;
             let count = traces["data"].as_array().map_or(0, Vec::len);
-            ensure!(count < MOST_TRACES as usize, "{service} has more traces than Jaeger gives");
+            ensure!(count < MAX_TRACES as usize, "{service} has more traces than Jaeger gives");
             all.extend(spans(&traces)?);
         }
         all.sort_by(|one, other| (&one.trace_id, &one.span_id).cmp(&(&other.trace_id, &other.span_id)));

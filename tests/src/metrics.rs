@@ -1,4 +1,4 @@
-//! The collector's `/metrics` as another program reads them, and the conservation law over them.
+//! The collector's `/metrics` as another program reads them, and the accounting invariant over them.
 
 use std::{
     collections::HashMap,
@@ -54,38 +54,38 @@ impl Metrics {
         self.0.iter().filter(carries).map(|sample| sample.value as u64).sum()
     }
 
-    /// The lanes, each a destination and a signal.
-    pub fn lanes<'a>(&'a self) -> Vec<[(&'a str, &'a str); 2]> {
+    /// The queues, each a destination and a signal.
+    pub fn queues<'a>(&'a self) -> Vec<[(&'a str, &'a str); 2]> {
         let queued = self.0.iter().filter(|sample| sample.name == "reset_collector_queued_resets");
-        let lane = |sample: &'a Sample| -> Option<[(&'a str, &'a str); 2]> {
+        let queue = |sample: &'a Sample| -> Option<[(&'a str, &'a str); 2]> {
             let label = |key: &'static str| Some((key, sample.labels.get(key)?.as_str()));
             Some([label("destination")?, label("signal")?])
         };
-        queued.filter_map(lane).collect()
+        queued.filter_map(queue).collect()
     }
 
-    /// What of the law is broken: for each lane, captured + recovered = exported + filtered + sampled out + dropped +
+    /// Where the invariant is broken: for each signal queue, captured + recovered = exported + filtered + sampled out + dropped +
     /// queued.
     ///
     /// # Errors
-    /// The lane and its terms, or that there is no lane.
-    pub fn check_law(&self) -> Result<()> {
+    /// The queue and its terms, or that there is no queue.
+    pub fn check_accounting(&self) -> Result<()> {
         let term = |name: &str, labels: &[(&str, &str)]| self.sum(&format!("reset_collector_{name}"), labels);
-        let lanes = self.lanes();
-        ensure!(!lanes.is_empty(), "no lane");
-        for lane in lanes {
-            let (captured, recovered) = (term("captured_resets_total", &[]), term("recovered_resets_total", &lane));
-            let fates = [
-                term("exported_resets_total", &lane),
+        let queues = self.queues();
+        ensure!(!queues.is_empty(), "no queue");
+        for queue in queues {
+            let (captured, recovered) = (term("captured_resets_total", &[]), term("recovered_resets_total", &queue));
+            let outcomes = [
+                term("exported_resets_total", &queue),
                 term("filtered_resets_total", &[]),
                 term("sampled_out_resets_total", &[]),
-                term("dropped_resets_total", &lane),
-                term("queued_resets", &lane),
+                term("dropped_resets_total", &queue),
+                term("queued_resets", &queue),
             ];
             ensure!(
-                captured + recovered == fates.iter().sum::<u64>(),
-                "{lane:?}: captured {captured}, recovered {recovered}; exported, filtered, sampled out, dropped, \
-                 queued {fates:?}"
+                captured + recovered == outcomes.iter().sum::<u64>(),
+                "{queue:?}: captured {captured}, recovered {recovered}; exported, filtered, sampled out, dropped, \
+                 queued {outcomes:?}"
             );
         }
         Ok(())
@@ -125,10 +125,10 @@ mod tests {
         let metrics = Metrics::parse(PAGE)?;
         let dropped = |reason| metrics.sum("reset_collector_dropped_resets_total", &[("reason", reason)]);
         assert_eq!((dropped("a"), dropped("b"), dropped("c")), (2, 3, 0));
-        assert_eq!(metrics.lanes(), [[("destination", "http://x:1"), ("signal", "logs")]]);
-        metrics.check_law()?;
-        assert!(Metrics::parse(&PAGE.replace("logs\"} 4", "logs\"} 5"))?.check_law().is_err());
-        assert!(Metrics::parse("a 1\n")?.check_law().is_err());
+        assert_eq!(metrics.queues(), [[("destination", "http://x:1"), ("signal", "logs")]]);
+        metrics.check_accounting()?;
+        assert!(Metrics::parse(&PAGE.replace("logs\"} 4", "logs\"} 5"))?.check_accounting().is_err());
+        assert!(Metrics::parse("a 1\n")?.check_accounting().is_err());
         Ok(())
     }
 }

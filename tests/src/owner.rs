@@ -1,4 +1,4 @@
-//! Cases of owners: who holds each end of a connection that is reset, by the word of the holder itself.
+//! Cases of owners: who owns each end of a connection that is reset, as the owner itself reports.
 //!
 //! The cases are Python functions in `actors/owners.py`; here they are started, and their records judged.
 

@@ -53,7 +53,7 @@ pub struct Report {
     /// Those of which a record was printed.
     pub slow_told: u64,
     /// Records of the flood.
-    pub flood_told: u64,
+    pub flood_records: u64,
     /// The collector before the flood, and after it.
     pub before: Usage,
     /// See `before`.
@@ -88,8 +88,8 @@ pub fn run(shape: Shape, length: Length, arguments: &[&str]) -> Result<Report> {
     prepare(&network)?;
     let here = [&network.client, &network.server].map(|host| format!("\"network.namespace.inode\":{}", host.inode));
     let slow = format!("\"{SLOW_SOURCE}\"");
-    let flood_told = Arc::new(AtomicU64::new(0));
-    let counter = Arc::clone(&flood_told);
+    let flood_records = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&flood_records);
     let in_storm = here.clone();
     let collector = Collector::start_keeping(arguments, &[], move |line| {
         let is_flood = in_storm.iter().any(|host| line.contains(host)) && !line.contains(&slow);
@@ -114,7 +114,7 @@ pub fn run(shape: Shape, length: Length, arguments: &[&str]) -> Result<Report> {
         // Each pair: one connection refused, whose reset was sent and received, and one closed, whose reset was sent.
         slow_made: slow_ports.len() as u64 / 2 * CERTAIN.len() as u64,
         slow_told,
-        flood_told: flood_told.load(Ordering::Relaxed),
+        flood_records: flood_records.load(Ordering::Relaxed),
         before,
         after,
         said,

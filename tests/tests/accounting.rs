@@ -1,4 +1,4 @@
-//! The conservation law of the whole program, looked at every 100 ms while its backend dies, hangs and is cut off, while
+//! The accounting invariant of the whole program, sampled every 100 ms while its backend dies, hangs and is cut off, while
 //! the ring buffer overflows, and while the collector itself is killed.
 
 #![forbid(unsafe_code)]
@@ -29,7 +29,7 @@ use rustix::{
     process::{Pid, Signal, kill_process},
 };
 
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// After the last fault, until all has gone out.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Nobody listens there.
@@ -44,7 +44,7 @@ const LONG: BackendFaults =
 const SMALL_DISK: &std::ffi::CStr = c"size=512k";
 /// How often the collector is killed, unless `RESET_TESTS_KILLS` says it.
 const COLLECTOR_KILLS: u64 = 10;
-const LONGEST_RUN_MS: u64 = 2_000;
+const MAX_RUN_MS: u64 = 2_000;
 /// Resets as young as this may go with a killed collector: it looks into the ring buffer every 20 ms, as far as a busy
 /// machine lets it.
 const TAIL: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(name: &str) -> Self {
-        Self(std::env::temp_dir().join(format!("reset-collector-law-{}-{name}", std::process::id())))
+        Self(std::env::temp_dir().join(format!("reset-collector-accounting-{}-{name}", std::process::id())))
     }
 
     fn configuration(name: &str, admin: SocketAddr, capture: &str, console: &str, destination: &str) -> Result<Self> {
@@ -93,20 +93,20 @@ fn term(metrics: &Metrics, name: &str) -> u64 {
     metrics.sum(&format!("reset_collector_{name}"), &[])
 }
 
-/// The metrics, in which the law holds.
+/// The metrics, in which the accounting invariant holds.
 fn look(admin: SocketAddr) -> Result<Metrics> {
     let metrics = Metrics::read(admin)?;
-    metrics.check_law()?;
+    metrics.check_accounting()?;
     Ok(metrics)
 }
 
-/// Looks at the law until it is over; how often, and the most that was queued.
+/// Samples the invariant until it is over; how often, and the most that was queued.
 fn looks(admin: SocketAddr, over: &AtomicBool) -> Result<(usize, u64)> {
     let (mut times, mut most) = (0, 0);
     while !over.load(Ordering::Relaxed) {
         let metrics = look(admin)?;
         (times, most) = (times + 1, most.max(term(&metrics, "queued_resets")));
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(POLL_INTERVAL);
     }
     Ok((times, most))
 }
@@ -119,14 +119,18 @@ fn load(over: &AtomicBool) {
     }
 }
 
-/// Until everything that is captured now has its fate; other resets of the machine go on.
+/// Until everything that is captured now has its outcome; other resets of the machine go on.
 fn wait_until_settled(admin: SocketAddr) -> Result<Metrics> {
-    let fates = |metrics: &Metrics| term(metrics, "exported_resets_total") + term(metrics, "dropped_resets_total");
+    let outcomes = |metrics: &Metrics| term(metrics, "exported_resets_total") + term(metrics, "dropped_resets_total");
     let due = |metrics: &Metrics| term(metrics, "captured_resets_total") + term(metrics, "recovered_resets_total");
     let first = due(&Metrics::read(admin)?);
-    let metrics =
-        eventually(TIMEOUT, "an outcome for each captured reset", || look(admin), |metrics| fates(metrics) >= first)?;
-    ensure!(fates(&metrics) >= first, "{first} captured, and they do not go out: {metrics:?}");
+    let metrics = eventually(
+        TIMEOUT,
+        "an outcome for each captured reset",
+        || look(admin),
+        |metrics| outcomes(metrics) >= first,
+    )?;
+    ensure!(outcomes(&metrics) >= first, "{first} captured, and they do not go out: {metrics:?}");
     Ok(metrics)
 }
 
@@ -199,15 +203,15 @@ fn backend_faults(backend: &mut Backend) -> Result<()> {
     signal(backend.pid(), Signal::CONT)?;
     std::thread::sleep(Duration::from_secs(1));
     // No reset, no answer: as a cable that is cut.
-    let rule = format!("tcp dport {0} drop; add rule inet law out tcp sport {0} drop", backend.grpc.port());
+    let rule = format!("tcp dport {0} drop; add rule inet accounting out tcp sport {0} drop", backend.grpc.port());
     nft(&format!(
-        "add table inet law; add chain inet law out {{ type filter hook output priority 0; }}; add rule inet law out {rule}"
+        "add table inet accounting; add chain inet accounting out {{ type filter hook output priority 0; }}; add rule inet accounting out {rule}"
     ))?;
     std::thread::sleep(faults.cut_off);
-    nft("delete table inet law")
+    nft("delete table inet accounting")
 }
 
-/// A record, the same wherever it is told: no two resets of one direction to one port have the same time.
+/// A record, the same wherever it is exported: no two resets of one direction to one port have the same time.
 type Identity = (u16, String, u64);
 
 /// How often each record of a network namespace has arrived.
@@ -312,7 +316,7 @@ fn the_disk_is_full() -> Result<()> {
             let after = settled(&|metrics| {
                 term(metrics, "captured_resets_total") >= term(&before, "captured_resets_total") + 40
             })?;
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep(POLL_INTERVAL);
             if lost(&Metrics::read(admin)?) == lost(&before) && term(&after, "exported_resets_total") >= exported {
                 break;
             }
@@ -490,14 +494,14 @@ fn killed_run(file: &Path, admin: SocketAddr, namespace: u32) -> Result<KilledRu
     let keep = move |line: &str| line.contains(&mine);
     let collector = Collector::start_keeping(&["--config", &file.to_string_lossy()], &[], keep)?;
     let ready_ns = unix_ns()?;
-    let until = Instant::now() + Duration::from_millis(ready_ns / 1_000 % LONGEST_RUN_MS);
+    let until = Instant::now() + Duration::from_millis(ready_ns / 1_000 % MAX_RUN_MS);
     let (mut recovered, mut counted) = (0, 0);
     while Instant::now() < until {
         let metrics = Metrics::read(admin)?;
-        metrics.check_law()?;
+        metrics.check_accounting()?;
         recovered = term(&metrics, "recovered_resets_total");
         counted = counted_lost(&metrics);
-        std::thread::sleep(LOOK_EVERY.min(until.saturating_duration_since(Instant::now())));
+        std::thread::sleep(POLL_INTERVAL.min(until.saturating_duration_since(Instant::now())));
     }
     let killed_ns = unix_ns()?;
     let mut printed = HashSet::new();

@@ -41,7 +41,7 @@ struct Service {
 }
 
 /// A service and the cause of a reset on one of its spans.
-type Told = (String, String);
+type ServiceCause = (String, String);
 
 fn examples() -> Result<PathBuf> {
     Ok(crate_directory().join("../examples").canonicalize()?)
@@ -61,8 +61,8 @@ fn in_go_a_broken_checkout_is_told_from_both_ends_on_one_trace() -> Result<()> {
     };
     let services = [service("payment"), service("shop")];
     let spans = break_checkout(&network, &mut programs, &services, |spans| {
-        let told = told(spans.iter().filter(|span| is_the_applications(span)));
-        has(&told, "shop", "reset_by_peer") && has(&told, "payment", "closed_with_unread_data")
+        let causes = causes(spans.iter().filter(|span| is_the_applications(span)));
+        has(&causes, "shop", "reset_by_peer") && has(&causes, "payment", "closed_with_unread_data")
     })?;
     ensure!(blamed(&spans) == 1, "another trace was blamed: {spans:#?}");
     Ok(())
@@ -96,8 +96,9 @@ fn in_python_a_broken_checkout_is_told_on_the_shops_trace() -> Result<()> {
     };
     // `payment.py` sends no spans: its own end of the story is a span of ours.
     let spans = break_checkout(&network, &mut programs, &[payment, shop], |spans| {
-        let on_its_own_span = told(spans.iter().filter(|span| is_the_applications(span)));
-        has(&on_its_own_span, "shop", "reset_by_peer") && has(&told(spans.iter()), "payment", "closed_with_unread_data")
+        let on_its_own_span = causes(spans.iter().filter(|span| is_the_applications(span)));
+        has(&on_its_own_span, "shop", "reset_by_peer")
+            && has(&causes(spans.iter()), "payment", "closed_with_unread_data")
     })?;
     ensure!(blamed(&spans) == 1, "another trace was blamed: {spans:#?}");
     Ok(())
@@ -137,7 +138,7 @@ fn break_checkout(
         ensure!(
             Instant::now() < deadline,
             "{:?}; the collector said: {}",
-            told(spans.iter()),
+            causes(spans.iter()),
             programs.said("collector")
         );
         std::thread::sleep(Duration::from_millis(500));
@@ -175,14 +176,14 @@ fn is_the_applications(span: &Span) -> bool {
 }
 
 /// The services and causes that spans tell of.
-fn told<'a>(spans: impl Iterator<Item = &'a Span>) -> Vec<Told> {
+fn causes<'a>(spans: impl Iterator<Item = &'a Span>) -> Vec<ServiceCause> {
     let each =
         spans.flat_map(|span| span.resets().map(move |reset| (span.service.clone(), reset.get("tcp.reset.cause"))));
     each.filter_map(|(service, cause)| Some((service, cause?.as_str()?.to_owned()))).collect()
 }
 
-fn has(told: &[Told], service: &str, cause: &str) -> bool {
-    told.iter().any(|(of, why)| of == service && why == cause)
+fn has(causes: &[ServiceCause], service: &str, cause: &str) -> bool {
+    causes.iter().any(|(of, why)| of == service && why == cause)
 }
 
 /// Traces of the shop's with a reset on a span of an application.

@@ -20,7 +20,7 @@ const THREADS: u64 = 2;
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// After so long without a new record there come no more.
 const QUIET: Duration = Duration::from_secs(3);
-/// No ceiling: the default one keeps a flood like this from the backend.
+/// No rate limit: the default one keeps a flood like this from the backend.
 const CONFIGURATION: &str = "capture: { max_records_per_second: null }\n";
 
 #[test]

@@ -92,7 +92,7 @@ fn hardened(network: &Network) -> Result<()> {
         Ok((filtered()? > before).then_some(()))
     })
     .context("the new rules")?;
-    Metrics::read(admin)?.check_law()?;
+    Metrics::read(admin)?.check_accounting()?;
     ensure!(network.client.tcp_counter("OutRsts")? > 0, "nothing was sent here");
     check_threads(collector.pid())?;
     let (status, said) = collector.stop()?;
@@ -126,7 +126,7 @@ fn versioned(directory: &Path, version: &str, text: &str) -> Result<std::path::P
 /// Every thread has what it needs and no more.
 fn check_threads(pid: u32) -> Result<()> {
     /// CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE; before Linux 5.19 also CAP_PERFMON and CAP_BPF.
-    const MOST: u64 = 1 << 2 | 1 << 19 | 1 << 38 | 1 << 39;
+    const MAX: u64 = 1 << 2 | 1 << 19 | 1 << 38 | 1 << 39;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         // A thread may end meanwhile.
         let Ok(status) = fs::read_to_string(task?.path().join("status")) else { continue };
@@ -136,7 +136,7 @@ fn check_threads(pid: u32) -> Result<()> {
         };
         for set in ["CapEff:", "CapPrm:", "CapInh:"] {
             let held = u64::from_str_radix(value(set)?, 16)?;
-            ensure!(held & !MOST == 0, "{set} {held:x} of {}", value("Name:")?);
+            ensure!(held & !MAX == 0, "{set} {held:x} of {}", value("Name:")?);
         }
         ensure!(value("NoNewPrivs:")? == "1" && value("Seccomp:")? == "2", "{status}");
     }

@@ -26,7 +26,7 @@ const SHOWN_FAULTS: usize = 6;
 struct Row {
     ends: usize,
     right: usize,
-    /// Of these: another of the owners that are true than the holder itself.
+    /// Of these: another true owner than the process that made it.
     by_acceptor: usize,
     nobody: usize,
     wrong: usize,

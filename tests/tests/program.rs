@@ -1,5 +1,5 @@
 //! The program as its operator and its service manager meet it: signals, exit codes, a closed terminal, a user who may not,
-//! what is told over `NOTIFY_SOCKET`, a configuration that Kubernetes swaps.
+//! what it sends to `NOTIFY_SOCKET`, a configuration that Kubernetes swaps.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a skip says why")]
@@ -298,7 +298,7 @@ impl Ear {
         Ok(Self(socket))
     }
 
-    /// The next message that is no sign of life.
+    /// The next message that is not a heartbeat.
     fn next(&self) -> Result<String> {
         loop {
             let message = self.any()?;
@@ -314,7 +314,7 @@ impl Ear {
         Ok(String::from_utf8(message[..length].to_vec())?)
     }
 
-    /// What lies there already, counted: messages that are signs of life.
+    /// What lies there already, counted: messages that are heartbeats.
     fn signs_waiting(&self) -> Result<usize> {
         self.0.set_nonblocking(true)?;
         let mut signs = 0;
@@ -364,7 +364,7 @@ fn the_service_manager_is_told_what_is_true() -> Result<()> {
     std::thread::sleep(Duration::from_millis(700));
     let signs = ear.signs_waiting()?;
     signal(&child, Signal::CONT)?;
-    ensure!(signs == 0, "{signs} signs of life of a program that is stopped");
+    ensure!(signs == 0, "{signs} heartbeats of a program that is stopped");
 
     signal(&child, Signal::TERM)?;
     let last = ear.next()?;
@@ -452,12 +452,12 @@ fn a_swapped_config_map_is_taken_over_and_a_bad_one_is_not() -> Result<()> {
     let records = || Ok::<_, anyhow::Error>(collector.records(&[network.client.inode])?.len());
     let refused = || network.client.enter(|| flood::refused(CLOSED, 1, 1));
     refused()?;
-    wait("both ends are told", &|| Ok(records()? == 2))?;
+    wait("a record of both ends", &|| Ok(records()? == 2))?;
 
     volume.update("filters: [{ drop: { network.io.direction: transmit } }]")?;
     wait("the second version is not taken", &|| Ok(collector.said().contains("the new configuration runs")))?;
     refused()?;
-    wait("one end is told", &|| Ok(records()? == 3))?;
+    wait("a record of one end", &|| Ok(records()? == 3))?;
 
     volume.update("filters: [{ drop: { network.io.direction: sideways } }]")?;
     wait("the third version is not refused", &|| Ok(collector.said().contains("the old one goes on")))?;

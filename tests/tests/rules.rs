@@ -25,7 +25,7 @@ use serde_json::Value;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Longer than any stage of the pipeline holds a reset without traces.
-const SETTLED: Duration = Duration::from_millis(180);
+const SETTLE_DELAY: Duration = Duration::from_millis(180);
 /// Of the actor's last reset.
 const LAST_PORT: u16 = 41099;
 /// Attributes that none of these resets can have: a trace needs a tracer (`traces.rs`), an exit or another actor needs a
@@ -120,24 +120,24 @@ impl Bench {
         Ok(())
     }
 
-    /// Makes the resets, and returns what was told of them.
-    fn told(&mut self, expected: usize) -> Result<Vec<Record>> {
+    /// Makes the resets, and returns their records.
+    fn records(&mut self, expected: usize) -> Result<Vec<Record>> {
         let before = self.collector.records(&[self.namespace])?.len();
         self.actor.act()?;
         let new = || -> Result<Vec<Record>> { Ok(self.collector.records(&[self.namespace])?.split_off(before)) };
         let deadline = Instant::now() + TIMEOUT;
         loop {
-            let told = new()?;
-            let last = told.iter().filter(|record| is_last(record)).count();
-            if last == 2 && told.len() >= expected + 2 || Instant::now() > deadline {
+            let records = new()?;
+            let last = records.iter().filter(|record| is_last(record)).count();
+            if last == 2 && records.len() >= expected + 2 || Instant::now() > deadline {
                 break;
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        std::thread::sleep(SETTLED);
-        let (last, told): (Vec<_>, Vec<_>) = new()?.into_iter().partition(is_last);
-        ensure!(last.len() == 2, "the reset that every rule keeps was told {} times, not twice", last.len());
-        Ok(told)
+        std::thread::sleep(SETTLE_DELAY);
+        let (last, records): (Vec<_>, Vec<_>) = new()?.into_iter().partition(is_last);
+        ensure!(last.len() == 2, "the reset that every rule keeps has {} records, not two", last.len());
+        Ok(records)
     }
 
     /// Whether exactly those resets are kept that meet a condition, and then exactly the others.
@@ -152,11 +152,11 @@ impl Bench {
                 format!("  - {then}: {{ not: {{ network.peer.port: 1 }} }}\n")
             };
             self.reload(&format!("filters:\n{KEEP_LAST}  - {first}: {{ {condition} }}\n{rest}"))?;
-            let told = self.told(expected.len())?;
-            let found: BTreeSet<_> = told.iter().map(identity).collect();
+            let records = self.records(expected.len())?;
+            let found: BTreeSet<_> = records.iter().map(identity).collect();
             ensure!(
-                found == expected && told.len() == expected.len(),
-                "{first} {condition}: expected {expected:?}, told {found:?}"
+                found == expected && records.len() == expected.len(),
+                "{first} {condition}: expected {expected:?}, records {found:?}"
             );
         }
         Ok(())
@@ -175,7 +175,7 @@ fn identity(record: &Record) -> Identity {
     (record.text("network.io.direction").to_owned(), record.source.port(), record.destination.port())
 }
 
-/// What is asked of an attribute that changes from one turn to the next: whether it is there, or is more than nothing.
+/// What is required of an attribute that changes from one turn to the next: whether it is there, or is more than nothing.
 fn range_of(attribute: Attribute) -> Option<f64> {
     match attribute {
         Attribute::Duration | Attribute::SmoothedRtt => Some(0.0),
@@ -209,7 +209,7 @@ fn every_key_keeps_and_drops_what_it_says() -> Result<()> {
 
 fn try_all(bench: &mut Bench) -> Result<()> {
     // Sent and received, of five connections.
-    let all = bench.told(10)?;
+    let all = bench.records(10)?;
     ensure!(all.len() == 10, "{} records of five resets: {all:?}", all.len());
     let mut tried = 0;
     for attribute in Attribute::ALL.iter().copied().filter(|attribute| !NOT_HERE.contains(attribute)) {

@@ -4,7 +4,7 @@
 use reset_collector_tests::{collector::Collector, require_root, scenario, suite};
 
 /// There are at least so many ways to make a reset in the list.
-const LEAST_SCENARIOS: usize = 100;
+const MIN_SCENARIOS: usize = 100;
 
 #[test]
 #[ignore = "needs root: run by `make e2e`"]
@@ -30,7 +30,7 @@ fn every_reset_has_its_record() -> anyhow::Result<()> {
 #[test]
 fn every_cause_has_a_scenario() -> anyhow::Result<()> {
     let scenarios = scenario::list()?;
-    assert!(scenarios.len() >= LEAST_SCENARIOS, "{} scenarios", scenarios.len());
+    assert!(scenarios.len() >= MIN_SCENARIOS, "{} scenarios", scenarios.len());
     let named: Vec<&str> = scenarios.iter().flat_map(|one| &one.due).flat_map(|due| due.cause.split('|')).collect();
     // `unknown` is what is never due.
     // No kernel part tells how the owner ended yet.

@@ -1,4 +1,4 @@
-//! A day in miniature: mixed resets while the backend dies, hangs and comes back. The conservation law holds at each
+//! A day in miniature: mixed resets while the backend dies, hangs and comes back. The accounting invariant holds at each
 //! look, and memory, threads and file descriptors do not grow.
 //!
 //! `RESET_TESTS_SOAK_SECONDS` says for how long; 30 minutes stand for a day.
@@ -25,7 +25,7 @@ use reset_collector_tests::{
 use rustix::process::{Pid, Signal, kill_process};
 
 const DEFAULT_SECONDS: u64 = 30;
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// After the last fault, until all has gone out.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the backend is well, and how long it is not.
@@ -56,7 +56,7 @@ fn a_day_in_miniature() -> Result<()> {
         let faults = faults(&mut backend, until);
         let panicked = |_| anyhow::anyhow!("a thread panicked");
         let load = load.join().map_err(panicked)?;
-        // The backend is well again: what waits goes out while the law is still looked at.
+        // The backend is well again: what waits goes out while the invariant is still sampled.
         let drained = wait_until_drained(admin);
         over.store(true, Ordering::Relaxed);
         let looks = looks.join().map_err(panicked)?;
@@ -114,13 +114,13 @@ fn faults(backend: &mut Backend, until: Instant) -> Result<()> {
     Ok(())
 }
 
-/// Looks at the law and the process until it is over.
+/// Samples the invariant and the process until it is over.
 fn looks(pid: u32, admin: SocketAddr, over: &AtomicBool) -> Result<Vec<Usage>> {
     let mut looks = Vec::new();
     while !over.load(Ordering::Relaxed) {
-        Metrics::read(admin)?.check_law()?;
+        Metrics::read(admin)?.check_accounting()?;
         looks.push(usage(pid)?);
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(POLL_INTERVAL);
     }
     Ok(looks)
 }
@@ -131,25 +131,25 @@ fn wait_until_drained(admin: SocketAddr) -> Result<()> {
     let deadline = Instant::now() + TIMEOUT;
     loop {
         let metrics = Metrics::read(admin)?;
-        let settled = |lane: &[(&str, &str); 2]| {
+        let settled = |queue: &[(&str, &str); 2]| {
             let term = |name: &str, labels: &[(&str, &str)]| metrics.sum(&format!("reset_collector_{name}"), labels);
-            let fates = term("exported_resets_total", lane)
-                + term("dropped_resets_total", lane)
+            let outcomes = term("exported_resets_total", queue)
+                + term("dropped_resets_total", queue)
                 + term("filtered_resets_total", &[])
                 + term("sampled_out_resets_total", &[]);
-            fates >= waited_for
+            outcomes >= waited_for
         };
-        if metrics.lanes().iter().all(settled) {
+        if metrics.queues().iter().all(settled) {
             return Ok(());
         }
         ensure!(Instant::now() < deadline, "{waited_for} captured, and they do not go out: {metrics:?}");
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
 /// Nothing was dropped: the backend came back each time, and the queue was long enough.
 fn check_end(metrics: &Metrics, host: &Host) -> Result<()> {
-    metrics.check_law()?;
+    metrics.check_accounting()?;
     let sent = host.tcp_counter("OutRsts")?;
     let captured = metrics.sum("tcp_resets_total", &[("network_io_direction", "transmit")]);
     ensure!(sent > 0 && captured >= sent, "{sent} resets sent, {captured} captured");
@@ -163,7 +163,7 @@ fn check_end(metrics: &Metrics, host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// The last third of the looks against the second: the first warms up.
+/// Compares the last third of the samples with the second: the first warms up.
 fn check_flat(looks: &[Usage]) -> Result<()> {
     let third = looks.len() / 3;
     ensure!(third >= 10, "only {} looks", looks.len());

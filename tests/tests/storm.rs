@@ -12,7 +12,7 @@ use reset_collector_tests::{
     storm::{self, Length},
 };
 
-/// Well over what the kernel lets through at once after quiet (`probes::control::BURST`), so that the ceiling holds.
+/// Well over what the kernel lets through at once after quiet (`probes::control::BURST`), so that the rate limit applies.
 const LENGTH: Length = Length { time: Duration::from_secs(5), segments: probes::control::BURST * 3 / 2 };
 
 #[test]
@@ -32,9 +32,9 @@ fn hides_nothing(shape: Shape) -> Result<()> {
     let report = storm::run(shape, LENGTH, &[])?;
     println!(
         "{shape:?}: {} segments, {} resets sent, {} captured; {} of {} slow ones told; {} records of the flood",
-        report.segments, report.sent, report.captured, report.slow_told, report.slow_made, report.flood_told
+        report.segments, report.sent, report.captured, report.slow_told, report.slow_made, report.flood_records
     );
-    assert!(report.flood_told < report.sent, "the ceiling was not reached: {report:?}");
+    assert!(report.flood_records < report.sent, "the rate limit was not reached: {report:?}");
     assert_eq!(report.captured, report.sent, "{}", report.said);
     assert_eq!(report.slow_told, report.slow_made, "{}", report.said);
     Ok(())

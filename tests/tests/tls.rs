@@ -161,16 +161,16 @@ fn the_matrix() -> Result<()> {
 }
 
 fn by(protocol: &'static str, servers: &mut Servers, files: &Files) -> Result<()> {
-    let (admin, lanes) = (free_address()?, servers.lanes(protocol));
+    let (admin, targets) = (free_address()?, servers.targets(protocol));
     let file = files.path("collector.yaml");
-    fs::write(&file, configuration(admin, &lanes, files))?;
+    fs::write(&file, configuration(admin, &targets, files))?;
     let collector = Collector::start(&["--config", &file.to_string_lossy()], &[])?;
     flood::refused(CLOSED, 5, 1);
     let mut wrong = Vec::new();
-    for lane in &lanes {
-        match lane.came_true(admin, &collector)? {
-            Ok(how) => println!("{protocol:<14} {:<42} {how}", lane.row.what),
-            Err(instead) => wrong.push(format!("{protocol} {}: {instead}", lane.row.what)),
+    for target in &targets {
+        match target.came_true(admin, &collector)? {
+            Ok(how) => println!("{protocol:<14} {:<42} {how}", target.row.what),
+            Err(instead) => wrong.push(format!("{protocol} {}: {instead}", target.row.what)),
         }
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -179,7 +179,7 @@ fn by(protocol: &'static str, servers: &mut Servers, files: &Files) -> Result<()
     let next = Authority::new()?;
     next.certify(files, "rotated", "localhost", LATER)?;
     servers.restart("rotated")?;
-    let rotated = lanes.iter().find(|lane| lane.row.server == "rotated").context("no such row")?;
+    let rotated = targets.iter().find(|target| target.row.server == "rotated").context("no such row")?;
     let (before, deadline) = (rotated.exported(admin)?, Instant::now() + TIMEOUT);
     files.put("rotating.pem", &next.pem)?;
     flood::refused(CLOSED, 5, 1);
@@ -188,7 +188,7 @@ fn by(protocol: &'static str, servers: &mut Servers, files: &Files) -> Result<()
         std::thread::sleep(Duration::from_millis(50));
     }
     println!("{protocol:<14} {:<42} delivered again", "rotated to another authority");
-    Metrics::read(admin)?.check_law()
+    Metrics::read(admin)?.check_accounting()
 }
 
 /// The OpenTelemetry Collectors, each with a certificate of its own.
@@ -214,23 +214,23 @@ impl Servers {
         server.restart()
     }
 
-    /// Each row by a protocol. Several that go to one address are told apart by their numbers.
-    fn lanes(&self, protocol: &'static str) -> Vec<Lane> {
-        let mut lanes: Vec<Lane> = Vec::new();
+    /// Each row by a protocol. Several that go to one address differ by their numbers.
+    fn targets(&self, protocol: &'static str) -> Vec<Target> {
+        let mut targets: Vec<Target> = Vec::new();
         for row in ROWS {
             let server = self.0.iter().find(|(name, _)| *name == row.server).map(|(_, server)| server);
             let Some(server) = server else { continue };
             let port = if protocol == "grpc" { server.grpc } else { server.http }.port();
             let endpoint = format!("{}://localhost:{port}", row.scheme);
-            let number = 1 + lanes.iter().filter(|lane| lane.endpoint == endpoint).count();
+            let number = 1 + targets.iter().filter(|target| target.endpoint == endpoint).count();
             let name = if number == 1 { endpoint.clone() } else { format!("{endpoint}#{number}") };
-            lanes.push(Lane { row, protocol, endpoint, name });
+            targets.push(Target { row, protocol, endpoint, name });
         }
-        lanes
+        targets
     }
 }
 
-struct Lane {
+struct Target {
     row: &'static Row,
     protocol: &'static str,
     endpoint: String,
@@ -238,10 +238,10 @@ struct Lane {
     name: String,
 }
 
-impl Lane {
+impl Target {
     fn exported(&self, admin: SocketAddr) -> Result<u64> {
-        let lane = [("destination", self.name.as_str())];
-        Ok(Metrics::read(admin)?.sum("reset_collector_exported_resets_total", &lane))
+        let target = [("destination", self.name.as_str())];
+        Ok(Metrics::read(admin)?.sum("reset_collector_exported_resets_total", &target))
     }
 
     /// What came of it, in time; what came instead.
@@ -267,15 +267,15 @@ impl Lane {
     }
 }
 
-fn configuration(admin: SocketAddr, lanes: &[Lane], files: &Files) -> String {
+fn configuration(admin: SocketAddr, targets: &[Target], files: &Files) -> String {
     let mut text =
         format!("admin: {{ endpoint: \"{admin}\" }}\nexport:\n  signals: [logs]\n  console: \"off\"\n  otlp:\n");
-    for lane in lanes {
-        let tls = with_paths(lane.row.tls, &files.0);
+    for target in targets {
+        let tls = with_paths(target.row.tls, &files.0);
         text += &format!(
             "    - endpoint: {}\n      protocol: {}\n      tls: {{ {tls} }}\n      timeout: 2s\n\
              \x20     retry_on_failure: {{ initial_interval: 500ms, max_interval: 2s, max_elapsed_time: 0s }}\n",
-            lane.endpoint, lane.protocol
+            target.endpoint, target.protocol
         );
     }
     text

@@ -18,10 +18,10 @@ use reset_collector_tests::{
 
 /// A span waits five seconds in its SDK, and a busy machine may take as long again to send it.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(40);
-const SETTLED: Duration = Duration::from_secs(7);
+const SETTLE_DELAY: Duration = Duration::from_secs(7);
 /// Resets that may be found on no span, beside those that never can be: on a machine with much else to do a call may
 /// end so long after its reset, or connect so long after its start, that nothing ties them. None may be on a wrong one.
-const MOST_MISSED: usize = 3;
+const MAX_MISSED: usize = 3;
 
 const OF_SERVER: [&str; 10] = [
     "client_aborts",
@@ -247,7 +247,7 @@ fn each_on_its_span(by: By) -> Result<()> {
     let (missed, wrong): (Vec<_>, Vec<_>) =
         faults.partition(|(_, verdict)| matches!(verdict, Verdict::Missing | Verdict::Ambiguous));
     ensure!(wrong.is_empty(), "{wrong:#?}");
-    ensure!(missed.len() <= MOST_MISSED, "{missed:#?}");
+    ensure!(missed.len() <= MAX_MISSED, "{missed:#?}");
     Ok(())
 }
 
@@ -358,8 +358,8 @@ fn awaited(
     judge: impl Fn() -> Result<Vec<(Truth, Verdict)>>,
 ) -> Result<Vec<(Truth, Verdict)>> {
     ensure!(!truths.is_empty(), "no program told anything");
-    std::thread::sleep(SETTLED);
-    let deadline = Instant::now() + ARRIVAL_TIMEOUT - SETTLED;
+    std::thread::sleep(SETTLE_DELAY);
+    let deadline = Instant::now() + ARRIVAL_TIMEOUT - SETTLE_DELAY;
     loop {
         let verdicts = judge()?;
         if verdicts.iter().all(|(truth, verdict)| !is_fault(truth, verdict, by)) || Instant::now() > deadline {

@@ -18,7 +18,7 @@ import threading
 import time
 
 ABORT = struct.pack("ii", 1, 0)
-PATIENCE = 10
+TIMEOUT = 10
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n3;a=b\r\nyes\r\n0\r\nX-Trailer: 1\r\n\r\n"
 CASES = {}
@@ -59,12 +59,12 @@ class Pair:
         with socket.create_server(("::" if mapped else host, port), family=family, dualstack_ipv6=mapped) as listener:
             if listen:
                 listen(listener)
-            self.client = socket.create_connection((host, port), timeout=PATIENCE)
+            self.client = socket.create_connection((host, port), timeout=TIMEOUT)
             if listen:
                 self.trace = new_trace()
                 self.client.sendall(request(self.trace))
             self.server, _ = listener.accept()
-        self.server.settimeout(PATIENCE)
+        self.server.settimeout(TIMEOUT)
         for end in (self.client, self.server):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.client_port = self.client.getsockname()[1]
@@ -401,7 +401,7 @@ def server_is_killed(pair):
     one.client.sendall(with_length(trace, b"x" * 50))
     child = os.fork()
     if child == 0:
-        time.sleep(PATIENCE)
+        time.sleep(TIMEOUT)
         os._exit(0)
     one.server.close()
     time.sleep(0.05)

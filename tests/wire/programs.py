@@ -2,7 +2,7 @@
 
     programs.py PORT PROXY_PORT DIRECTORY     PORT and PROXY_PORT are read; nginx keeps its files in DIRECTORY
 
-The truth is told as in exchanges.py: a line for each connection that was reset. The path says what the server does.
+The truth is printed as in exchanges.py: a line for each connection that was reset. The path says what the server does.
 """
 
 import http.server
@@ -19,7 +19,7 @@ import requests
 
 from exchanges import abort, new_trace
 
-PATIENCE = 10
+TIMEOUT = 10
 printing = threading.Lock()
 
 
@@ -137,7 +137,7 @@ def through_nginx(port, proxy_port, directory):
         session.headers["User-Agent"] = "nginx"
         for path in ("/", "/chunks", "/abort", "/", "/middle", "/"):
             try:
-                session.get(f"http://127.0.0.1:{proxy_port}{path}", headers={"traceparent": new_trace()}, timeout=PATIENCE)
+                session.get(f"http://127.0.0.1:{proxy_port}{path}", headers={"traceparent": new_trace()}, timeout=TIMEOUT)
             except requests.RequestException:
                 pass
         for read_first in (False, True):

@@ -98,8 +98,8 @@ fn the_true_span_comes_after_the_wait() {
     let said = finish(&correlator, now, Vec::new());
     assert_eq!(said, NOBODY_KNOWS);
     let late = now + Duration::from_secs(21);
-    assert!(pass(&correlator, &sender(), &[cut_off(2, 0, 20)], late).is_empty(), "it was told already");
-    assert!(finish(&correlator, late, Vec::new()).is_empty(), "and is told once");
+    assert!(pass(&correlator, &sender(), &[cut_off(2, 0, 20)], late).is_empty(), "its event was made already");
+    assert!(finish(&correlator, late, Vec::new()).is_empty(), "one event only");
 }
 
 #[test]
@@ -115,14 +115,14 @@ fn two_that_say_reset_had_two_resets() {
 /// With more resets than may wait, the one that a span tells of may have gone out already.
 #[test]
 fn a_reset_that_did_not_wait_makes_spans_doubtful() {
-    const MOST_OF_PROCESS: u16 = 256;
+    const MAX_OF_PROCESS: u16 = 256;
     let (correlator, now) = (correlator(), Instant::now());
     let elsewhere = |port: u16| Reset { peer: at_client(port, 0).local, ..at_client(port, 0) };
-    (0..MOST_OF_PROCESS).for_each(|n| correlator.submit(elsewhere(1_000 + n), now));
+    (0..MAX_OF_PROCESS).for_each(|n| correlator.submit(elsewhere(1_000 + n), now));
     correlator.submit(at_client(40_001, 19_000), now);
     assert_eq!(correlator.take_ready(now).len(), 1, "too many wait");
     let after = now + Duration::from_secs(7);
-    assert_eq!(correlator.take_ready(after).len(), usize::from(MOST_OF_PROCESS));
+    assert_eq!(correlator.take_ready(after).len(), usize::from(MAX_OF_PROCESS));
     correlator.submit(at_client(40_002, 19_500), after);
     pass(&correlator, &sender(), &[says_reset(1)], after);
     assert_eq!(finish(&correlator, after, Vec::new()), NOBODY_KNOWS);

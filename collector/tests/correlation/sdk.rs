@@ -1,4 +1,4 @@
-//! Spans as the SDKs send them at their defaults, and the resets that they are held against.
+//! Spans as the SDKs send them at their defaults, and the resets that they are matched with.
 
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,

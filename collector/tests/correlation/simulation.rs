@@ -14,7 +14,7 @@ use crate::sdk::{Build, MS, ZERO, at_client, go_client, go_reset_text, node_clie
 
 /// How one request goes.
 #[derive(Clone, Copy, Debug)]
-enum Fate {
+enum CallOutcome {
     Well,
     Answered500,
     TimedOut,
@@ -28,26 +28,26 @@ enum Fate {
     Refused,
 }
 
-/// One request: its SDK, start and length in ms, fate, how long after its reset it fails, µs.
-type Request = (u8, u64, u64, Fate, u64);
+/// One request: its SDK, start and length in ms, outcome, how long after its reset it fails, µs.
+type Request = (u8, u64, u64, CallOutcome, u64);
 /// The reset of a connection on which no request is open, ms.
 type Idle = u64;
 
-fn fate() -> impl Strategy<Value = Fate> {
+fn outcome() -> impl Strategy<Value = CallOutcome> {
     prop_oneof![
-        4 => Just(Fate::Well),
-        1 => Just(Fate::Answered500),
-        1 => Just(Fate::TimedOut),
-        3 => Just(Fate::Reset),
-        1 => Just(Fate::ResetUnsampled),
-        2 => Just(Fate::CutOff),
-        1 => Just(Fate::Ended),
-        2 => Just(Fate::Refused),
+        4 => Just(CallOutcome::Well),
+        1 => Just(CallOutcome::Answered500),
+        1 => Just(CallOutcome::TimedOut),
+        3 => Just(CallOutcome::Reset),
+        1 => Just(CallOutcome::ResetUnsampled),
+        2 => Just(CallOutcome::CutOff),
+        1 => Just(CallOutcome::Ended),
+        2 => Just(CallOutcome::Refused),
     ]
 }
 
 fn requests() -> impl Strategy<Value = Vec<Request>> {
-    prop::collection::vec((0..3_u8, 0..3_000_u64, 2..900_u64, fate(), 20..20_000_u64), 1..40)
+    prop::collection::vec((0..3_u8, 0..3_000_u64, 2..900_u64, outcome(), 20..20_000_u64), 1..40)
 }
 
 /// The reset of a connection that was made for a request and has sent all but some bytes of it.
@@ -64,7 +64,7 @@ fn of_connection(port: u16, start_ms: u64, reset_us: u64, unsent: u32) -> Reset 
 
 /// The request's span, and its reset where it has one: number and port tell them apart.
 fn play(number: u8, request: Request) -> (Span, Option<Reset>) {
-    let (sdk, start, length, fate, after_us) = request;
+    let (sdk, start, length, outcome, after_us) = request;
     let port = 40_000 + u16::from(number);
     let end = start + length;
     let span = match sdk {
@@ -73,11 +73,11 @@ fn play(number: u8, request: Request) -> (Span, Option<Reset>) {
         _ => node_client(number, start, end),
     };
     let reset_us = (end * 1_000).saturating_sub(after_us).max(start * 1_000 + 1);
-    match fate {
-        Fate::Well => (span, None),
-        Fate::Answered500 => (span.number("http.response.status_code", 500).failed(""), None),
-        Fate::TimedOut => (span.failed("context deadline exceeded"), None),
-        Fate::Reset | Fate::ResetUnsampled => {
+    match outcome {
+        CallOutcome::Well => (span, None),
+        CallOutcome::Answered500 => (span.number("http.response.status_code", 500).failed(""), None),
+        CallOutcome::TimedOut => (span.failed("context deadline exceeded"), None),
+        CallOutcome::Reset | CallOutcome::ResetUnsampled => {
             let span = match sdk {
                 0 => span.exception("ConnectionError", "ConnectionResetError(104, 'Connection reset by peer')"),
                 1 => span.failed(&go_reset_text(port)),
@@ -85,9 +85,11 @@ fn play(number: u8, request: Request) -> (Span, Option<Reset>) {
             };
             (span, Some(of_connection(port, start, reset_us, 0)))
         }
-        Fate::CutOff => (span.failed("Remote end closed connection"), Some(of_connection(port, start, reset_us, 900))),
-        Fate::Ended => (span.failed("Remote end closed connection"), None),
-        Fate::Refused => (span.failed("connect: connection refused"), Some(refused(port, reset_us))),
+        CallOutcome::CutOff => {
+            (span.failed("Remote end closed connection"), Some(of_connection(port, start, reset_us, 900)))
+        }
+        CallOutcome::Ended => (span.failed("Remote end closed connection"), None),
+        CallOutcome::Refused => (span.failed("connect: connection refused"), Some(refused(port, reset_us))),
     }
 }
 
@@ -115,7 +117,7 @@ proptest! {
         for (index, request) in requests.iter().enumerate() {
             let number = index as u8 + 1;
             let (span, reset) = play(number, *request);
-            if !matches!(request.3, Fate::ResetUnsampled) {
+            if !matches!(request.3, CallOutcome::ResetUnsampled) {
                 spans.push(span);
             }
             if let Some(reset) = reset {
@@ -162,7 +164,7 @@ proptest! {
         prop_assert_eq!(on_span, marked, "an event stands where it is said to stand");
         // Go names the connection: nothing of it may be missed.
         for (index, request) in requests.iter().enumerate() {
-            if let (1, _, _, Fate::Reset, _) = request {
+            if let (1, _, _, CallOutcome::Reset, _) = request {
                 let port = 40_001 + index as u16;
                 let found = ready.iter().any(|reset| reset.local.port == port && reset.trace.is_some());
                 prop_assert!(found, "go's reset of port {port} is not found");

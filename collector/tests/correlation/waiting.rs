@@ -177,11 +177,11 @@ fn a_search_thread_finds_the_spans_that_have_passed() {
 #[test]
 fn resets_without_a_possible_span_do_not_wait() {
     let (correlator, now) = (correlator(), Instant::now());
-    let unowned = Reset { owner: None, ..at_server(1, 0) };
+    let without_owner = Reset { owner: None, ..at_server(1, 0) };
     let port_closed = by_server(2, 0, Cause::PortClosed);
     let ignored = Reset { not_accepted: true, ..at_server(3, 0) };
     let listener = Reset { state: Some(State::Listen), ..at_server(4, 0) };
-    for reset in [unowned, port_closed, ignored, listener] {
+    for reset in [without_owner, port_closed, ignored, listener] {
         correlator.submit(reset, now);
         assert_eq!(correlator.next_deadline(now), Some(now));
         assert_eq!(correlator.take_ready(now).len(), 1);

@@ -1,4 +1,4 @@
-//! The conservation law, sampled without pause while everything fails at random.
+//! The accounting invariant, sampled continuously while everything fails at random.
 
 use std::{
     collections::HashSet,

@@ -14,14 +14,14 @@ use reset_collector::{
 
 use crate::{
     backend::{Backend, Reply, logs, numbers},
-    client::{destination, dropped, fate_of_one, to},
+    client::{destination, dropped, outcome_of_one, to},
 };
 
 #[tokio::test]
 async fn every_grpc_code_has_its_fate() {
     for code in 0..=17 {
         let backend = Backend::answering(vec![Reply::grpc(code)]).await;
-        let lane = fate_of_one(&destination(&backend, Protocol::Grpc)).await;
+        let lane = outcome_of_one(&destination(&backend, Protocol::Grpc)).await;
         let tries = backend.requests().len();
         match code {
             0 => assert_eq!((lane.exported, dropped(&lane), tries), (10, None, 1)),
@@ -41,7 +41,7 @@ async fn every_grpc_code_has_its_fate() {
 async fn every_http_status_has_its_fate() {
     for status in 200..=599 {
         let backend = Backend::answering(vec![Reply::http(status)]).await;
-        let lane = fate_of_one(&destination(&backend, Protocol::HttpProtobuf)).await;
+        let lane = outcome_of_one(&destination(&backend, Protocol::HttpProtobuf)).await;
         let tries = backend.requests().len();
         match status {
             200..300 => assert_eq!((lane.exported, dropped(&lane), tries), (10, None, 1), "status {status}"),
@@ -65,7 +65,7 @@ async fn requests_arrive_whole_in_every_shape() {
     for (protocol, reply, path) in protocols {
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             let backend = Backend::answering(vec![reply.clone()]).await;
-            let lane = fate_of_one(&Destination { compression, ..destination(&backend, protocol) }).await;
+            let lane = outcome_of_one(&Destination { compression, ..destination(&backend, protocol) }).await;
             assert_eq!(lane.exported, 10);
             let request = &backend.requests()[0];
             assert_eq!(request.path, path);
@@ -86,7 +86,7 @@ async fn what_the_backend_rejects_is_counted_and_not_sent_again() {
     ];
     for (protocol, reply) in replies {
         let backend = Backend::answering(vec![reply]).await;
-        let lane = fate_of_one(&destination(&backend, protocol)).await;
+        let lane = outcome_of_one(&destination(&backend, protocol)).await;
         assert_eq!((lane.exported, lane.dropped[DropReason::PartialSuccessRejected as usize]), (7, 3));
         assert_eq!(backend.requests().len(), 1);
     }
@@ -101,10 +101,10 @@ async fn retries_go_through_and_wait_as_long_as_the_server_asks() {
     destination.retry.max_interval = Duration::from_secs(30);
     let started = Instant::now();
     // The end of the program cuts one wait short: the one before the second try.
-    let lane = fate_of_one(&destination).await;
+    let lane = outcome_of_one(&destination).await;
     assert_eq!((lane.exported, lane.health.retries, backend.requests().len()), (10, 2, 3));
     assert!(started.elapsed() >= Duration::from_millis(900), "{:?}", started.elapsed());
-    assert_eq!(lane.health.resent, 0, "each fate was known");
+    assert_eq!(lane.health.resent, 0, "each outcome was known");
 }
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn an_answer_that_was_lost_counts_as_a_possible_duplicate() {
         let backend = Backend::answering(vec![Reply::Hang, taken]).await;
         let mut destination = Destination { timeout: Duration::from_millis(150), ..destination(&backend, protocol) };
         destination.retry.max_elapsed_time = Duration::from_secs(30);
-        let lane = fate_of_one(&destination).await;
+        let lane = outcome_of_one(&destination).await;
         assert_eq!((lane.exported, lane.health.resent), (10, 10));
         assert_eq!(backend.requests().len(), 2);
     }
@@ -172,7 +172,7 @@ async fn a_unix_socket_is_an_endpoint() {
             // The relay ends with whichever side goes first.
             let _ended = tokio::io::copy_bidirectional(&mut inner, &mut outer).await;
         });
-        let lane = fate_of_one(&to(&format!("unix://{}", path.display()), protocol)).await;
+        let lane = outcome_of_one(&to(&format!("unix://{}", path.display()), protocol)).await;
         assert_eq!((lane.exported, backend.requests().len()), (10, 1));
         relay.abort();
         std::fs::remove_file(&path).unwrap();

@@ -1,4 +1,4 @@
-//! A scripted OTLP backend on loopback: answers gRPC and HTTP as it is told and remembers what it was sent.
+//! A scripted OTLP backend on loopback: answers gRPC and HTTP as scripted and records what it receives.
 
 use std::{
     collections::VecDeque,

@@ -37,8 +37,8 @@ pub(crate) fn to(endpoint: &str, protocol: Protocol) -> Destination {
     Destination { endpoint: endpoint.into(), protocol, retry, timeout, ..Destination::default() }
 }
 
-/// Sends one batch of ten records and waits for its fate.
-pub(crate) async fn fate_of_one(destination: &Destination) -> LaneSnapshot {
+/// Sends one batch of ten records and waits for its outcome.
+pub(crate) async fn outcome_of_one(destination: &Destination) -> LaneSnapshot {
     let account = Arc::new(Account::new());
     let exporter = Exporter::start(destination, LOGS, account.clone(), &Handle::current()).unwrap();
     account.read(10);

@@ -25,9 +25,9 @@ use std::{
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 /// Bytes of an input at most.
-const LONGEST: usize = 8 << 10;
+const MAX: usize = 8 << 10;
 /// Changed inputs that are tried at least.
-const LEAST: u64 = 500;
+const MIN: u64 = 500;
 /// Inputs that are kept to be changed further.
 const POOL: usize = 256;
 
@@ -53,12 +53,12 @@ fn drive(seeds: Vec<Vec<u8>>, target: fn(&[u8])) {
     let mut pool = seeds;
     let mut inputs = 0_u64;
     // On a machine with much else to do the cuts alone take all the time.
-    while inputs < LEAST || Instant::now() < until {
+    while inputs < MIN || Instant::now() < until {
         let mut input = pool[random.random_range(0..pool.len())].clone();
         for _ in 0..=random.random_range(0..6) {
             mutate(&mut input, &pool, &mut random);
         }
-        input.truncate(LONGEST);
+        input.truncate(MAX);
         run(&input);
         inputs += 1;
         let place = random.random_range(0..POOL * 4);

@@ -1,4 +1,4 @@
-//! A backend that keeps what it gets and answers as it is told; clients that speak OTLP to a receiver.
+//! A backend that records requests and answers as scripted; clients that speak OTLP to a receiver.
 
 use std::{
     net::SocketAddr,

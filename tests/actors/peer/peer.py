@@ -1,4 +1,4 @@
-"""One end of connections, in Python: the protocol is told in owners.py.
+"""One end of connections, in Python: owners.py describes the protocol.
 
 peer.py serve ADDRESS PORT | fork ... | prefork ... | threads ... | connect ADDRESS PORT | fd NUMBER
 """

@@ -25,7 +25,7 @@ const LINGER: u64 = 20_000;
 const NO_CEILING: &str = "capture: { max_records_per_second: null }\nexport: { console: \"off\" }\n";
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 /// Fewer runs than this under a load are of something else.
-const LEAST_RUNS: u64 = 1_000;
+const MIN_RUNS: u64 = 1_000;
 
 /// ns a run by load and program, a figure for each turn.
 type Figures = BTreeMap<(&'static str, String), Vec<f64>>;
@@ -52,11 +52,11 @@ pub(crate) fn measure(
         under_load(&before, &mut figures)?;
         c.stop()?;
     }
-    tell(report, &figures);
+    print_figures(report, &figures);
     Ok(())
 }
 
-fn tell(report: &mut Report, figures: &Figures) {
+fn print_figures(report: &mut Report, figures: &Figures) {
     let mut rows = Vec::new();
     for ((load, program), ours) in figures {
         if program.starts_with("c_") {
@@ -98,7 +98,7 @@ fn under_load(before: &BTreeMap<u64, Runs>, figures: &mut Figures) -> Result<()>
         for (id, end) in programs()? {
             let begun = start.get(&id).cloned().unwrap_or_default();
             let runs = end.count.saturating_sub(begun.count);
-            if !old.contains(&id) && runs >= LEAST_RUNS {
+            if !old.contains(&id) && runs >= MIN_RUNS {
                 let each = (end.ns - begun.ns) as f64 / runs as f64;
                 figures.entry((load, end.name)).or_default().push(each);
             }

@@ -17,12 +17,12 @@ const STORM: Length = Length { time: Duration::from_secs(20), segments: 0 };
 /// # Errors
 /// A storm cannot be made.
 pub(crate) fn measure(report: &mut Report, configuration: &dyn Fn(&str) -> Result<String>) -> Result<()> {
-    let no_ceiling = "capture: { max_records_per_second: null }";
+    let no_rate_limit = "capture: { max_records_per_second: null }";
     let mut rows = Vec::new();
     for (name, shape, text) in [
         ("port scan, defaults", Shape::Scan, "{}"),
         ("SYN flood of one port, defaults", Shape::OnePort, "{}"),
-        ("port scan, no ceiling in the kernel", Shape::Scan, no_ceiling),
+        ("port scan, no rate limit in the kernel", Shape::Scan, no_rate_limit),
     ] {
         let file = configuration(text)?;
         let storm = storm::run(shape, STORM, &["--config", &file])?;
@@ -33,7 +33,7 @@ pub(crate) fn measure(report: &mut Report, configuration: &dyn Fn(&str) -> Resul
             storm.sent.to_string(),
             storm.captured.to_string(),
             format!("{} of {}", storm.slow_told, storm.slow_made),
-            storm.flood_told.to_string(),
+            storm.flood_records.to_string(),
             format!("{:.1} %", storm.processor_share() * 100.0),
             format!("{} → {}", mib(storm.before.resident_bytes), mib(storm.after.resident_bytes)),
         ]);
