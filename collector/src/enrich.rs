@@ -13,6 +13,7 @@ pub mod kubernetes;
 pub mod otel_context;
 pub mod pods;
 pub mod process;
+pub mod program;
 pub mod reader_thread;
 pub mod resource;
 pub mod sanitize;
@@ -38,11 +39,11 @@ use crate::{
         pods::{Names, OwnPod, Pods},
         process::{Process, ProcessError, Wanted},
         reader_thread::Deadline,
-        resource::{Identity, ResourceBuilder, UNKNOWN_SERVICE},
+        resource::{Identity, ResourceBuilder},
     },
     model::{
         Owner, Reset,
-        resource::{Resource, ResourceValue},
+        resource::{Resource, ResourceValue, UNKNOWN_SERVICE},
     },
     procfs,
 };
@@ -60,7 +61,7 @@ fn with_pod(resource: &Resource, names: &Names) -> Arc<Resource> {
             None => attributes.push((name, value)),
         }
     }
-    Resource::for_process(attributes, resource.inner_pid)
+    Resource::for_process(attributes, resource.inner_pid, resource.program.clone())
 }
 
 /// Defines the counters once: field, name on `/metrics`, meaning.
@@ -296,11 +297,12 @@ impl Enricher {
         if let Some(process) = &process {
             resource.add_claims(process);
         }
-        resource.name_service(&placement, names.as_ref());
+        resource.name_service(&placement, names.as_ref(), process.as_ref());
         let (attributes, left_out) = resource.finish();
         count(&self.counters.left_out, left_out);
         let inner_pid = process.as_ref().and_then(|process| process.inner_pid);
-        let resource = Resource::for_process(attributes, inner_pid);
+        let program = process.as_ref().and_then(|process| process.program.clone());
+        let resource = Resource::for_process(attributes, inner_pid, program);
         let seen = process.map(|process| process.comm).unwrap_or_default();
         Entry { resource, start_unix_ns, comms: [comm.to_vec(), seen], read: now, settled: false, awaited }
     }
@@ -319,7 +321,7 @@ impl Enricher {
         } else {
             let mut resource = ResourceBuilder::of_host(&self.host.attributes);
             resource.add_placement(&placement, names.as_ref());
-            resource.name_service(&placement, names.as_ref());
+            resource.name_service(&placement, names.as_ref(), None);
             let (attributes, left_out) = resource.finish();
             count(&self.counters.left_out, left_out);
             Resource::new(attributes)

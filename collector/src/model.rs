@@ -63,6 +63,8 @@ pub struct Reset {
     pub segment_flags: u8,
     /// Whether the received reset was ignored by the socket, whose connection lives on.
     pub not_accepted: bool,
+    /// The firewall of this host rejected what this host itself had sent: the reset came from no peer.
+    pub own_firewall: bool,
     /// The hook that saw it.
     pub hook: Hook,
     /// The workload that owns the socket; the host alone until enriched, and where there is no owner.
@@ -106,6 +108,13 @@ pub struct Connection {
     /// Whose data moved last: `Transmit` is this end's. `None` where both moved within one tick of the kernel's clock
     /// (1 to 10 ms).
     pub last_data: Option<Direction>,
+}
+
+impl Connection {
+    /// Written by this end and not acknowledged by the other, sent or not.
+    pub fn pending_bytes(&self) -> u64 {
+        u64::from(self.unsent_bytes.unwrap_or(0)) + u64::from(self.unacked_bytes.unwrap_or(0))
+    }
 }
 
 /// The process that holds the socket, as the kernel knew it at the reset.
@@ -198,18 +207,18 @@ impl TraceMethod {
 impl Reset {
     /// Where the segment came from.
     pub fn source(&self) -> Endpoint {
-        match self.direction {
-            Direction::Transmit => self.local,
-            Direction::Receive => self.peer,
-        }
+        if self.went_out() { self.local } else { self.peer }
     }
 
     /// Where the segment went.
     pub fn destination(&self) -> Endpoint {
-        match self.direction {
-            Direction::Transmit => self.peer,
-            Direction::Receive => self.local,
-        }
+        if self.went_out() { self.peer } else { self.local }
+    }
+
+    /// Whether the segment went from the local end to the peer. A firewall that rejects this host's own segments sends
+    /// resets to the local end, in the peer's name.
+    fn went_out(&self) -> bool {
+        self.direction == Direction::Transmit && !self.own_firewall
     }
 }
 
@@ -308,6 +317,7 @@ impl Decoder {
             exit: exit(record),
             segment_flags: record.segment_flags,
             not_accepted: record.flags & flag::NOT_ACCEPTED != 0,
+            own_firewall: record.flags & flag::OWN_FIREWALL != 0,
             hook: Hook::from_number(record.hook).ok_or(RecordError::Hook(record.hook))?,
             resource: Arc::clone(&self.host),
             trace: trace(record),

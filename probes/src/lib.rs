@@ -210,6 +210,8 @@ pub mod flag {
     pub const TRACE_INCOMING: u16 = 1 << 7;
     /// `reason` counts in `enum skb_drop_reason`, else in `enum sk_rst_reason`.
     pub const REASON_IS_DROP: u16 = 1 << 8;
+    /// The firewall rejected what this host had sent: the reset goes to this host, and `local` is where it goes.
+    pub const OWN_FIREWALL: u16 = 1 << 9;
     /// This end's data moved last, by at least a tick of the kernel's clock (`lsndtime`, `lrcvtime`).
     pub const SENT_LAST: u16 = 1 << 14;
     /// The other end's data moved last, by as much.

@@ -68,8 +68,8 @@ const RESOURCE: &[(&str, &str, &str)] = &[
 /// Causes and the kernel's reasons, each explained.
 fn causes() -> String {
     let mut page = format!(
-        "# Causes\n\n{GENERATED}\n`tcp.reset.cause` says why a connection died, by the same word on every kernel. \
-         `reset-collector explain NAME` tells the same on the terminal.\n\n| cause | severity | what happened |\n\
+        "# Causes\n\n{GENERATED}\n`tcp.reset.cause` is why a connection died, the same word on every kernel. \
+         `reset-collector explain NAME` prints the same on the terminal.\n\n| cause | severity | what happened |\n\
          | --- | --- | --- |\n"
     );
     for it in EXPLANATIONS {
@@ -77,8 +77,9 @@ fn causes() -> String {
         put(&mut page, format_args!("| [`{word}`](#{word}) | {} | {} |\n", it.severity.word(), cell(it.meaning)));
     }
     page.push_str(
-        "\nA reset received when this side had closed already, or in a half-open connection, is INFO whatever stands above: \
-         no connection was lost by it.\n",
+        "\nThe severity above applies if nothing else is known. What the record shows to be lost corrects it: unread or \
+         undelivered data make INFO a WARN; a reset that the socket ignored is INFO; so is one received in a half-open \
+         connection or after this side had closed, unless the peer has not acknowledged its data.\n",
     );
     for it in EXPLANATIONS {
         put(

@@ -27,8 +27,10 @@ use crate::{
         container::Placement,
         environ::Environment,
         otel_context::{self, ContextError},
+        program,
         sanitize::printable,
     },
+    model::resource::Program,
     procfs::{Stat, namespace_pids},
 };
 
@@ -72,6 +74,8 @@ pub struct Process {
     pub inner_pid: Option<u32>,
     /// Its arguments, where wanted.
     pub command_args: Vec<String>,
+    /// The name that people know its program by.
+    pub program: Option<Program>,
     /// What its control groups say.
     pub placement: Placement,
     /// What its environment says.
@@ -170,9 +174,12 @@ impl Process {
         self.placement = cgroup.map(|text| Placement::from_cgroup_file(&text)).unwrap_or_default();
         let environment = open_file(directory, "environ").and_then(Environment::read);
         self.environment = self.faults.note(environment).unwrap_or_default();
+        let text = self.faults.note(read_file(directory, "cmdline", MAX_COMMAND_LINE));
+        let arguments = text.map(|text| arguments(&text)).unwrap_or_default();
+        let program = program::name(&arguments, self.executable_path.as_deref());
+        self.program = program.map(|name| Program { name, comm: self.comm.clone() });
         if command_line {
-            let text = self.faults.note(read_file(directory, "cmdline", MAX_COMMAND_LINE));
-            self.command_args = text.map(|text| arguments(&text)).unwrap_or_default();
+            self.command_args = arguments;
         }
         let published = open_file(directory, "maps").and_then(|maps| Ok((maps, open_file(directory, "mem")?)));
         if let Some((maps, memory)) = self.faults.note(published) {

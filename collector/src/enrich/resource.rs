@@ -5,12 +5,14 @@
 
 use std::borrow::Cow;
 
-use crate::enrich::{
-    ResourceValue,
-    container::Placement,
-    pods::Names,
-    process::{MAX_NAME, Process},
-    sanitize::printable,
+use crate::{
+    enrich::{
+        container::Placement,
+        pods::Names,
+        process::{MAX_NAME, Process},
+        sanitize::printable,
+    },
+    model::resource::{ResourceValue, UNKNOWN_SERVICE},
 };
 
 /// Attributes of a resource at most, ours included.
@@ -82,12 +84,14 @@ impl ResourceBuilder {
     }
 
     /// Gives `service.name` where none of the sources did: the pod's, the container's or unit's name, and then the
-    /// executable's, as OpenTelemetry's SDKs do.
-    pub fn name_service(&mut self, placement: &Placement, names: Option<&Names>) {
+    /// program's, as OpenTelemetry's SDKs do.
+    pub fn name_service(&mut self, placement: &Placement, names: Option<&Names>, process: Option<&Process>) {
         let known = names.and_then(|names| names.service_name.as_deref()).or_else(|| placement.name());
         self.add_text("service.name", known.unwrap_or_default());
-        if let (false, Some(executable)) = (self.has("service.name"), self.text("process.executable.name")) {
-            self.add_text("service.name", &format!("{UNKNOWN_SERVICE}{executable}"));
+        let program = process.and_then(|process| process.program.as_ref()).map(|program| program.name.clone());
+        let program = program.or_else(|| self.text("process.executable.name"));
+        if let (false, Some(program)) = (self.has("service.name"), program) {
+            self.add_text("service.name", &format!("{UNKNOWN_SERVICE}{program}"));
         }
     }
 
@@ -131,9 +135,6 @@ impl ResourceBuilder {
     }
 }
 
-/// What OpenTelemetry puts before the executable's name where no service is named.
-pub const UNKNOWN_SERVICE: &str = "unknown_service:";
-
 /// The base name of the executable's path; the name of the main thread where there is no path.
 fn executable_name(comm: &[u8], path: Option<&str>) -> String {
     match path.and_then(|path| path.rsplit('/').next()).filter(|name| !name.is_empty()) {
@@ -162,7 +163,7 @@ fn rfc3339(unix_ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::enrich::environ::Environment;
+    use crate::{enrich::environ::Environment, model::resource::Program};
 
     fn claims(context: &[(&str, &str)], service_name: Option<&str>, attributes: &[(&str, &str)]) -> Process {
         let pairs = |list: &[(&str, &str)]| {
@@ -186,6 +187,7 @@ mod tests {
         let unit = Placement { unit: Some("shop-unit".into()), ..Placement::default() };
         let nothing = Placement::default();
         let from_pod = Names { service_name: Some("shop-pod".into()), ..Names::default() };
+        let program = Some(Program { name: "gunicorn".into(), comm: b"gunicorn".to_vec() });
         let context = [("service.name", "shop-context")];
         let variable = [("service.name", "shop-attributes"), ("service.version", "2")];
         let table = [
@@ -195,13 +197,14 @@ mod tests {
             (claims(&[], None, &[("service.name", "")]), &unit, Some(&from_pod), "shop-pod"),
             (claims(&[], None, &[]), &unit, None, "shop-unit"),
             (claims(&[], None, &[]), &nothing, None, "unknown_service:python3.11"),
+            (Process { program, ..claims(&[], None, &[]) }, &nothing, None, "unknown_service:gunicorn"),
         ];
         for (process, placement, names, expected) in table {
             let mut resource = ResourceBuilder::default();
             resource.add_identity(Identity { pid: 7, start_unix_ns: 0, comm: b"python3" }, Some(&process));
             resource.add_placement(placement, names);
             resource.add_claims(&process);
-            resource.name_service(placement, names);
+            resource.name_service(placement, names, Some(&process));
             assert_eq!(resource.text("service.name").as_deref(), Some(expected));
         }
     }
@@ -248,7 +251,7 @@ mod tests {
         let mut resource = ResourceBuilder::default();
         resource
             .add_identity(Identity { pid: 7, start_unix_ns: 1_700_000_000_123_000_000, comm: b"a\x1b[2Jb\xff" }, None);
-        resource.name_service(&Placement::default(), None);
+        resource.name_service(&Placement::default(), None, None);
         let (attributes, _) = resource.finish();
         let text = |name: &'static str, text: &str| (Cow::Borrowed(name), ResourceValue::Text(text.into()));
         assert_eq!(

@@ -1,20 +1,24 @@
-//! One sentence that tells a reset to a person: who did what to whom, and what is lost.
+//! The message of a reset: one sentence that says who did what to which connection, and what was lost.
 //!
-//! Names a process only where its owner is known, and claims no loss that the record does not show.
+//! It states only what the record shows. What experience adds belongs to the explanations ([`crate::model::cause`]).
 
-use crate::{
-    model::resource::ResourceValue,
-    model::{Cause, Direction, Endpoint, Owner, Reset, State, address::AddressText},
+use probes::cause::segment::{ACK, FIN, SYN};
+
+use crate::model::{
+    Cause, Direction, Endpoint, Owner, OwnerSource, ProcessExit, Reset, State,
+    address::AddressText,
+    attribute::other_actor,
+    resource::{ResourceValue, UNKNOWN_SERVICE},
 };
 
-/// Appends the sentence for a reset: one line, no full stop, control characters of foreign text escaped.
+/// Appends the message of a reset: one line, no full stop, control characters of foreign text escaped.
 pub fn render(reset: &Reset, out: &mut String) {
-    let mut line = Line { reset, out };
+    let mut message = Message { reset, out };
     match reset.direction {
-        Direction::Receive if reset.cause == Cause::UnmatchedReset => line.unmatched(),
-        _ if reset.not_accepted => line.not_accepted(),
-        Direction::Receive => line.received(),
-        Direction::Transmit => line.sent(),
+        Direction::Receive if reset.cause == Cause::UnmatchedReset => message.unmatched(),
+        _ if reset.not_accepted => message.not_accepted(),
+        Direction::Receive => message.received(),
+        Direction::Transmit => message.sent(),
     }
 }
 
@@ -87,14 +91,14 @@ fn push_number(out: &mut String, mut number: u64, separator: Option<char>) {
     }
 }
 
-/// A piece of a sentence.
+/// A piece of a message.
 #[derive(Clone, Copy)]
 enum Part<'a> {
-    /// Words of ours.
+    /// Literal text.
     Text(&'a str),
     /// The owner as the one who acts, or this host.
     Subject,
-    /// " of" the owner, where known.
+    /// " of" the owner, if known.
     OfOwner,
     /// This host's end.
     Local,
@@ -104,27 +108,27 @@ enum Part<'a> {
     Bytes(u64),
     /// A number.
     Number(u64),
-    /// " (kernel reason …)", where known.
+    /// " (kernel reason …)", if known.
     Reason,
-    /// " in state …", where known.
+    /// " in state …", if known.
     InState,
 }
 
 use Part::{Bytes, InState, Local, Number, OfOwner, Peer, Reason, Subject, Text};
 
-struct Line<'a, 'b> {
+struct Message<'a, 'b> {
     reset: &'a Reset,
     out: &'b mut String,
 }
 
-impl Line<'_, '_> {
-    fn say(&mut self, parts: &[Part<'_>]) {
+impl Message<'_, '_> {
+    fn push(&mut self, parts: &[Part<'_>]) {
         for part in parts {
-            self.part(*part);
+            self.push_part(*part);
         }
     }
 
-    fn part(&mut self, part: Part<'_>) {
+    fn push_part(&mut self, part: Part<'_>) {
         match (part, self.reset.owner) {
             (Text(text), _) => self.out.push_str(text),
             (Subject, Some(owner)) => self.owner(&owner),
@@ -148,21 +152,29 @@ impl Line<'_, '_> {
 
     fn optional(&mut self, before: &str, text: Option<&str>, after: &str) {
         if let Some(text) = text {
-            self.say(&[Text(before), Text(text), Text(after)]);
+            self.push(&[Text(before), Text(text), Text(after)]);
         }
     }
 
-    /// `nginx (pid 812, service checkout)`
+    /// `nginx (pid 812, service checkout)`; without a service that no one has named.
     fn owner(&mut self, owner: &Owner) {
         let start = self.out.len();
-        push_comm(self.out, &owner.comm);
+        let comm = owner.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+        match self.reset.resource.program.as_ref().filter(|program| program.comm == comm) {
+            Some(program) => push_escaped(self.out, &program.name),
+            None => push_comm(self.out, comm),
+        }
         let named = self.out.len() > start;
         let service = match self.reset.resource.get("service.name") {
-            Some(ResourceValue::Text(service)) if *service != self.out[start..] => Some(service),
+            Some(ResourceValue::Text(service))
+                if *service != self.out[start..] && !service.starts_with(UNKNOWN_SERVICE) =>
+            {
+                Some(service)
+            }
             _ => None,
         };
         self.out.push_str(if named { " (pid " } else { "pid " });
-        self.part(Number(u64::from(owner.pid)));
+        self.push_part(Number(u64::from(owner.pid)));
         if let Some(service) = service {
             self.out.push_str(if named { ", service " } else { " (service " });
             push_escaped(self.out, service);
@@ -174,109 +186,155 @@ impl Line<'_, '_> {
 
     fn sent(&mut self) {
         match self.reset.cause {
-            Cause::PortClosed => self.say(&[Peer, Text(" was refused: nothing listens on "), Local]),
-            Cause::UnknownConnection if self.reset.state == Some(State::Listen) => {
-                self.say(&[Text("a segment from "), Peer, Text(" fits no connection of the listener"), OfOwner]);
-                self.say(&[Text(" on "), Local, Text(": this host answered with a reset")]);
-            }
-            Cause::UnknownConnection => {
-                self.say(&[Text("a segment from "), Peer, Text(" to "), Local, Text(" belongs to no connection here")]);
-                self.say(&[Text(": one side, or a device between, has forgotten the connection")]);
-            }
+            // No more is known than that no listener matched: one may be bound to another address, device or VRF.
+            Cause::PortClosed => self.push(&[Peer, Text(" was refused: no listener matches its SYN to "), Local]),
+            Cause::UnknownConnection => self.unknown_connection(),
             Cause::ClosedWithUnreadData => self.closed_with_unread_data(),
             Cause::LingerZero => self.linger_zero(),
             Cause::DataAfterClose => {
-                self.say(&[Peer, Text(" sent data on a connection that "), Subject]);
-                self.say(&[Text(" had already closed: the data are lost")]);
+                self.push(&[Peer, Text(" sent data on a connection that "), Subject, Text(" had already closed")]);
+                self.time_since_close();
+                self.push(&[Text(": these data are lost")]);
+                self.unacknowledged();
             }
             Cause::DisconnectSyscall => {
-                self.say(&[Subject, Text(" disconnected its connection to "), Peer, InState]);
+                self.push(&[Subject, Text(" disconnected its connection to "), Peer, InState]);
                 self.lost();
             }
             Cause::ListenerClosed => {
-                self.say(&[Subject, Text(" closed its listener on "), Local]);
-                self.say(&[Text(" before it accepted the connection from "), Peer]);
+                self.push(&[Subject, Text(" closed its listener on "), Local]);
+                self.push(&[Text(" before it accepted the connection from "), Peer]);
+                self.lost();
             }
             Cause::AcceptQueueOverflow => {
-                self.say(&[Text("the accept queue"), OfOwner, Text(" on "), Local, Text(" was full: the connection")]);
-                self.say(&[Text(" from "), Peer, Text(" was reset")]);
+                self.push(&[Text("the accept queue"), OfOwner, Text(" on "), Local, Text(" was full: the connection")]);
+                self.push(&[Text(" from "), Peer, Text(" was reset")]);
             }
-            Cause::ProcessExited | Cause::ProcessKilled | Cause::ProcessOomKilled => self.process_killed(),
+            Cause::ProcessExited | Cause::ProcessKilled | Cause::ProcessOomKilled => self.process_ended(),
             Cause::SocketDestroyed => self.socket_destroyed(),
             Cause::KeepaliveTimeout => {
-                self.say(&[Peer, Text(" answered no keepalive probe: "), Subject, Text(" lost its connection to it")]);
+                self.push(&[Peer, Text(" answered no keepalive probe: "), Subject, Text(" lost its connection to it")]);
                 self.unacknowledged();
             }
             Cause::UserTimeout => {
-                self.say(&[Peer, Text(" did not answer within TCP_USER_TIMEOUT: "), Subject]);
-                self.say(&[Text(" lost its connection to it")]);
+                self.push(&[Peer, Text(" did not answer within TCP_USER_TIMEOUT: "), Subject]);
+                self.push(&[Text(" lost its connection to it")]);
                 self.unacknowledged();
             }
             Cause::OutOfMemory => {
-                self.say(&[Text("the kernel had too little memory or too many orphans: it reset the connection")]);
-                self.say(&[OfOwner, Text(" to "), Peer]);
+                self.push(&[Text("the kernel had too little memory or too many orphans: it reset the connection")]);
+                self.push(&[OfOwner, Text(" to "), Peer]);
                 self.lost();
             }
             Cause::BadSegment => {
-                self.say(&[Text("a segment from "), Peer, Text(" was unacceptable to the connection"), OfOwner]);
-                self.say(&[Text(" on "), Local, InState, Text(": this host answered with a reset"), Reason]);
+                self.push(&[Text("a segment from "), Peer, Text(" was unacceptable to the connection"), OfOwner]);
+                self.push(&[Text(" on "), Local, InState, Text(": this host answered with a reset"), Reason]);
             }
             Cause::Mptcp => {
-                self.say(&[Text("MPTCP reset the connection"), OfOwner, Text(" to "), Peer, Reason]);
+                self.push(&[Text("MPTCP reset the connection"), OfOwner, Text(" to "), Peer, Reason]);
                 self.lost();
             }
+            Cause::FirewallReject if self.reset.own_firewall => {
+                self.push(&[Text("the firewall of this host rejected a segment that "), Subject, Text(" sent from ")]);
+                self.push(&[Local, Text(" to "), Peer]);
+            }
             Cause::FirewallReject => {
-                self.say(&[Text("the firewall of this host rejected a segment from "), Peer, Text(" to "), Local]);
+                self.push(&[Text("the firewall of this host rejected a segment from "), Peer, Text(" to "), Local]);
             }
             Cause::Unknown | Cause::RefusedByPeer | Cause::ResetByPeer | Cause::UnmatchedReset => {
-                self.say(&[Text("this host reset the connection"), OfOwner, Text(" to "), Peer, InState]);
-                self.say(&[Text("; why is not known"), Reason]);
+                self.push(&[Text("this host reset the connection"), OfOwner, Text(" to "), Peer, InState]);
+                self.push(&[Text(" for an unknown cause"), Reason]);
                 self.lost();
             }
         }
     }
 
-    fn closed_with_unread_data(&mut self) {
-        self.say(&[Subject, Text(" closed its connection to "), Peer]);
-        match self.reset.connection.unread_bytes {
-            Some(unread @ 1..) => self.say(&[Text(" with "), Bytes(unread.into()), Text(" unread")]),
-            _ => self.say(&[Text(" before it had read everything")]),
+    /// The segment may belong to a connection that has ended, or to none: the kernel keeps no memory of either.
+    fn unknown_connection(&mut self) {
+        const SYN_ACK: u8 = SYN | ACK;
+        const ENDED: &str = ": its connection was closed or forgotten, or never existed here";
+        let flags = self.reset.segment_flags;
+        if flags & SYN_ACK == SYN_ACK {
+            self.push(&[Text("a SYN-ACK from "), Peer, Text(" to "), Local]);
+            self.push(&[Text(" answers no connection attempt that is open on this host")]);
+            return;
         }
-        self.say(&[Text(": the peer's data are lost")]);
+        let kind = if flags & FIN != 0 { "a FIN from " } else { "a segment from " };
+        if self.reset.state == Some(State::Listen) {
+            self.push(&[Text(kind), Peer, Text(" fits no handshake and no connection of the listener"), OfOwner]);
+            self.push(&[Text(" on "), Local, Text(ENDED)]);
+        } else {
+            self.push(&[Text(kind), Peer, Text(" to "), Local, Text(" fits no connection on this host"), Text(ENDED)]);
+        }
+    }
+
+    fn closed_with_unread_data(&mut self) {
+        let connection = &self.reset.connection;
+        let shut_down = self.reset.state.is_some_and(closed_here);
+        if shut_down {
+            self.push(&[
+                Subject,
+                Text(" had shut down its side of the connection to "),
+                Peer,
+                Text(", then closed it"),
+            ]);
+        } else {
+            self.push(&[Subject, Text(" closed its connection to "), Peer]);
+        }
+        match connection.unread_bytes {
+            Some(unread @ 1..) => self.push(&[Text(" with "), Bytes(unread.into()), Text(" unread")]),
+            _ => self.push(&[Text(" before it had read everything")]),
+        }
+        self.push(&[Text(": the peer's data are lost")]);
+        self.unacknowledged();
     }
 
     fn linger_zero(&mut self) {
         // The kernel gives this reason for TCP_LINGER2 below 0 alone (__tcp_close, FIN_WAIT2).
         let linger2 = self.reset.reason == Some("TCP_ABORT_ON_LINGER");
-        let how = if linger2 { " on purpose (TCP_LINGER2 below 0)" } else { " on purpose (SO_LINGER with time 0)" };
-        self.say(&[Subject, Text(" aborted its connection to "), Peer, Text(how)]);
+        let how = if linger2 { " (TCP_LINGER2 below 0)" } else { " (SO_LINGER with time 0)" };
+        self.push(&[Subject, Text(" aborted its connection to "), Peer, Text(how)]);
         self.lost();
     }
 
-    fn process_killed(&mut self) {
-        self.say(&[if self.reset.owner.is_some() { Subject } else { Text("the owning process") }]);
-        match self.reset.actor {
-            Some(actor) if actor.signal.is_some() => {
-                let signal = actor.signal.unwrap_or_default();
-                self.say(&[Text(" was killed by signal "), Number(signal.into())]);
-                self.optional(" (", signal_name(signal), ")");
-                self.say(&[Text(" with its connection to ")]);
+    fn process_ended(&mut self) {
+        self.push(&[if self.reset.owner.is_some() { Subject } else { Text("the owning process") }]);
+        match (self.reset.cause, self.reset.exit) {
+            (Cause::ProcessOomKilled, _) => self.push(&[Text(" was killed by the kernel's OOM killer")]),
+            (Cause::ProcessExited, Some(ProcessExit::Code(code))) => {
+                self.push(&[Text(" exited with code "), Number(code.into())]);
             }
-            Some(actor) if actor.exiting => self.say(&[Text(" exited with its connection to ")]),
-            _ => self.say(&[Text(" died with its connection to ")]),
+            (Cause::ProcessExited, _) => self.push(&[Text(" exited")]),
+            (_, Some(ProcessExit::Signal(signal))) => {
+                self.push(&[Text(" was killed by signal "), Number(signal.into())]);
+                self.optional(" (", signal_name(signal), ")");
+            }
+            (_, Some(ProcessExit::Code(code))) => self.push(&[Text(" ended with exit code "), Number(code.into())]),
+            (_, None) => self.push(&[Text(" was killed")]),
         }
-        self.say(&[Peer, Text(" open")]);
+        let accepted = self.reset.owner.is_none_or(|owner| owner.source != OwnerSource::Listener);
+        if accepted {
+            self.push(&[Text(" with its connection to "), Peer, Text(" open")]);
+        } else {
+            self.push(&[Text(" before it accepted the connection from "), Peer]);
+        }
         self.lost();
     }
 
     fn socket_destroyed(&mut self) {
-        self.say(&[Text("the connection"), OfOwner, Text(" to "), Peer, Text(" was destroyed from outside")]);
-        let owner = self.reset.owner.map(|owner| owner.pid);
-        match self.reset.actor {
-            Some(actor) if Some(actor.pid) != owner => {
-                self.say(&[Text(" by pid "), Number(actor.pid.into()), Text(" (as `ss -K` does)")]);
+        self.push(&[Text("the connection"), OfOwner, Text(" to "), Peer, Text(" was destroyed")]);
+        match other_actor(self.reset) {
+            Some(actor) => {
+                self.push(&[Text(" by ")]);
+                match actor.name() {
+                    Some(name) => {
+                        push_escaped(self.out, name);
+                        self.push(&[Text(" (pid "), Number(actor.pid.into()), Text(")")]);
+                    }
+                    None => self.push(&[Text("pid "), Number(actor.pid.into())]),
+                }
             }
-            _ => self.say(&[Text(" (as `ss -K` does)")]),
+            None => self.push(&[Text(" by the kernel's interface for it (sock_diag or eBPF)")]),
         }
         self.lost();
     }
@@ -284,78 +342,102 @@ impl Line<'_, '_> {
     fn received(&mut self) {
         let state = self.reset.state;
         match self.reset.cause {
+            _ if self.reset.own_firewall => {
+                self.push(&[Text("the firewall of this host rejected the connection"), OfOwner, Text(" to "), Peer]);
+                self.unacknowledged();
+            }
             Cause::RefusedByPeer => {
-                self.say(&[Peer, Text(" refused the connection"), OfOwner]);
-                self.say(&[Text(": nothing listens there, or a firewall rejects it")]);
+                self.push(&[Text("the connection"), OfOwner, Text(" to "), Peer, Text(" was refused")]);
+                self.push(&[Text(": a reset answered its SYN")]);
             }
             Cause::Mptcp => {
-                self.say(&[Peer, Text(" reset the MPTCP connection"), OfOwner, Reason]);
+                self.push(&[Peer, Text(" reset the MPTCP connection"), OfOwner, Reason]);
                 self.unacknowledged();
             }
             _ if state == Some(State::SynReceived) => {
-                self.say(&[Peer, Text(" broke off its connection to "), Local, Text(" before it was established")]);
+                self.push(&[Peer, Text(" broke off its connection to "), Local, Text(" before it was established")]);
             }
             _ if state == Some(State::CloseWait) => {
-                self.say(&[Peer, Text(" closed its end, then reset the connection"), OfOwner]);
+                self.push(&[Peer, Text(" closed its end, then reset the connection"), OfOwner]);
                 self.unacknowledged();
             }
             _ if state.is_some_and(closed_here) => {
-                self.say(&[Peer, Text(" reset the connection"), OfOwner, Text(", which this side had closed already")]);
+                self.push(&[
+                    Peer,
+                    Text(" reset the connection"),
+                    OfOwner,
+                    Text(", which this side had closed already"),
+                ]);
                 self.unacknowledged();
             }
             _ => {
-                self.say(&[Peer, Text(" reset the connection"), OfOwner]);
+                self.push(&[Peer, Text(" reset the connection"), OfOwner]);
                 self.unacknowledged();
             }
         }
     }
 
     fn unmatched(&mut self) {
-        self.say(&[Text("a reset came from "), Peer, Text(" to "), Local]);
+        self.push(&[Text("a reset came from "), Peer, Text(" to "), Local]);
         match self.reset.reason {
-            Some("NO_SOCKET") | None => self.say(&[Text(", where no connection is known: it was ignored")]),
-            Some(_) => self.say(&[Text(" and was ignored"), Reason]),
+            Some("NO_SOCKET") | None => self.push(&[Text(", which is no open connection here: it was ignored")]),
+            Some(_) => self.push(&[Text(" and was ignored"), Reason]),
         }
     }
 
     fn not_accepted(&mut self) {
-        self.say(&[Text("a reset from "), Peer, Text(" to "), Local, Text(" was ignored"), Reason]);
+        self.push(&[Text("a reset from "), Peer, Text(" to "), Local, Text(" was ignored"), Reason]);
         match (self.reset.state, self.reset.owner) {
-            (Some(State::Listen), _) => self.say(&[Text(": the listener"), OfOwner, Text(" goes on")]),
-            (Some(State::TimeWait), _) => self.say(&[Text(": the connection was closed already")]),
-            _ => self.say(&[Text(": the connection"), OfOwner, Text(" lives on")]),
+            (Some(State::Listen), _) => self.push(&[Text(": the listener"), OfOwner, Text(" goes on")]),
+            (Some(State::TimeWait), _) => self.push(&[Text(": the connection was closed already")]),
+            _ => self.push(&[Text(": the connection"), OfOwner, Text(" lives on")]),
         }
     }
 
-    /// What an end by this side throws away, where known.
+    /// " (2.300 s before)", if known.
+    fn time_since_close(&mut self) {
+        const NS_PER_MS: u64 = 1_000_000;
+        if let Some(ns) = self.reset.connection.closed_ns {
+            let ms = ns / NS_PER_MS;
+            self.push(&[Text(" ("), Number(ms / 1000), Text(".")]);
+            for digit in [ms / 100 % 10, ms / 10 % 10, ms % 10] {
+                self.push_part(Number(digit));
+            }
+            self.push(&[Text(" s before)")]);
+        }
+    }
+
+    /// What an abort by this side discards, if known.
     fn lost(&mut self) {
         let connection = &self.reset.connection;
-        let pending =
-            u64::from(connection.unsent_bytes.unwrap_or(0)) + u64::from(connection.unacked_bytes.unwrap_or(0));
-        let unread = u64::from(connection.unread_bytes.unwrap_or(0));
+        let (pending, unread) = (connection.pending_bytes(), u64::from(connection.unread_bytes.unwrap_or(0)));
         match (pending, unread) {
             (0, 0) => {}
             (0, unread) => {
-                self.say(&[Text(": "), Bytes(unread), Text(" not yet read "), Text(are(unread)), Text(" lost")])
+                self.push(&[Text(": "), Bytes(unread), Text(" not yet read "), Text(are(unread)), Text(" lost")])
             }
             (pending, 0) => {
-                self.say(&[Text(": "), Bytes(pending), Text(" not yet delivered "), Text(are(pending)), Text(" lost")]);
+                self.push(&[
+                    Text(": "),
+                    Bytes(pending),
+                    Text(" not yet delivered "),
+                    Text(are(pending)),
+                    Text(" lost"),
+                ]);
             }
             (pending, unread) => {
-                self.say(&[Text(": "), Bytes(pending), Text(" not yet delivered and "), Bytes(unread)]);
-                self.say(&[Text(" not yet read are lost")]);
+                self.push(&[Text(": "), Bytes(pending), Text(" not yet delivered and "), Bytes(unread)]);
+                self.push(&[Text(" not yet read are lost")]);
             }
         }
     }
 
-    /// What the peer never acknowledged, where known: it may have got it.
+    /// What the peer has not acknowledged, if known: it may have received some of it.
     fn unacknowledged(&mut self) {
-        let connection = &self.reset.connection;
-        let pending =
-            u64::from(connection.unsent_bytes.unwrap_or(0)) + u64::from(connection.unacked_bytes.unwrap_or(0));
+        let pending = self.reset.connection.pending_bytes();
         if pending > 0 {
             let were = if pending == 1 { " was" } else { " were" };
-            self.say(&[Text("; "), Bytes(pending), Text(" to it"), Text(were), Text(" not acknowledged")]);
+            self.push(&[Text("; "), Bytes(pending), Text(" to the peer"), Text(were), Text(" not acknowledged")]);
         }
     }
 }

@@ -32,6 +32,7 @@ pub(crate) fn plain_reset() -> Reset {
         exit: None,
         segment_flags: 0,
         not_accepted: false,
+        own_firewall: false,
         hook: Hook::SendReset,
         resource: Arc::default(),
         trace: None,

@@ -7,6 +7,9 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+/// What OpenTelemetry puts before the executable's name where no service is named.
+pub const UNKNOWN_SERVICE: &str = "unknown_service:";
+
 /// The resource of the process that owns a socket; shared by all resets of that process.
 #[derive(Debug, Default)]
 pub struct Resource {
@@ -14,7 +17,18 @@ pub struct Resource {
     pub attributes: Vec<(Cow<'static, str>, ResourceValue)>,
     /// The process's pid in its innermost pid namespace, as the process itself sees it; not exported.
     pub inner_pid: Option<u32>,
+    /// The process's program, if its command line names it; not exported by itself.
+    pub program: Option<Program>,
     encoded: OnceLock<Box<[u8]>>,
+}
+
+/// The name that people know a program by, which its command line gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// `gunicorn` where the executable is `python3.11`.
+    pub name: String,
+    /// The kernel's name of the process at the time: under another one it runs another program.
+    pub comm: Vec<u8>,
 }
 
 /// A value of a resource attribute.
@@ -42,12 +56,16 @@ impl ResourceValue {
 impl Resource {
     /// A resource with these attributes.
     pub fn new(attributes: Vec<(Cow<'static, str>, ResourceValue)>) -> Arc<Self> {
-        Self::for_process(attributes, None)
+        Self::for_process(attributes, None, None)
     }
 
-    /// The resource of a process whose pid in its own namespace is `inner_pid`.
-    pub fn for_process(attributes: Vec<(Cow<'static, str>, ResourceValue)>, inner_pid: Option<u32>) -> Arc<Self> {
-        Arc::new(Self { attributes, inner_pid, encoded: OnceLock::new() })
+    /// The resource of a process whose pid in its own namespace is `inner_pid` and whose program is `program`.
+    pub fn for_process(
+        attributes: Vec<(Cow<'static, str>, ResourceValue)>,
+        inner_pid: Option<u32>,
+        program: Option<Program>,
+    ) -> Arc<Self> {
+        Arc::new(Self { attributes, inner_pid, program, encoded: OnceLock::new() })
     }
 
     /// The value of an attribute by name.
@@ -69,6 +87,6 @@ impl Resource {
 
 impl PartialEq for Resource {
     fn eq(&self, other: &Self) -> bool {
-        self.attributes == other.attributes && self.inner_pid == other.inner_pid
+        self.attributes == other.attributes && self.inner_pid == other.inner_pid && self.program == other.program
     }
 }

@@ -44,6 +44,7 @@ pub(crate) fn reset() -> Reset {
         exit: None,
         segment_flags: 0,
         not_accepted: false,
+        own_firewall: false,
         hook: Hook::SendReset,
         resource: resource(&[("host.name", "web-1")]),
         trace: None,

@@ -31,6 +31,7 @@ pub(crate) fn reset() -> Reset {
         exit: None,
         segment_flags: 0,
         not_accepted: false,
+        own_firewall: false,
         hook: Hook::ReceiveReset,
         resource: Default::default(),
         trace: None,
