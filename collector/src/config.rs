@@ -72,10 +72,10 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let of_file = |message: String, allowed: &str| ConfigErrors::from(Diagnostic::of_file(&name, message, allowed));
     let unreadable = |error: std::io::Error| {
         let allowed = match error.kind() {
-            std::io::ErrorKind::NotFound => "a file that is there: in a container it must be mounted",
-            _ => "a file that this user may read",
+            std::io::ErrorKind::NotFound => "an existing file; in a container it must be mounted",
+            _ => "a file that this user can read",
         };
-        of_file(format!("the file cannot be read: {error}"), allowed)
+        of_file(format!("cannot read the file: {error}"), allowed)
     };
     if std::fs::metadata(path).map_err(unreadable)?.is_dir() {
         return Err(of_file("this is a directory".into(), "a YAML file"));
@@ -92,7 +92,7 @@ fn parse_bytes(bytes: &[u8], name: &str, env: &dyn Fn(&str) -> Option<String>) -
         return Err(of_file("the file is larger than 1 MiB".into(), "at most 1 MiB"));
     }
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        return Err(of_file("the file is UTF-16".into(), "UTF-8: save the file with that encoding"));
+        return Err(of_file("the file is UTF-16".into(), "UTF-8: save the file in this encoding"));
     }
     match std::str::from_utf8(bytes) {
         Ok(text) => parse(text, name, env),
@@ -100,8 +100,8 @@ fn parse_bytes(bytes: &[u8], name: &str, env: &dyn Fn(&str) -> Option<String>) -
             let before = &bytes[..error.valid_up_to()];
             let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
             let byte = bytes.get(error.valid_up_to()).copied().unwrap_or_default();
-            let message = format!("line {line} is not UTF-8: the byte 0x{byte:02x} stands there, as in Latin-1");
-            Err(of_file(message, "UTF-8: save the file with that encoding"))
+            let message = format!("line {line} is not UTF-8: found the byte 0x{byte:02x}, as in Latin-1");
+            Err(of_file(message, "UTF-8: save the file in this encoding"))
         }
     }
 }

@@ -20,18 +20,18 @@ use crate::model::signal::Signal;
 section! {
     /// One destination.
     DestinationSection(destination: Destination) {
-        "endpoint" => destination.endpoint, Url, "Scheme, host and port, and for HTTP a path before /v1/logs. http:// is without TLS, https:// with it; unix:///PATH is a Unix socket.";
-        "signals" => destination.signals, OrNull(SignalList, || NO_SIGNALS), "Which of export.signals go here; null is all of them.";
-        "protocol" => destination.protocol, Word(PROTOCOLS), "OTLP by gRPC, or protobuf by HTTP.";
-        "headers" => destination.headers, Headers, "Headers on every request; never shown.";
+        "endpoint" => destination.endpoint, Url, "Scheme, host and port; for HTTP optionally a path, to which /v1/logs and so on are appended. http:// does not use TLS, https:// does; unix:///PATH is a Unix socket.";
+        "signals" => destination.signals, OrNull(SignalList, || NO_SIGNALS), "Which of export.signals this destination gets; null is all of them.";
+        "protocol" => destination.protocol, Word(PROTOCOLS), "OTLP over gRPC, or protobuf over HTTP.";
+        "headers" => destination.headers, Headers, "Headers of every request; their values are never shown.";
         "compression" => destination.compression, Word(COMPRESSIONS), "How requests are compressed.";
-        "timeout" => destination.timeout, period(1, 600), "How long one request may take.";
+        "timeout" => destination.timeout, period(1, 600), "Timeout of one request.";
         "tls" => destination.tls, TlsSection, "TLS, used with https://.";
-        "retry_on_failure" => destination.retry, RetrySection, "How failed requests are tried again.";
-        "sending_queue" => destination.queue, QueueSection, "What waits to be sent.";
-        "batch" => destination.batch, BatchSection, "How records are put together.";
+        "retry_on_failure" => destination.retry, RetrySection, "How failed requests are retried.";
+        "sending_queue" => destination.queue, QueueSection, "The queue of resets to be sent.";
+        "batch" => destination.batch, BatchSection, "How records are combined into requests.";
     } hints {
-        "insecure" => "the scheme of the endpoint decides: http:// is without TLS";
+        "insecure" => "the scheme of the endpoint decides: http:// does not use TLS";
         "proxy_url" => "set HTTPS_PROXY or HTTP_PROXY, and NO_PROXY, in the environment";
         "keepalive" => "HTTP/2 pings are always on";
         "balancer_name" => "give the address of a load balancer as the endpoint";
@@ -56,14 +56,14 @@ const ON_OVERFLOW: &[(&str, OnOverflow)] =
 section! {
     /// `tls`
     TlsSection(tls: Tls) {
-        "ca_file" => tls.ca_file, file_or_null(), "Certificate authorities, PEM; null is the system's.";
-        "cert_file" => tls.cert_file, file_or_null(), "Our certificate, PEM.";
-        "key_file" => tls.key_file, file_or_null(), "Our key, PEM.";
-        "server_name_override" => tls.server_name_override, text_or_null(), "The name in the server's certificate, where it is not the endpoint's.";
-        "insecure_skip_verify" => tls.insecure_skip_verify, Switch, "Take any certificate.";
-        "reload_interval" => tls.reload_interval, OrNull(period(1_000, 31_536_000), || Duration::ZERO), "How often the files are read again; null is never.";
+        "ca_file" => tls.ca_file, file_or_null(), "Certificate authorities (PEM); null uses the system's.";
+        "cert_file" => tls.cert_file, file_or_null(), "Client certificate (PEM).";
+        "key_file" => tls.key_file, file_or_null(), "Client key (PEM).";
+        "server_name_override" => tls.server_name_override, text_or_null(), "Expected name in the server's certificate, if it is not the endpoint's host.";
+        "insecure_skip_verify" => tls.insecure_skip_verify, Switch, "Accept any server certificate.";
+        "reload_interval" => tls.reload_interval, OrNull(period(1_000, 31_536_000), || Duration::ZERO), "Interval at which the files are read again; null is never.";
     } hints {
-        "insecure" => "the scheme of the endpoint decides: http:// is without TLS";
+        "insecure" => "the scheme of the endpoint decides: http:// does not use TLS";
         "min_version" => "the minimum is always TLS 1.2";
         "max_version" => "TLS 1.3 is used where the server supports it";
         "cipher_suites" => "the cipher suites are fixed: those of TLS 1.3, and of TLS 1.2 with forward secrecy";
@@ -78,11 +78,11 @@ section! {
 section! {
     /// `retry_on_failure`
     RetrySection(retry: Retry) {
-        "enabled" => retry.enabled, Switch, "Whether failed requests are tried again.";
-        "initial_interval" => retry.initial_interval, period(1, 3_600), "Before the second try.";
-        "max_interval" => retry.max_interval, period(1, 86_400), "Between tries at most.";
-        "max_elapsed_time" => retry.max_elapsed_time, period(0, 31_536_000), "From the first try to giving up; 0s is never giving up.";
-        "multiplier" => retry.multiplier, MULTIPLIER, "From one interval to the next.";
+        "enabled" => retry.enabled, Switch, "Whether failed requests are retried.";
+        "initial_interval" => retry.initial_interval, period(1, 3_600), "Delay before the first retry.";
+        "max_interval" => retry.max_interval, period(1, 86_400), "Maximum delay between retries.";
+        "max_elapsed_time" => retry.max_elapsed_time, period(0, 31_536_000), "Time after which a request is dropped; 0s is never.";
+        "multiplier" => retry.multiplier, MULTIPLIER, "Multiplier between retry intervals.";
     } hints {
         "randomization_factor" => "intervals are always randomized";
     }
@@ -223,19 +223,19 @@ fn check(reader: &mut Reader<'_>, node: NodeId, destination: &Destination) {
     let tls = &destination.tls;
     let tls_node = reader.find(node, &["tls"]);
     if tls.cert_file.is_some() != tls.key_file.is_some() {
-        let message = "tls.cert_file and tls.key_file belong together, and one is missing";
-        reader.error(tls_node, message, "both, or neither");
+        let message = "tls.cert_file and tls.key_file must be set together";
+        reader.error(tls_node, message, "both, or neither of them");
     }
     if *tls != Tls::default() && destination.endpoint.starts_with("http://") {
-        let allowed = "endpoint: https://..., or no tls";
-        reader.warning(tls_node, "tls is set, but http:// is without TLS", allowed);
+        let allowed = "endpoint: https://..., or remove tls";
+        reader.warning(tls_node, "tls is set, but http:// does not use TLS", allowed);
     }
     if destination.signals == Some(NO_SIGNALS) {
-        let message = "signals is empty: nothing would go to this destination";
+        let message = "`signals` is empty: nothing would be sent to this destination";
         reader.error(
             reader.find(node, &["signals"]),
             message,
-            "some of logs, traces and metrics, or no such destination",
+            "some of logs, traces and metrics, or leave the destination out",
         );
     }
     let retry = &destination.retry;
@@ -258,7 +258,7 @@ impl Codec for Destinations {
         if items.len() > Self::MAX {
             return reader.error(
                 node,
-                format!("{} destinations are too many", items.len()),
+                format!("too many destinations: {}", items.len()),
                 format!("at most {}", Self::MAX),
             );
         }
@@ -304,7 +304,7 @@ impl Codec for SignalList {
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Signals) {
         let allowed = format!("a list of {}", listed(Self::WORDS));
         let Some(items) = reader.list(node) else {
-            return reader.error(node, "a list of signals is wanted here", allowed);
+            return reader.error(node, "expected a list of signals", allowed);
         };
         let mut signals = NO_SIGNALS;
         for (index, item) in items.iter().enumerate() {
@@ -314,7 +314,7 @@ impl Codec for SignalList {
                         "logs" => &mut signals.logs,
                         "traces" => &mut signals.traces,
                         "metrics" => &mut signals.metrics,
-                        other => return Err(format!("`{}` is no signal", shortened(other))),
+                        other => return Err(format!("unknown signal `{}`", shortened(other))),
                     } = true;
                     Ok(())
                 });
@@ -341,25 +341,25 @@ impl Codec for Url {
     type Value = String;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut String) {
-        let allowed = "a scheme, a host and a port, as http://localhost:4317 or https://otlp.example.com:4317";
+        let allowed = "scheme, host and port, such as http://localhost:4317 or https://otlp.example.com:4317";
         read_scalar(reader, node, allowed, value, |text| {
             if text.strip_prefix("unix://").is_some_and(|path| path.starts_with('/') && path.len() > 1) {
                 return Ok(text.to_owned());
             }
-            let uri: hyper::Uri = text.parse().map_err(|_| format!("`{}` is not a URL", shortened(text)))?;
+            let uri: hyper::Uri = text.parse().map_err(|_| format!("invalid URL `{}`", shortened(text)))?;
             let host = uri.authority().map(|authority| (authority.host(), authority.as_str().contains('@')));
             match (uri.scheme_str(), host) {
                 (Some("http" | "https"), Some((host, false))) if !host.is_empty() && uri.query().is_none() => {
                     Ok(text.trim_end_matches('/').to_owned())
                 }
                 (Some("http" | "https"), Some((_, true))) => {
-                    Err("the URL holds a user or a password: use headers".into())
+                    Err("the URL contains a user or password: use headers instead".into())
                 }
                 (None, _) => {
-                    Err(format!("`{0}` has no scheme: http://{0} is without TLS, https://{0} with it", shortened(text)))
+                    Err(format!("`{0}` has no scheme: http://{0} without TLS, https://{0} with TLS", shortened(text)))
                 }
-                (Some("http" | "https"), _) => Err(format!("`{}` is not an endpoint", shortened(text))),
-                (Some(scheme), _) => Err(format!("the scheme `{}` is not known", shortened(scheme))),
+                (Some("http" | "https"), _) => Err(format!("invalid endpoint `{}`", shortened(text))),
+                (Some(scheme), _) => Err(format!("unknown scheme `{}`", shortened(scheme))),
             }
         });
     }
@@ -386,24 +386,20 @@ impl Codec for Headers {
             return value.clear();
         }
         let Some(entries) = reader.mapping(node) else {
-            return reader.error(node, "a mapping is wanted here", allowed);
+            return reader.error(node, "expected a mapping", allowed);
         };
         let mut headers: Vec<(String, Secret)> = Vec::new();
         for (name, key, secret) in entries {
             let lower = name.to_ascii_lowercase();
             if hyper::header::HeaderName::from_bytes(lower.as_bytes()).is_err() {
-                reader.error(key, "this is no name of a header", "letters, digits and -, as x-api-key");
+                reader.error(key, "invalid header name", "letters, digits and -, as x-api-key");
             }
             if headers.iter().any(|(known, _)| *known == lower) {
-                reader.error(key, "the header stands twice: capitals make no difference", "each header once");
+                reader.error(key, "duplicate header: names are not case-sensitive", "one value for each header");
             }
             let Some(text) = reader.secret(secret, allowed) else { continue };
             if hyper::header::HeaderValue::from_str(&text.text).is_err() {
-                reader.error(
-                    secret,
-                    "this cannot be the value of a header",
-                    "characters that can be seen, on one line",
-                );
+                reader.error(secret, "invalid header value", "printable characters on one line");
             }
             headers.push((lower, Secret(text.text.into_owned())));
         }
@@ -432,7 +428,7 @@ impl Codec for Fsync {
             other => super::field_types::parse_duration(other)
                 .filter(|often| (Duration::from_millis(1)..=Duration::from_secs(3_600)).contains(often))
                 .map(FsyncPolicy::Interval)
-                .ok_or_else(|| format!("`{}` is none of them", shortened(other))),
+                .ok_or_else(|| format!("invalid value `{}`", shortened(other))),
         });
     }
 

@@ -89,11 +89,7 @@ pub(super) fn read_scalar<T>(
         match parse(&scalar.text) {
             Ok(parsed) => *value = parsed,
             Err(_) if scalar.has_variable() => {
-                reader.error(
-                    node,
-                    format!("`{}` stands for a value that cannot be used here", scalar.shown()),
-                    allowed,
-                );
+                reader.error(node, format!("the value of `{}` is not valid here", scalar.shown()), allowed);
             }
             Err(message) => reader.error(node, message, allowed),
         }
@@ -110,7 +106,7 @@ impl Codec for Switch {
         read_scalar(reader, node, "true or false", value, |text| match text {
             "true" | "True" | "TRUE" => Ok(true),
             "false" | "False" | "FALSE" => Ok(false),
-            other => Err(format!("`{}` is neither true nor false", shortened(other))),
+            other => Err(format!("`{}` is not a boolean", shortened(other))),
         });
     }
 
@@ -217,7 +213,8 @@ impl<T: TryFrom<u64> + TryInto<u64> + Copy> Codec for Size<T> {
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut T) {
         let power = if self.power_of_two { ", a power of two" } else { "" };
-        let allowed = format!("bytes from {} to {}{power}, as 4MiB or 65536", size_text(self.min), size_text(self.max));
+        let allowed =
+            format!("bytes from {} to {}{power}, such as 4MiB or 65536", size_text(self.min), size_text(self.max));
         read_scalar(reader, node, &allowed, value, |text| {
             let bytes = parse_size(text).ok_or_else(|| format!("`{}` is not a size", shortened(text)))?;
             if self.power_of_two && !bytes.is_power_of_two() {
@@ -292,7 +289,7 @@ impl Codec for Period {
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Duration) {
         let range = format!("from {} to {}", show_duration(self.min), show_duration(self.max));
-        let allowed = format!("a time {range}: a number with its unit, as 200ms, 10s or 1m30s");
+        let allowed = format!("a time {range}: a number with a unit, such as 200ms, 10s or 1m30s");
         read_scalar(reader, node, &allowed, value, |text| {
             let parsed = parse_duration(text).ok_or_else(|| match text.parse::<f64>() {
                 Ok(_) => format!("`{text}` has no unit"),
@@ -378,7 +375,7 @@ impl<T: Copy + PartialEq> Word<T> {
             return Ok(*value);
         }
         let hint = nearest(text, self.words().into_iter()).map(|near| format!(", did you mean `{near}`?"));
-        Err(format!("`{}` is not known here{}", shortened(text), hint.unwrap_or_default()))
+        Err(format!("unknown value `{}`{}", shortened(text), hint.unwrap_or_default()))
     }
 }
 
@@ -407,7 +404,7 @@ impl Codec for Text {
     type Value = String;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut String) {
-        read_scalar(reader, node, "a text that is not empty", value, |text| match text.trim() {
+        read_scalar(reader, node, "text that is not empty", value, |text| match text.trim() {
             "" => Err("the text is empty".into()),
             _ => Ok(text.to_owned()),
         });
@@ -429,7 +426,7 @@ impl Codec for FilePath {
     type Value = PathBuf;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut PathBuf) {
-        read_scalar(reader, node, "an absolute path, as /var/lib/reset-collector", value, |text| {
+        read_scalar(reader, node, "an absolute path, such as /var/lib/reset-collector", value, |text| {
             let is_path = text.starts_with('/') && !text.contains('\0');
             if is_path { Ok(text.into()) } else { Err(format!("`{}` is not an absolute path", shortened(text))) }
         });
@@ -451,13 +448,13 @@ impl Codec for ListenAddress {
     type Value = SocketAddr;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut SocketAddr) {
-        let allowed = "an IP address and a port, as 127.0.0.1:4317, 0.0.0.0:4317 or \"[::]:4317\"";
+        let allowed = "an IP address and a port, such as 127.0.0.1:4317, 0.0.0.0:4317 or \"[::]:4317\"";
         read_scalar(reader, node, allowed, value, |text| {
             let numeric = match text.strip_prefix("localhost:") {
                 Some(port) => format!("127.0.0.1:{port}"),
                 None => text.to_owned(),
             };
-            numeric.parse().map_err(|_| format!("`{}` is not an address and port", shortened(text)))
+            numeric.parse().map_err(|_| format!("invalid listen address `{}`", shortened(text)))
         });
     }
 

@@ -137,7 +137,7 @@ pub(super) fn attribute(reader: &mut Reader<'_>, node: NodeId, name: &str) -> Op
 pub(super) fn read_match(reader: &mut Reader<'_>, node: NodeId) -> Option<Condition> {
     let condition = read_nested(reader, node, 0)?;
     if filter::is_never(&condition.clone().simplified()) {
-        reader.error(node, "no reset can ever match this", "conditions that can hold together");
+        reader.error(node, "no reset can match this", "conditions that can all hold");
         return None;
     }
     Some(condition)
@@ -145,16 +145,21 @@ pub(super) fn read_match(reader: &mut Reader<'_>, node: NodeId) -> Option<Condit
 
 fn read_nested(reader: &mut Reader<'_>, node: NodeId, depth: usize) -> Option<Condition> {
     if depth > MAX_NESTED {
-        reader.error(node, format!("matches stand in each other more than {MAX_NESTED} deep"), "a flatter match");
+        reader.error(node, format!("matches are nested more than {MAX_NESTED} levels deep"), "a flatter match");
         return None;
     }
     let Some(entries) = reader.mapping(node) else {
-        let allowed = "attributes and values, as { tcp.reset.cause: port_closed }; {} matches every reset";
-        reader.error(node, "a match is a mapping", allowed);
+        let allowed = "attributes and values, such as { tcp.reset.cause: port_closed }; {} matches every reset";
+        reader.error(node, "expected a mapping", allowed);
         return None;
     };
     let mut parts = Vec::new();
     for (name, key, value) in entries {
+        if let Some(flat) = flat_name(reader, name, value) {
+            let message = format!("`{}` is not an attribute: the names of attributes are not nested", shortened(name));
+            reader.error(key, message, format!("write `{}: ...`", shortened(&flat)));
+            continue;
+        }
         parts.extend(reader.within(name, |reader| match name {
             "not" => read_nested(reader, value, depth + 1).map(|inner| Condition::Not(Box::new(inner))),
             "any" => read_list(reader, value, depth).map(Condition::Any),
@@ -179,7 +184,7 @@ fn read_list(reader: &mut Reader<'_>, node: NodeId, depth: usize) -> Option<Vec<
         }
         Some(items) => items,
         None => {
-            reader.error(node, "a list of matches is wanted here", allowed);
+            reader.error(node, "expected a list of matches", allowed);
             return None;
         }
     };
@@ -188,6 +193,20 @@ fn read_list(reader: &mut Reader<'_>, node: NodeId, depth: usize) -> Option<Vec<
         parts.extend(reader.within(&format!("[{index}]"), |reader| read_nested(reader, *item, depth + 1)));
     }
     (parts.len() == items.len()).then_some(parts)
+}
+
+/// `tcp.reset.cause` of `tcp: { reset: { cause: ... } }`: the name that was meant where names of attributes are nested.
+fn flat_name(reader: &Reader<'_>, name: &str, value: NodeId) -> Option<String> {
+    let known = || Attribute::ALL.iter().map(|attribute| attribute.name()).chain(KNOWN_RESOURCE.iter().copied());
+    let (mut flat, mut value) = (name.to_owned(), value);
+    while !known().any(|known| known == flat) {
+        let (key, _, inner) = reader.mapping(value)?.next()?;
+        let namespace = format!("{flat}.");
+        known().find(|known| known.starts_with(&namespace))?;
+        flat = namespace + key;
+        value = inner;
+    }
+    (flat != name).then_some(flat)
 }
 
 fn read_record_test(reader: &mut Reader<'_>, node: NodeId, attribute: Attribute) -> Option<Condition> {
@@ -204,22 +223,24 @@ fn read_record_test(reader: &mut Reader<'_>, node: NodeId, attribute: Attribute)
             reader,
             node,
             attribute,
-            "a number of bytes, as 0 or 4KiB, a range \"1-100\", or { gte: 1 }",
+            "a number of bytes, such as 0 or 4KiB, a range \"1-100\", or { gte: 1 }",
             |text| parse_size(text).map(|bytes| bytes as f64).or_else(|| parse_number(text)),
         ),
-        A::SmoothedRtt | A::Duration => {
-            read_number(reader, node, attribute, "a time, as 200ms or 0.2 (s), or { gte: 1s, lt: 1m }", |text| {
-                parse_duration(text).map(|time| time.as_secs_f64()).or_else(|| parse_number(text))
-            })
-        }
+        A::SmoothedRtt | A::Duration => read_number(
+            reader,
+            node,
+            attribute,
+            "a time, such as 200ms or 0.2 (seconds), or { gte: 1s, lt: 1m }",
+            |text| parse_duration(text).map(|time| time.as_secs_f64()).or_else(|| parse_number(text)),
+        ),
         A::Retransmits | A::NetworkNamespace | A::ExitCode | A::ExitSignal | A::ActorPid => {
             read_number(reader, node, attribute, "a number, a range \"1-100\", or { gte: 1 }", parse_number)
         }
         A::Reason => {
             let patterns =
-                read_patterns(reader, node, "names of the kernel's reasons, as NO_SOCKET or \"TCP_ABORT_*\"")?;
+                read_patterns(reader, node, "names of kernel reasons, such as NO_SOCKET or \"TCP_ABORT_*\"")?;
             if patterns.iter().any(|pattern| pattern.to_string().contains(|c: char| c.is_ascii_lowercase())) {
-                reader.warning(node, "the kernel's reasons are written in capitals", "NO_SOCKET; `explain` lists them");
+                reader.warning(node, "kernel reasons are upper case", "NO_SOCKET; `explain` lists them");
             }
             Some(Condition::Text { attribute, patterns })
         }
@@ -283,8 +304,8 @@ fn read_facts(reader: &mut Reader<'_>, node: NodeId, words: &[(&'static str, Fac
 
 fn unknown_word(value: &Scalar<'_>, names: &[&str]) -> String {
     match nearest(&value.text, names.iter().copied()) {
-        Some(near) => format!("`{}` is not known here, did you mean `{near}`?", value.shown()),
-        None => format!("`{}` is not known here", value.shown()),
+        Some(near) => format!("unknown value `{}`, did you mean `{near}`?", value.shown()),
+        None => format!("unknown value `{}`", value.shown()),
     }
 }
 

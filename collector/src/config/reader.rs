@@ -127,7 +127,7 @@ impl<'a> Reader<'a> {
     }
 
     fn wrong_kind<T>(&mut self, node: NodeId, found: &str, wanted: &str) -> Option<T> {
-        self.error(node, format!("{found} stands where one value is wanted"), wanted);
+        self.error(node, format!("expected a value, found {found}"), wanted);
         None
     }
 

@@ -26,7 +26,7 @@ impl FilterRules {
 
     fn read_rule(reader: &mut Reader<'_>, node: NodeId) -> Option<filter::Rule> {
         if reader.mapping(node).is_none() {
-            reader.error(node, "a rule is a mapping", "keep: { ... } or drop: { ... }");
+            reader.error(node, "expected a mapping", "keep: { ... } or drop: { ... }");
             return None;
         }
         let hints =
@@ -37,13 +37,13 @@ impl FilterRules {
             [Some(node), None] => (true, "keep", *node),
             [None, Some(node)] => (false, "drop", *node),
             [Some(_), Some(_)] => {
-                reader.error(node, "a rule either keeps or drops", "two rules, in the order in which they are asked");
+                reader.error(node, "a rule has either keep or drop", "two rules, in the order of evaluation");
                 return None;
             }
             // A key that is not known has been said to be.
             _ if reader.error_count() > before => return None,
             _ => {
-                reader.error(node, "the rule says neither keep nor drop", "keep: { ... } or drop: { ... }");
+                reader.error(node, "the rule has neither keep nor drop", "keep: { ... } or drop: { ... }");
                 return None;
             }
         };
@@ -90,12 +90,12 @@ fn read_rules<T>(
         return Vec::new();
     }
     let Some(items) = reader.list(node) else {
-        reader.error(node, "a list of rules is wanted here", allowed);
+        reader.error(node, "expected a list of rules", allowed);
         return Vec::new();
     };
     if items.len() > MAX_RULES {
-        let message = format!("{} rules are too many", items.len());
-        reader.error(node, message, format!("at most {MAX_RULES}; one rule takes a list of values"));
+        let message = format!("too many rules: {}", items.len());
+        reader.error(node, message, format!("at most {MAX_RULES}; one rule can have a list of values"));
         return Vec::new();
     }
     let mut rules = Vec::with_capacity(items.len());
@@ -119,14 +119,14 @@ fn say_shadowed<T>(reader: &mut Reader<'_>, list: &str, rules: &[(RuleAt, T)], c
     let (pairs, is_complete) = filter::shadowed(&conditions);
     for (earlier, later) in pairs {
         let (earlier, later) = (&rules[earlier].0, &rules[later].0);
-        let message = format!("the rule can never decide: {list}[{}] matches all that it matches", earlier.index);
+        let message = format!("unreachable rule: {list}[{}] matches everything that it matches", earlier.index);
         reader.within(&format!("[{}]", later.index), |reader| {
-            reader.error(later.node, message, "leave it out, or put it before the other rule");
+            reader.error(later.node, message, "remove it, or move it before that rule");
         });
     }
     if let (false, Some((first, _))) = (is_complete, rules.first()) {
-        let message = "the rules are too many and too long to look for some that can never decide";
-        reader.warning(first.node, message, "fewer rules, each with a list of values");
+        let message = "too many and too long rules to check for unreachable ones";
+        reader.warning(first.node, message, "fewer rules, with lists of values");
     }
 }
 
@@ -150,7 +150,7 @@ impl SamplingRules {
 
     fn read_rule(reader: &mut Reader<'_>, node: NodeId) -> Option<sampler::Rule> {
         if reader.mapping(node).is_none() {
-            reader.error(node, "a rule is a mapping", "match: { ... }, with ratio: 0.05 or max_per_second: 100");
+            reader.error(node, "expected a mapping", "match: { ... }, with ratio: 0.05 or max_per_second: 100");
             return None;
         }
         let keys = [&["match"], RATE_KEYS].concat();
@@ -160,7 +160,7 @@ impl SamplingRules {
         let found = reader.entries(node, &keys, &hints)?;
         let rate = read_rate(reader, node, &found[1..], before);
         let Some(condition) = found[0] else {
-            reader.error(node, "the rule does not say which resets it is for", "match: { ... }; {} is all");
+            reader.error(node, "missing key `match`", "match: { ... }; {} matches every reset");
             return None;
         };
         let condition = reader.within("match", |reader| read_match(reader, condition))?;
@@ -217,7 +217,7 @@ fn read_group_by(reader: &mut Reader<'_>, node: NodeId) -> Option<Vec<Key>> {
         None => vec![node],
     };
     if items.len() > MAX_ATTRIBUTES {
-        reader.error(node, format!("{} attributes are too many", items.len()), format!("at most {MAX_ATTRIBUTES}"));
+        reader.error(node, format!("too many attributes: {}", items.len()), format!("at most {MAX_ATTRIBUTES}"));
         return None;
     }
     let before = reader.error_count();

@@ -82,11 +82,11 @@ section! {
     /// The whole file.
     File(settings: Settings) {
         "capture" => settings.capture, CaptureSection, "Which resets are captured.";
-        "filters" => settings.filters, FilterRules, "Rules in order: the first that matches keeps or drops the reset; no match keeps it.";
-        "sampling" => settings.sampling, SamplingRules, "How many of the resets that the filters kept go on.";
-        "enrichment" => settings.enrichment, EnrichmentSection, "How owners are named.";
-        "correlation" => settings.correlation, CorrelationSection, "How the request that a reset broke is found.";
-        "export" => settings.export, ExportSection, "Where records go.";
+        "filters" => settings.filters, FilterRules, "Rules in order: the first that matches keeps or drops the reset; without a match it is kept.";
+        "sampling" => settings.sampling, SamplingRules, "What share of the resets that the filters kept is exported.";
+        "enrichment" => settings.enrichment, EnrichmentSection, "How the owner of a connection is described.";
+        "correlation" => settings.correlation, CorrelationSection, "How a reset is matched to the request that it broke.";
+        "export" => settings.export, ExportSection, "Where records are exported to.";
         "admin" => settings.admin, OrNull(AdminSection, any_address), "The admin endpoint: /healthz, /readyz and /metrics.";
         "hardening" => settings.hardening, Word(HARDENINGS), "Whether the process gives up the capabilities and system calls that it does not need once it runs: auto goes on where the kernel cannot do it, required does not.";
     } hints {
@@ -112,8 +112,8 @@ section! {
         "received" => capture.received, Switch, "Resets that a socket here receives.";
         "firewall" => capture.firewall, Switch, "Resets that netfilter sends.";
         "unmatched" => capture.unmatched, Switch, "Resets received that fit no connection here.";
-        "max_records_per_second" => capture.max_records_per_second, OrNull(count(1, 10_000_000), || 0), "Records a second from the kernel at most, shared fairly between keys; null is no ceiling. Resets are counted exactly all the same.";
-        "ring_buffer_size" => capture.ring_buffer_bytes, Size { power_of_two: true, ..size(64 << 10, 1 << 30) }, "Bytes between the kernel and the collector, a power of two.";
+        "max_records_per_second" => capture.max_records_per_second, OrNull(count(1, 10_000_000), || 0), "Maximum records per second from the kernel, shared fairly between keys; null is unlimited. Resets are counted exactly in any case.";
+        "ring_buffer_size" => capture.ring_buffer_bytes, Size { power_of_two: true, ..size(64 << 10, 1 << 30) }, "Size of the buffer between kernel and collector, a power of two.";
     }
 }
 
@@ -121,7 +121,7 @@ section! {
     /// `enrichment`
     EnrichmentSection(enrichment: settings::Enrichment) {
         "command_line" => enrichment.command_line, Switch, "Export process.command_args; command lines may hold secrets.";
-        "kubernetes" => enrichment.kubernetes, OrNull(KubernetesSection, || settings::Kubernetes { node_name: String::new() }), "Names of pods from the Kubernetes API; null leaves it alone.";
+        "kubernetes" => enrichment.kubernetes, OrNull(KubernetesSection, || settings::Kubernetes { node_name: String::new() }), "Pod metadata from the Kubernetes API; null disables it.";
         "resource" => enrichment.resource, StaticAttributes, "Resource attributes of everything that is exported, such as deployment.environment.name and k8s.cluster.name.";
     } hints {
         "resource_attributes" => "did you mean `resource`?";
@@ -175,7 +175,7 @@ impl Codec for StaticAttributes {
             });
         }
         if attributes.len() > Self::MAX {
-            let message = format!("{} attributes are too many", attributes.len());
+            let message = format!("too many attributes: {}", attributes.len());
             return reader.error(node, message, format!("at most {}", Self::MAX));
         }
         *value = attributes;
@@ -218,9 +218,9 @@ impl Codec for KubernetesSection {
 section! {
     /// `correlation`
     CorrelationSection(correlation: settings::Correlation) {
-        "otlp_receiver" => (*correlation), ReceiverSection, "Applications send their OTLP here; it goes on unchanged, with reset events added.";
-        "http_headers" => correlation.http_header_ports, Required("ports", PortList, "Ports of servers, and ranges of ports."), "Read traceparent from plain HTTP/1.1 of servers on these ports and of their clients, in the kernel. Begun and ended by a restart only.";
-        "span_wait" => correlation.span_wait, period(0, 60), "How long a reset waits for its span.";
+        "otlp_receiver" => (*correlation), ReceiverSection, "Applications send their OTLP here; it is forwarded unchanged, with reset events added.";
+        "http_headers" => correlation.http_header_ports, Required("ports", PortList, "Ports of servers, and ranges of ports."), "Read traceparent from plain HTTP/1.1 of servers on these ports and of their clients, in the kernel. Enabling or disabling it takes a restart.";
+        "span_wait" => correlation.span_wait, period(0, 60), "How long a reset waits for its span before it is exported without one.";
     } hints {
         "wait" => "it is now `span_wait`";
     }
@@ -229,10 +229,10 @@ section! {
 section! {
     /// `correlation.otlp_receiver`
     ReceiverSection(correlation: settings::Correlation) {
-        "grpc" => correlation.grpc, OrNull(AdminSection, any_address), "OTLP/gRPC; null is none.";
-        "http" => correlation.http, OrNull(AdminSection, any_address), "OTLP/HTTP; null is none.";
-        "max_request_size" => correlation.max_request_bytes, OrNull(size(64 << 10, 1 << 30), || 4 << 20), "Maximum size of a request after decompression; null is 4MiB by gRPC and 20MiB by HTTP, as the Collector has it.";
-        "pass_headers" => correlation.pass_headers, HeaderNames, "Headers of applications that are forwarded beside user-agent, traceparent, tracestate and those of OTLP itself.";
+        "grpc" => correlation.grpc, OrNull(AdminSection, any_address), "Listener for OTLP/gRPC; null disables it.";
+        "http" => correlation.http, OrNull(AdminSection, any_address), "Listener for OTLP/HTTP; null disables it.";
+        "max_request_size" => correlation.max_request_bytes, OrNull(size(64 << 10, 1 << 30), || 4 << 20), "Maximum size of a request after decompression; null is 4MiB by gRPC and 20MiB by HTTP, as in the Collector.";
+        "pass_headers" => correlation.pass_headers, HeaderNames, "Headers of applications that are forwarded in addition to user-agent, traceparent, tracestate and those of OTLP itself.";
     } hints {
         "protocols" => "write grpc: and http: here, without protocols:";
         "max_recv_msg_size_mib" => "write max_request_size: 4MiB";
@@ -243,9 +243,9 @@ section! {
 section! {
     /// `export`
     ExportSection(export: settings::Export) {
-        "signals" => export.signals, SignalList, "Which signals go out: of logs, traces, metrics.";
-        "console" => export.console, Word(CONSOLE), "Lines on standard output; auto is pretty on a terminal and JSON lines elsewhere.";
-        "otlp" => export.otlp, Destinations, "One destination, or a list of them; each has its own queue. Without any, OTEL_EXPORTER_OTLP_ENDPOINT is asked.";
+        "signals" => export.signals, SignalList, "Which signals are exported: logs, traces, metrics.";
+        "console" => export.console, Word(CONSOLE), "Output on standard output; auto is pretty on a terminal and JSON lines otherwise.";
+        "otlp" => export.otlp, Destinations, "One destination, or a list of them; each has its own queue. Without one, OTEL_EXPORTER_OTLP_ENDPOINT is used.";
     } hints {
         "endpoint" => "write it under otlp:";
         "headers" => "write it under otlp:";
@@ -301,7 +301,7 @@ impl<C: Codec> Codec for Required<C> {
         let Self(key, codec, meaning) = self;
         match reader.entries(node, &[key], &[]).as_deref() {
             Some([Some(node)]) => reader.within(key, |reader| codec.read(reader, *node, value)),
-            Some(_) => reader.error(node, format!("the key `{key}` is missing"), format!("{key}: {meaning}")),
+            Some(_) => reader.error(node, format!("missing key `{key}`"), format!("{key}: {meaning}")),
             None => {}
         }
     }
@@ -336,7 +336,7 @@ impl Codec for PortList {
             return reader.error(node, "expected a list of ports", "[8080] or [8080, \"9000-9099\"]; [] is none");
         };
         if items.len() > Self::MAX {
-            let message = format!("{} ports are too many", items.len());
+            let message = format!("too many ports: {}", items.len());
             return reader.error(node, message, format!("at most {}; a range counts as one", Self::MAX));
         }
         if items.is_empty() {
@@ -441,7 +441,7 @@ pub(super) fn check(reader: &mut Reader<'_>, root: NodeId, settings: &Settings) 
         if let (Some((other, _)), Some(address)) = (twin, address) {
             let message = format!("{} and {} both listen on {address}", other.join("."), path.join("."));
             let node = reader.find(root, &[*path, &["endpoint"]].concat());
-            reader.error(node, message, "an address and port of its own for each");
+            reader.error(node, message, "a different address and port for each");
         }
     }
     let destinations = &settings.export.otlp;
@@ -467,7 +467,8 @@ pub(super) fn check(reader: &mut Reader<'_>, root: NodeId, settings: &Settings) 
         for signal in Signal::ALL {
             let wanted = destination.signals.is_some_and(|own| own.has(*signal));
             if wanted && !settings.export.signals.has(*signal) {
-                let message = format!("{} are to go here, and export.signals leaves them out", signal.word());
+                let message =
+                    format!("{} are sent to this destination, but are missing from export.signals", signal.word());
                 reader.error(reader.find(at, &["signals"]), message, "some of export.signals");
             }
         }
@@ -479,7 +480,7 @@ pub(super) fn check(reader: &mut Reader<'_>, root: NodeId, settings: &Settings) 
         if let Some(twin) = twin {
             let node = reader.find(at, &["sending_queue", "storage", "directory"]);
             let message = format!("export.otlp[{index}] and export.otlp[{twin}] have the same storage directory");
-            reader.error(node, message, "a directory for each");
+            reader.error(node, message, "a different directory for each");
         }
     }
 }

@@ -20,11 +20,11 @@ pub struct Settings {
     pub filters: Filters,
     /// How many of those go on.
     pub sampling: Sampling,
-    /// How owners are named.
+    /// How the owner of a connection is described.
     pub enrichment: Enrichment,
     /// How traces are found.
     pub correlation: Correlation,
-    /// Where records go.
+    /// Where records are exported to.
     pub export: Export,
     /// The admin endpoint; `None` is none.
     pub admin: Option<SocketAddr>,
@@ -74,7 +74,7 @@ impl Default for Capture {
     }
 }
 
-/// How owners are named.
+/// How the owner of a connection is described.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Enrichment {
     /// Export `process.command_args`: off, since command lines may hold secrets.
@@ -99,7 +99,7 @@ pub struct Correlation {
     pub grpc: Option<SocketAddr>,
     /// Applications send their OTLP here by HTTP; `None` is no receiver.
     pub http: Option<SocketAddr>,
-    /// How long a reset waits for its span.
+    /// How long a reset waits for its span before it is exported without one.
     pub span_wait: Duration,
     /// Largest request accepted from an application, bytes after decompression; `None` is the Collector's default of
     /// each protocol.
@@ -135,7 +135,7 @@ impl Correlation {
     }
 }
 
-/// Where records go.
+/// Where records are exported to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Export {
     /// Which signals.
@@ -208,17 +208,17 @@ pub struct Destination {
     pub headers: Vec<(String, Secret)>,
     /// How requests are compressed.
     pub compression: Compression,
-    /// How long one request may take.
+    /// Timeout of one request.
     pub timeout: Duration,
     /// TLS, used with `https://`.
     pub tls: Tls,
-    /// How failed requests are tried again.
+    /// How failed requests are retried.
     pub retry: Retry,
-    /// What waits to be sent.
+    /// The queue of resets to be sent.
     pub queue: Queue,
     /// The signals that go here; `None` is those of [`Export::signals`].
     pub signals: Option<Signals>,
-    /// How records are put together.
+    /// How records are combined into requests.
     pub batch: Batch,
 }
 
@@ -286,30 +286,30 @@ impl std::fmt::Debug for Secret {
 pub struct Tls {
     /// Certificate authorities, PEM; `None` is the system's.
     pub ca_file: Option<PathBuf>,
-    /// Our certificate, PEM.
+    /// Client certificate (PEM).
     pub cert_file: Option<PathBuf>,
-    /// Our key, PEM.
+    /// Client key (PEM).
     pub key_file: Option<PathBuf>,
     /// The name to check the server's certificate against, where it is not the endpoint's.
     pub server_name_override: Option<String>,
-    /// Take any certificate.
+    /// Accept any server certificate.
     pub insecure_skip_verify: bool,
     /// How often the files are read again; `None` is never.
     pub reload_interval: Option<Duration>,
 }
 
-/// How failed requests are tried again.
+/// How failed requests are retried.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Retry {
     /// Whether at all.
     pub enabled: bool,
-    /// Before the second try.
+    /// Delay before the first retry.
     pub initial_interval: Duration,
-    /// Between tries at most.
+    /// Maximum delay between retries.
     pub max_interval: Duration,
     /// From the first try to giving up; zero is never giving up.
     pub max_elapsed_time: Duration,
-    /// From one interval to the next.
+    /// Multiplier between retry intervals.
     pub multiplier: f64,
 }
 
@@ -325,7 +325,7 @@ impl Default for Retry {
     }
 }
 
-/// What waits to be sent.
+/// The queue of resets to be sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Queue {
     /// Maximum number of queued resets.
@@ -388,7 +388,7 @@ pub enum FsyncPolicy {
     Never,
 }
 
-/// How records are put together.
+/// How records are combined into requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// Maximum number of resets in a request.

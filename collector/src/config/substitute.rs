@@ -70,8 +70,8 @@ fn value(reference: &str, sources: Sources<'_>) -> Result<String, SubstituteErro
     let name = match name.split_once(':') {
         Some(("env", name)) => name,
         Some(("file", path)) if sources.files => return file(Path::new(path)),
-        Some(("file", _)) => return Err(unusable("`${file:...}` stands in the values of headers only".into())),
-        Some((scheme, _)) => return Err(unusable(format!("`${{{scheme}:...}}` is not known"))),
+        Some(("file", _)) => return Err(unusable("`${file:...}` is only allowed in header values".into())),
+        Some((scheme, _)) => return Err(unusable(format!("unknown source `${{{scheme}:...}}`"))),
         None => name,
     };
     let is_name = |name: &str| {
@@ -80,7 +80,7 @@ fn value(reference: &str, sources: Sources<'_>) -> Result<String, SubstituteErro
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
     };
     if !is_name(name) {
-        return Err(unusable(format!("`{name}` is no name of a variable")));
+        return Err(unusable(format!("invalid variable name `{name}`")));
     }
     match (env(name), default) {
         (Some(value), _) if !value.is_empty() => Ok(value),
@@ -88,7 +88,7 @@ fn value(reference: &str, sources: Sources<'_>) -> Result<String, SubstituteErro
         (Some(empty), None) => Ok(empty),
         (None, None) => Err(SubstituteError {
             message: format!("the environment variable `{name}` is not set"),
-            allowed: format!("set it, or give a default: ${{env:{name}:-default}}"),
+            allowed: format!("set it, or add a default: ${{env:{name}:-default}}"),
         }),
     }
 }
@@ -105,7 +105,7 @@ fn file(path: &Path) -> Result<String, SubstituteError> {
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(LONGEST_SECRET + 1).read_to_string(&mut text));
     match read {
-        Ok(length) if length as u64 > LONGEST_SECRET => Err(failed("it is too long for a secret".into())),
+        Ok(length) if length as u64 > LONGEST_SECRET => Err(failed("the file is too large".into())),
         Ok(_) => Ok(text.trim_end().to_owned()),
         Err(error) => Err(failed(error.to_string())),
     }
@@ -177,7 +177,7 @@ mod tests {
             |text: &str, files| substitute(text, Sources { env: &|_| None, files }).map(|text| text.into_owned());
         let text = format!("Bearer ${{file:{}}}", path.display());
         assert_eq!(read(&text, true).unwrap(), "Bearer s3cret");
-        assert!(read(&text, false).unwrap_err().message.contains("headers only"));
+        assert!(read(&text, false).unwrap_err().message.contains("header values"));
         let error = read("${file:/nowhere/token}", true).unwrap_err().message;
         assert!(error.contains("/nowhere/token") && error.contains("No such file"), "{error}");
         assert!(read("${file:token}", true).unwrap_err().message.contains("relative"));

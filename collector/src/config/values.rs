@@ -21,7 +21,7 @@ pub(super) fn read_values(
     read_values_or_ranges(reader, node, allowed, &mut |reader, node| {
         let scalar = reader.scalar(node, allowed)?;
         if scalar.is_null() {
-            reader.error(node, "there is no value", allowed);
+            reader.error(node, "missing value", allowed);
             return None;
         }
         read(&scalar).map_err(|message| reader.error(node, message, allowed)).ok()
@@ -34,9 +34,18 @@ fn read_values_or_ranges(
     allowed: &str,
     read: &mut dyn FnMut(&mut Reader<'_>, NodeId) -> Option<()>,
 ) -> Option<()> {
+    let read = &mut |reader: &mut Reader<'_>, node| {
+        let mut keys = reader.mapping(node).into_iter().flatten().map(|(key, ..)| key);
+        if keys.any(|key| matches!(key, "regex" | "regexp" | "pattern")) {
+            let allowed = "text with * for any text and ? for one character";
+            reader.error(node, "regular expressions are not supported", allowed);
+            return None;
+        }
+        read(reader, node)
+    };
     let Some(items) = reader.list(node) else { return read(reader, node) };
     if items.is_empty() {
-        reader.error(node, "the list is empty: nothing could match", allowed);
+        reader.error(node, "empty list: it would match nothing", allowed);
         return None;
     }
     let mut is_whole = true;
@@ -52,7 +61,7 @@ pub(super) fn text_pattern(text: &str) -> Result<Pattern, String> {
     let is_class = ["\\d", "\\w", "\\s", "\\b", "[a-", "[A-", "[0-", "[^"].iter().any(|class| text.contains(class));
     if text.starts_with('^') || (text.ends_with('$') && !text.ends_with("\\$")) || is_grouped || is_class {
         return Err(format!(
-            "`{}` looks like a regular expression: patterns are globs, * for any text, ? for one character",
+            "`{}` looks like a regular expression, which is not supported: use * for any text and ? for one character",
             shortened(text)
         ));
     }
@@ -69,7 +78,7 @@ pub(super) fn read_patterns(reader: &mut Reader<'_>, node: NodeId, allowed: &str
 }
 
 pub(super) fn read_resource_test(reader: &mut Reader<'_>, node: NodeId, name: &str) -> Option<Condition> {
-    let allowed = "a text, a glob as \"checkout*\", a number, a list of them, or { gte: 1, lt: 10 }";
+    let allowed = "text, a pattern such as \"checkout*\", a number, a list of them, or { gte: 1, lt: 10 }";
     let (mut patterns, mut ranges) = (Vec::new(), Vec::new());
     read_values_or_ranges(reader, node, allowed, &mut |reader, node| {
         if reader.mapping(node).is_some() {
@@ -78,14 +87,14 @@ pub(super) fn read_resource_test(reader: &mut Reader<'_>, node: NodeId, name: &s
         }
         let scalar = reader.scalar(node, allowed)?;
         if scalar.is_null() {
-            let allowed = format!("not: {{ {name}: \"*\" }} matches where it is not known");
-            reader.error(node, "there is no value", allowed);
+            let allowed = format!("not: {{ {name}: \"*\" }} matches where it is unknown");
+            reader.error(node, "missing value", allowed);
             return None;
         }
         let pattern = text_pattern(&scalar.text).map_err(|message| reader.error(node, message, allowed)).ok()?;
         if scalar.text.contains(".*") {
-            let message = format!("`{}` has `.*`: a glob needs a dot there", scalar.shown());
-            reader.warning(node, message, "`*` alone for any text");
+            let message = format!("`{}` contains `.*`, which matches a dot and any text", scalar.shown());
+            reader.warning(node, message, "`*` alone matches any text");
         }
         patterns.push(pattern);
         Some(())
@@ -94,7 +103,7 @@ pub(super) fn read_resource_test(reader: &mut Reader<'_>, node: NodeId, name: &s
 }
 
 pub(super) fn read_address(reader: &mut Reader<'_>, node: NodeId, end: End) -> Option<Condition> {
-    let allowed = "an address or a network, as 10.0.0.7, 10.0.0.0/8 or \"fd00::/8\", or a list of them";
+    let allowed = "an address or a network, such as 10.0.0.7, 10.0.0.0/8 or \"fd00::/8\", or a list of them";
     let mut networks = Vec::new();
     read_values(reader, node, allowed, |value| {
         networks.push(parse_network(&value.text).map_err(|what| format!("`{}` {what}", value.shown()))?);
@@ -108,9 +117,9 @@ fn parse_network(text: &str) -> Result<Network, String> {
     let is_range = text.matches('-').count() == 1 && text.split('-').all(|end| end.parse::<IpAddr>().is_ok());
     let parsed: IpAddr = match address.parse() {
         Ok(parsed) => parsed,
-        Err(_) if is_range => return Err("is a range: write the networks that it is made of".into()),
-        Err(_) if text.contains(['*', '?']) => return Err("is a pattern: addresses are matched by networks".into()),
-        Err(_) => return Err("is neither an address nor a network".into()),
+        Err(_) if is_range => return Err("is a range: write it as networks".into()),
+        Err(_) if text.contains(['*', '?']) => return Err("is a pattern: use networks to match addresses".into()),
+        Err(_) => return Err("is not an address or network".into()),
     };
     let width = if parsed.is_ipv4() { 32 } else { 128 };
     let prefix = match prefix {
@@ -119,11 +128,11 @@ fn parse_network(text: &str) -> Result<Network, String> {
     };
     let network = Network::new(parsed, prefix).ok_or_else(|| format!("has no prefix length from 0 to {width}"))?;
     let is_base = network.base() == parsed.to_canonical();
-    if is_base { Ok(network) } else { Err(format!("has bits after its prefix: did you mean {network} or {parsed}?")) }
+    if is_base { Ok(network) } else { Err(format!("has host bits set: did you mean {network} or {parsed}?")) }
 }
 
 pub(super) fn read_ports(reader: &mut Reader<'_>, node: NodeId) -> Option<Ports> {
-    let allowed = "a port, a range as \"8000-8999\", a list of them, or { gte: 8000, lt: 9000 }";
+    let allowed = "a port, a range such as \"8000-8999\", a list of them, or { gte: 8000, lt: 9000 }";
     let mut ranges = Vec::new();
     read_values_or_ranges(reader, node, allowed, &mut |reader, node| {
         let range = if reader.mapping(node).is_some() {
@@ -141,8 +150,8 @@ pub(super) fn read_ports(reader: &mut Reader<'_>, node: NodeId) -> Option<Ports>
         if low > high || low > f64::from(u16::MAX) || high < 0.0 {
             reader.error(
                 node,
-                "no port is in this range",
-                "a range whose end is not below its start, within 0 to 65535",
+                "empty range: it contains no port",
+                "a range within 0 to 65535 whose end is not below its start",
             );
             return None;
         }
@@ -165,7 +174,7 @@ fn parse_numbers(text: &str, parse: &dyn Fn(&str) -> Option<f64>) -> Result<Numb
         return Ok(Numbers::one(number));
     }
     let ends = text.split_once('-').and_then(|(low, high)| Some((parse(low.trim())?, parse(high.trim())?)));
-    let (low, high) = ends.ok_or("is neither of these")?;
+    let (low, high) = ends.ok_or("is not valid")?;
     let range = Numbers { low, high, low_inside: true, high_inside: true };
     if range.is_empty() { Err("is empty: its end is below its start") } else { Ok(range) }
 }
@@ -198,10 +207,15 @@ fn read_range(
     allowed: &str,
     parse: &dyn Fn(&str) -> Option<f64>,
 ) -> Option<Numbers> {
+    let before = reader.error_count();
     let found = reader.entries(
         node,
         &["gte", "gt", "lte", "lt"],
-        &[("not", "write not: { attribute: value }, around the attribute")],
+        &[
+            ("not", "write not: { attribute: value }, around the attribute"),
+            ("eq", "write the value alone"),
+            ("in", "write a list of values"),
+        ],
     )?;
     let mut range = Numbers::ALL;
     for (at, node) in found.iter().enumerate().filter_map(|(at, node)| Some((at, (*node)?))) {
@@ -216,13 +230,16 @@ fn read_range(
             (range.high, range.high_inside) = (number, at == 2);
         }
     }
+    if reader.error_count() > before {
+        return None;
+    }
     let is_doubled = found[0].is_some() && found[1].is_some() || found[2].is_some() && found[3].is_some();
     if range == Numbers::ALL || is_doubled {
-        reader.error(node, "a range has one lower end, one upper end, or both", "{ gte: 1, lt: 10 }");
+        reader.error(node, "a range has a lower bound, an upper bound, or both", "{ gte: 1, lt: 10 }");
         return None;
     }
     if range.is_empty() {
-        reader.error(node, "the range is empty: no number is in it", "an upper end above the lower end");
+        reader.error(node, "empty range: it contains no number", "an upper bound above the lower bound");
         return None;
     }
     Some(range)

@@ -105,8 +105,9 @@ impl Builder {
     fn add(&mut self, event: Event<'_>, place: Place) -> Result<(), Problem> {
         match event {
             Event::DocumentStart(..) if self.root.is_some() => {
-                return Err(Problem::error(place, "", "a second document begins here")
-                    .allowed("one document: without a second `---`"));
+                return Err(
+                    Problem::error(place, "", "second document").allowed("one document: without a second `---`")
+                );
             }
             Event::Scalar(text, style, anchor, tag) => {
                 let is_text = self.is_text_tag(tag.as_deref(), &place)?;
@@ -134,7 +135,7 @@ impl Builder {
             Event::Alias(anchor) => match self.anchors.get(&anchor) {
                 Some(node) => self.place_node(*node, place)?,
                 None => {
-                    let message = "this alias stands inside what it names";
+                    let message = "this alias is inside its own anchor";
                     return Err(Problem::error(place, "", message).allowed("an alias after the end of its anchor"));
                 }
             },
@@ -148,16 +149,14 @@ impl Builder {
         match tag {
             None => Ok(false),
             Some(tag) if tag.is_yaml_core_schema() => Ok(tag.is_yaml_core_schema_tag("str")),
-            Some(tag) => {
-                Err(Problem::error(place.clone(), "", format!("the tag `{}` is not known here", tag.original()))
-                    .allowed("plain YAML, without tags"))
-            }
+            Some(tag) => Err(Problem::error(place.clone(), "", format!("unknown tag `{}`", tag.original()))
+                .allowed("plain YAML, without tags")),
         }
     }
 
     fn open(&mut self, anchor: usize, place: Place, content: OpenContent) -> Result<(), Problem> {
         if self.open.len() >= MAX_DEPTH {
-            let message = format!("collections stand in each other more than {MAX_DEPTH} deep");
+            let message = format!("nested more than {MAX_DEPTH} levels deep");
             return Err(Problem::error(place, "", message).allowed(format!("at most {MAX_DEPTH}")));
         }
         self.open.push(Open { place, anchor, expanded: 1, content });
@@ -182,7 +181,7 @@ impl Builder {
         };
         open.expanded = open.expanded.saturating_add(expanded);
         if open.expanded > MAX_NODES {
-            let message = format!("the file has more than {MAX_NODES} values, aliases counted wherever they stand");
+            let message = format!("more than {MAX_NODES} values, with aliases expanded");
             return Err(Problem::error(place, "", message).allowed(format!("at most {MAX_NODES}")));
         }
         match &mut open.content {
@@ -192,12 +191,12 @@ impl Builder {
             }
             OpenContent::Mapping { key, lines, .. } => {
                 let Content::Scalar { text, .. } = &self.tree.nodes[id].content else {
-                    return Err(Problem::error(place, "", "a key must be a name, not a list or a mapping")
+                    return Err(Problem::error(place, "", "a key must be text, not a list or a mapping")
                         .allowed("`name: value`"));
                 };
                 if let Some(line) = lines.insert(text.clone(), place.line()) {
-                    let message = format!("the key `{text}` stands twice in one mapping, first on line {line}");
-                    return Err(Problem::error(place, "", message).allowed("each key once"));
+                    let message = format!("duplicate key `{text}`, first on line {line}");
+                    return Err(Problem::error(place, "", message).allowed("one value for each key"));
                 }
                 *key = Some(id);
             }
@@ -221,22 +220,20 @@ fn syntax_problem(text: &str, error: &ScanError) -> Problem {
     let place = Place::new(start..start, marker.line());
     let (message, allowed): (String, &str) = match error.kind() {
         ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation => {
-            ("a tab stands where YAML wants spaces".into(), "spaces for indentation")
+            ("tab in indentation".into(), "spaces for indentation")
         }
-        ErrorKind::RecursionLimitExceeded => {
-            (format!("collections stand in each other more than {MAX_DEPTH} deep"), "fewer in each other")
-        }
+        ErrorKind::RecursionLimitExceeded => (format!("nested more than {MAX_DEPTH} levels deep"), "fewer levels"),
         ErrorKind::UnknownAnchor => {
-            ("`*` begins an alias, and nothing of this name is anchored".into(), "a pattern in quotes: \"*_timeout\"")
+            ("`*` starts an alias, and no anchor has this name".into(), "a pattern in quotes: \"*_timeout\"")
         }
         ErrorKind::UnexpectedCharacter { character } => {
-            (format!("`{character}` cannot begin a value"), "a value in quotes")
+            (format!("a value cannot start with `{character}`"), "a value in quotes")
         }
-        ErrorKind::UnexpectedEofFlowSequence => ("a list `[` does not end".into(), "a closing `]`"),
+        ErrorKind::UnexpectedEofFlowSequence => ("unclosed list `[`".into(), "a closing `]`"),
         ErrorKind::UnexpectedEofFlowMapping | ErrorKind::UnexpectedEofImplicitFlowMapping => {
-            ("a mapping `{` does not end".into(), "a closing `}`")
+            ("unclosed mapping `{`".into(), "a closing `}`")
         }
-        other => (other.to_string(), "valid YAML; often an indentation, a missing `:` or a missing quote"),
+        other => (other.to_string(), "valid YAML; check the indentation, colons and quotes"),
     };
     Problem::error(place, "", message).allowed(allowed)
 }
