@@ -112,7 +112,7 @@ fn break_checkout(
     is_told: impl Fn(&[Span]) -> bool,
 ) -> Result<Vec<Span>> {
     let jaeger = Jaeger::start_at_its_own_ports(&network.client)?;
-    let configuration = examples()?.join("jaeger/in-front.yaml");
+    let configuration = examples()?.join("jaeger/receiver.yaml");
     programs.start("collector", &program()?, &["run", "--config", &configuration.to_string_lossy()], &[])?;
     programs.wait_for_word("collector", "ready")?;
     for (role, port, service) in [("payment", PAYMENT, &services[0]), ("shop", SHOP, &services[1])] {

@@ -79,7 +79,7 @@ fn jaeger_shows_the_first_reset_under_its_service() -> Result<()> {
 #[ignore = "needs root: run by `make e2e`"]
 fn the_collector_gets_resets_beside_it_and_spans_through_the_one_in_front() -> Result<()> {
     require_root()?;
-    for file in ["otel-collector/beside.yaml", "otel-collector/in-front.yaml"] {
+    for file in ["otel-collector/standalone.yaml", "otel-collector/receiver.yaml"] {
         let network = Network::new(Layout::Loopback)?;
         let mut programs = Programs::new(&network.client)?;
         let configuration = example("otel-collector/otelcol-core.yaml")?;
@@ -89,7 +89,7 @@ fn the_collector_gets_resets_beside_it_and_spans_through_the_one_in_front() -> R
         programs.run("curl", &CURL)?;
         let has = |word: &str| programs.said("otelcol").contains(word);
         wait(file, || Ok(has("EventName: tcp.reset") && has("refused_by_peer")), || programs.said("collector"))?;
-        if file.ends_with("in-front.yaml") {
+        if file.ends_with("receiver.yaml") {
             post_span(&network.client, 4328)?;
             wait("the application's span", || Ok(has("a span of the test")), || programs.said("collector"))?;
         }

@@ -87,7 +87,7 @@ fn the_package_installs_runs_and_goes() -> Result<()> {
     }
 
     // Everything that the script starts ends with it; what it writes lies in memory and goes as well.
-    let script = crate_directory().join("package/in_a_root_of_its_own");
+    let script = crate_directory().join("package/chroot-install");
     let mut command = Command::new("timeout");
     command.args([TIMEOUT_S, "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
     println!("{}", printed(command.arg(script).arg(&directory.0).arg(&deb).arg(EXPOSURE_TENTHS))?);
