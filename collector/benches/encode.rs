@@ -42,6 +42,7 @@ fn records(ip_version: u8) -> Vec<Vec<u8>> {
             bytes_sent: 123_456,
             bytes_received: 7_890_123,
             cgroup_id: 42,
+            listener: 0,
             credential: 1,
             owner_start_ns: 1,
             local_address: address,

@@ -36,8 +36,8 @@ use zerocopy::IntoBytes;
 use crate::{
     kernel::{
         btf::{BtfError, Types},
-        credentials::{ByCredential, Credentials},
-        http_trace::WirePorts,
+        credentials::{Credentials, ProcessByKey},
+        http_trace::HttpPorts,
         load::{Globals, Stopwatch, Verdicts},
         missed_runs::PassedOver,
         plan::{PLANS, Plan, Step},
@@ -99,7 +99,7 @@ pub struct Kernel {
     ring: RingBuf<MapData>,
     control: Array<MapData, [u32; 4]>,
     rules: Array<MapData, [u8; RULE_LEN]>,
-    wire_ports: WirePorts,
+    wire_ports: HttpPorts,
     /// What the map holds, but for the programs' own writes.
     said: Control,
     /// Whether the kernel could look through all tasks.
@@ -152,14 +152,15 @@ impl Kernel {
         let control = Array::try_from(take(&mut programs, "CONTROL")?).map_err(|_| KernelError::Map("CONTROL"))?;
         let rules = Array::try_from(take(&mut programs, "RULES")?).map_err(|_| KernelError::Map("RULES"))?;
         let withheld =
-            PerCpuArray::try_from(take(&mut programs, "WITHHELD")?).map_err(|_| KernelError::Map("WITHHELD"))?;
+            PerCpuArray::try_from(take(&mut programs, "SUPPRESSED")?).map_err(|_| KernelError::Map("SUPPRESSED"))?;
         let captured =
             PerCpuArray::try_from(take(&mut programs, "CAPTURED")?).map_err(|_| KernelError::Map("CAPTURED"))?;
-        let mut by_credential =
-            |name| ByCredential::try_from(take(&mut programs, name)?).map_err(|_| KernelError::Map(name));
-        let credentials = Credentials { processes: by_credential("PROCESSES")?, ended: by_credential("ENDED")? };
-        let lost = PerCpuArray::try_from(take(&mut programs, "LOST")?).map_err(|_| KernelError::Map("LOST"))?;
-        let wire_ports = WirePorts::take(&mut programs)?;
+        let mut by_key = |name| ProcessByKey::try_from(take(&mut programs, name)?).map_err(|_| KernelError::Map(name));
+        let credentials =
+            Credentials { processes: by_key("PROCESSES")?, ended: by_key("EXITED")?, listeners: by_key("LISTENERS")? };
+        let lost = PerCpuArray::try_from(take(&mut programs, "RINGBUF_DROPS")?)
+            .map_err(|_| KernelError::Map("RINGBUF_DROPS"))?;
+        let wire_ports = HttpPorts::take(&mut programs)?;
         let mut passed_over = PassedOver::default();
         let mut coverage: Vec<Coverage> = steps
             .into_iter()
@@ -197,8 +198,8 @@ impl Kernel {
             walk_took: Duration::ZERO,
         };
         // After the hooks: nobody is missed between.
-        kernel.look_at_tasks();
-        kernel.iterate("every_file", "task_file");
+        kernel.walk_tasks();
+        kernel.walk_files();
         kernel.walk_took = watch.lap("who is there already is known");
         Ok(kernel)
     }
@@ -228,8 +229,17 @@ impl Kernel {
     }
 
     /// Looks through all tasks, so that processes are known by the credentials that they have now.
-    pub fn look_at_tasks(&mut self) {
+    pub fn walk_tasks(&mut self) {
         self.walks_tasks = self.iterate("every_task", "task");
+    }
+
+    /// Walks all files of all tasks, to find which process holds each listener now.
+    pub fn walk_files(&mut self) {
+        self.said.walk = self.said.walk.wrapping_add(1);
+        if let Err(error) = self.say(self.said) {
+            tracing::warn!(event = "control_failed", %error, "cannot number a walk through all files");
+        }
+        self.iterate("every_file", "task_file");
     }
 
     /// How long it took to name the owners of the sockets and the processes that were there already.
@@ -301,7 +311,7 @@ impl Kernel {
     }
 
     fn say(&mut self, control: Control) -> Result<(), MapError> {
-        self.control.set(0, [control.reader_sleeps, control.program, control.interval_ns, control.reserved], 0)
+        self.control.set(0, [control.reader_sleeps, control.program, control.interval_ns, control.walk], 0)
     }
 
     /// Readable when a record waits.

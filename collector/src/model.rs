@@ -51,6 +51,8 @@ pub struct Reset {
     pub owner: Option<Owner>,
     /// Key of the socket, for pairing records; never exported.
     pub socket: u64,
+    /// Address of the listener whose process is the owner; never exported, 0 where the owner is not a listener's.
+    pub listener: u64,
     /// Address of the credentials that opened the socket's file; never exported, 0 without one.
     pub credential: u64,
     /// cgroup v2 id of the socket.
@@ -311,6 +313,7 @@ impl Decoder {
             network_namespace: (record.network_namespace != 0).then_some(record.network_namespace),
             owner: owner(record),
             socket: record.socket,
+            listener: record.listener,
             credential: record.credential,
             cgroup_id: (record.cgroup_id != 0).then_some(record.cgroup_id),
             actor: actor(record),
@@ -391,13 +394,13 @@ fn actor(record: &ResetRecord) -> Option<Actor> {
         0 => (record.owner_pid, record.owner_comm),
         pid => (pid, record.actor_comm),
     };
-    let signaled = record.flags & flag::SIGNALED != 0;
+    let exiting = record.flags & flag::EXITING != 0;
     (record.thread_id != 0 && pid != 0).then(|| Actor {
         pid,
         thread_id: record.thread_id,
         comm: printable(comm),
-        exiting: record.flags & flag::EXITING != 0,
-        signal: signaled.then_some((record.exit_code & SIGNAL) as u8).filter(|&signal| signal != 0),
+        exiting,
+        signal: exiting.then_some((record.exit_code & SIGNAL) as u8).filter(|&signal| signal != 0),
     })
 }
 

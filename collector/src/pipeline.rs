@@ -27,7 +27,7 @@ use crate::{
     },
     filter::Filters,
     kernel::clock::Now,
-    kernel::credentials::Owners,
+    kernel::credentials::{OwnerResolver, Walk},
     model::{Decoder, Reset, read_record},
     otlp::batch::{Batch, Batcher},
     pipeline::retraction::Doubts,
@@ -100,7 +100,7 @@ pub struct Stages {
     /// Makes records into resets.
     pub decoder: Decoder,
     /// Names owners that the kernel did not know.
-    pub owners: Owners,
+    pub owners: OwnerResolver,
     /// Finds their workloads.
     pub enricher: Enricher,
     /// Finds their traces.
@@ -180,14 +180,14 @@ impl Pipeline {
         self.flush_console();
     }
 
-    /// Whether resets wait until all tasks have been looked at: then [`Self::tasks_were_looked_at`] is to be called.
-    pub fn wants_tasks(&self, now: Now) -> bool {
-        self.stages.owners.want_look(now.instant)
+    /// The walk through the kernel's tasks that waiting resets need now; then [`Self::on_walked`] is due.
+    pub fn wants_walk(&self, now: Now) -> Option<Walk> {
+        self.stages.owners.wants_walk(now.instant)
     }
 
-    /// The kernel's map of processes is as the tasks are now.
-    pub fn tasks_were_looked_at(&mut self, now: Now) {
-        for reset in self.stages.owners.looked(now) {
+    /// A walk that began at `began` is done.
+    pub fn on_walked(&mut self, began: Instant, now: Now) {
+        for reset in self.stages.owners.on_walked(began, now) {
             self.identify(reset, now);
         }
     }
@@ -197,7 +197,7 @@ impl Pipeline {
         let batches = self.stages.outputs.iter().filter_map(|output| output.batcher.next_deadline()).min();
         // A span that comes ends a reset's wait before its deadline: look again soon while one waits.
         let traces = self.stages.correlator.next_deadline(now).map(|deadline| deadline.min(now + LOOK_FOR_TRACES));
-        [self.doubts.next_deadline(), self.stages.owners.next_look(now), batches, traces].into_iter().flatten().min()
+        [self.doubts.next_deadline(), self.stages.owners.next_walk(now), batches, traces].into_iter().flatten().min()
     }
 
     /// Gives a sign of life.
@@ -238,7 +238,7 @@ impl Pipeline {
 
     /// The wait for an owner that the kernel did not know.
     fn name(&mut self, reset: Reset, now: Now) {
-        if let Some(reset) = self.stages.owners.admit(reset) {
+        if let Some(reset) = self.stages.owners.submit(reset) {
             self.identify(reset, now);
         }
     }

@@ -1,7 +1,6 @@
 //! From what the kernel shows to a cause: pure functions, the same in the kernel and in the tests.
 //!
-//! The kernel's `TCP_STATE` stands for six different acts; they are told apart by the socket's fields at the
-//! tracepoint, in the order in which `__tcp_close`, `tcp_disconnect` and `tcp_abort` (net/ipv4/tcp.c) leave them.
+//! The kernel's `TCP_STATE` covers six different acts; the socket's fields at the tracepoint distinguish them, in the order in which `__tcp_close`, `tcp_disconnect` and `tcp_abort` (net/ipv4/tcp.c) leave them.
 
 use crate::{Cause, State};
 
@@ -44,7 +43,7 @@ pub enum ReasonClass {
     Reset = 15,
     /// NETFILTER_DROP, a drop reason
     NetfilterDrop = 16,
-    /// A drop that says nothing of TCP's view of the segment: never counted as a reset received
+    /// A drop outside TCP: never counted as a received reset
     NotTcp = 17,
 }
 
@@ -119,7 +118,7 @@ impl ReasonClass {
 
 /// What answered a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holder {
+pub enum SocketKind {
     /// No socket.
     None,
     /// A listener.
@@ -146,41 +145,46 @@ pub mod segment {
 
 /// The cause of a reset that TCP sent in answer to a segment (`tcp_v4_send_reset`, `tcp_v6_send_reset`).
 ///
-/// `queue_full`: the listener's accept queue was full, for kernels that give no reason.
+/// `queue_full`: the listener's accept queue was full. A half-open request that expires there leaves a client that
+/// believes in its connection, and whose data meet the listener.
 #[inline(always)]
-pub fn of_passive(reason: ReasonClass, holder: Holder, flags: u8, queue_full: bool) -> Cause {
+pub fn of_passive(reason: ReasonClass, socket_kind: SocketKind, flags: u8, queue_full: bool) -> Cause {
     let syn = flags & segment::SYN != 0;
     match reason {
         ReasonClass::Mptcp => return Cause::Mptcp,
         ReasonClass::AbortOnData => return Cause::DataAfterClose,
         ReasonClass::BadSegment => return Cause::BadSegment,
-        // tcp_check_req says INVALID_SYN for tcp_abort_on_overflow too, on a plain ACK.
+        // tcp_check_req uses INVALID_SYN for tcp_abort_on_overflow too, on a plain ACK.
         ReasonClass::InvalidSyn => return if syn { Cause::BadSegment } else { Cause::AcceptQueueOverflow },
         _ => {}
     }
-    match holder {
-        Holder::None if syn && flags & segment::ACK == 0 => Cause::PortClosed,
-        Holder::None => Cause::UnknownConnection,
+    match socket_kind {
+        SocketKind::None if syn && flags & segment::ACK == 0 => Cause::PortClosed,
+        SocketKind::None => Cause::UnknownConnection,
         // tcp_timewait_state_process answers a bad SYN, or data after a half-duplex close.
-        Holder::TimeWait => {
+        SocketKind::TimeWait => {
             if syn {
                 Cause::BadSegment
             } else {
                 Cause::DataAfterClose
             }
         }
-        Holder::Listener if queue_full && !syn && reason as u8 <= ReasonClass::NotSpecified as u8 => {
+        SocketKind::Listener
+            if queue_full
+                && !syn
+                && matches!(reason, ReasonClass::Unknown | ReasonClass::NotSpecified | ReasonClass::Flags) =>
+        {
             Cause::AcceptQueueOverflow
         }
-        Holder::Listener => Cause::UnknownConnection,
-        Holder::Request => {
+        SocketKind::Listener => Cause::UnknownConnection,
+        SocketKind::Request => {
             if syn || !queue_full {
                 Cause::BadSegment
             } else {
                 Cause::AcceptQueueOverflow
             }
         }
-        Holder::Connection(state) => match (reason, state) {
+        SocketKind::Connection(state) => match (reason, state) {
             (ReasonClass::Flags, _) => Cause::BadSegment,
             (_, Some(State::FinWait1 | State::FinWait2 | State::TimeWait)) => Cause::DataAfterClose,
             (_, Some(State::SynSent | State::SynReceived)) => Cause::BadSegment,
@@ -190,17 +194,51 @@ pub fn of_passive(reason: ReasonClass, holder: Holder, flags: u8, queue_full: bo
     }
 }
 
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProcessEnd {
+    /// By itself.
+    Exited,
+    /// By a signal.
+    Killed,
+    /// By the OOM killer.
+    OomKilled,
+}
+
+impl ProcessEnd {
+    /// From an exit status as `waitpid` returns it, and whether the OOM killer chose the process.
+    #[inline(always)]
+    pub const fn of_status(status: u32, oom_victim: bool) -> Self {
+        const SIGKILL: u32 = 9;
+        match status & 0x7f {
+            0 => Self::Exited,
+            SIGKILL if oom_victim => Self::OomKilled,
+            _ => Self::Killed,
+        }
+    }
+
+    /// The cause of the resets of its connections.
+    #[inline(always)]
+    pub const fn cause(self) -> Cause {
+        match self {
+            Self::Exited => Cause::ProcessExited,
+            Self::Killed => Cause::ProcessKilled,
+            Self::OomKilled => Cause::ProcessOomKilled,
+        }
+    }
+}
+
 /// What a socket shows when it resets its own connection.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Aborting {
+pub struct AbortState {
     /// The state reads CLOSE already: close and disconnect set it before they send.
     pub closed: bool,
     /// The state reads FIN_WAIT2.
     pub fin_wait_2: bool,
     /// `sk_lock.owned`: process context.
     pub owned: bool,
-    /// In process context: the task is exiting.
-    pub exiting: bool,
+    /// How the process ended whose end closes the connection.
+    pub end: Option<ProcessEnd>,
     /// `sk_socket` is not null.
     pub has_socket: bool,
     /// SOCK_DEAD: orphaned.
@@ -223,9 +261,9 @@ pub struct Aborting {
 
 /// The cause of a reset that the socket sent by itself (`tcp_send_active_reset`).
 #[inline(always)]
-pub fn of_active(reason: ReasonClass, socket: &Aborting) -> Cause {
-    if socket.owned && socket.exiting {
-        return Cause::ProcessKilled;
+pub fn of_active(reason: ReasonClass, socket: &AbortState) -> Cause {
+    if let Some(end) = socket.end {
+        return end.cause();
     }
     if socket.mptcp || matches!(reason, ReasonClass::Mptcp) {
         return Cause::Mptcp;
@@ -238,7 +276,7 @@ pub fn of_active(reason: ReasonClass, socket: &Aborting) -> Cause {
         ReasonClass::KeepaliveTimeout => timeout(socket),
         _ if socket.closed => of_closed(socket),
         _ if socket.owned => Cause::SocketDestroyed,
-        // tcp_keepalive_timer resets an orphan whose FIN_WAIT2 ran out: no cause of ours says that.
+        // tcp_keepalive_timer resets an orphan whose FIN_WAIT2 ran out: no cause covers that.
         _ if socket.fin_wait_2 && socket.dead => Cause::Unknown,
         _ if socket.dead => Cause::OutOfMemory,
         _ if socket.keep_alive => timeout(socket),
@@ -247,13 +285,13 @@ pub fn of_active(reason: ReasonClass, socket: &Aborting) -> Cause {
 }
 
 #[inline(always)]
-fn timeout(socket: &Aborting) -> Cause {
+fn timeout(socket: &AbortState) -> Cause {
     if socket.user_timeout { Cause::UserTimeout } else { Cause::KeepaliveTimeout }
 }
 
 /// The state reads CLOSE: `__tcp_close`, or `tcp_disconnect` called by close, connect or a listener's end.
 #[inline(always)]
-fn of_closed(socket: &Aborting) -> Cause {
+fn of_closed(socket: &AbortState) -> Cause {
     if socket.dead {
         return if socket.linger2_negative { Cause::LingerZero } else { Cause::OutOfMemory };
     }
@@ -261,7 +299,7 @@ fn of_closed(socket: &Aborting) -> Cause {
     if !socket.has_socket {
         return Cause::ListenerClosed;
     }
-    // Unread data beats linger 0: __tcp_close looks at it first.
+    // Unread data beats linger 0: __tcp_close checks it first.
     if socket.shutdown && socket.unread {
         return Cause::ClosedWithUnreadData;
     }
@@ -282,17 +320,17 @@ pub fn of_received(state: Option<State>) -> Cause {
 
 /// The cause of a reset that came and that no connection accepted, and whether a socket refused it.
 #[inline(always)]
-pub fn of_dropped(reason: ReasonClass, holder: Holder) -> (Cause, bool) {
-    match (reason, holder) {
+pub fn of_dropped(reason: ReasonClass, socket_kind: SocketKind) -> (Cause, bool) {
+    match (reason, socket_kind) {
         (ReasonClass::NoSocket | ReasonClass::NetfilterDrop, _) => (Cause::UnmatchedReset, false),
-        // tcp_check_req ends the handshake without a word; on_reset of a request socket is NOT_SPECIFIED on its listener.
-        (ReasonClass::NotSpecified, Holder::Listener | Holder::Request) => (Cause::ResetByPeer, false),
-        (ReasonClass::BadSegment, Holder::Request) => (Cause::BadSegment, true),
-        (_, Holder::Listener | Holder::TimeWait) => (Cause::UnmatchedReset, false),
-        (_, Holder::Connection(Some(State::Closed))) => (Cause::UnmatchedReset, false),
-        (_, Holder::Connection(_) | Holder::Request) => (Cause::BadSegment, true),
-        (ReasonClass::NotSpecified, Holder::None) => (Cause::UnmatchedReset, false),
-        (ReasonClass::BadSegment, Holder::None) => (Cause::BadSegment, true),
-        (_, Holder::None) => (Cause::Unknown, false),
+        // tcp_check_req ends the handshake silently; on_reset of a request socket is NOT_SPECIFIED on its listener.
+        (ReasonClass::NotSpecified, SocketKind::Listener | SocketKind::Request) => (Cause::ResetByPeer, false),
+        (ReasonClass::BadSegment, SocketKind::Request) => (Cause::BadSegment, true),
+        (_, SocketKind::Listener | SocketKind::TimeWait) => (Cause::UnmatchedReset, false),
+        (_, SocketKind::Connection(Some(State::Closed))) => (Cause::UnmatchedReset, false),
+        (_, SocketKind::Connection(_) | SocketKind::Request) => (Cause::BadSegment, true),
+        (ReasonClass::NotSpecified, SocketKind::None) => (Cause::UnmatchedReset, false),
+        (ReasonClass::BadSegment, SocketKind::None) => (Cause::BadSegment, true),
+        (_, SocketKind::None) => (Cause::Unknown, false),
     }
 }

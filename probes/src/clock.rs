@@ -1,11 +1,11 @@
-//! The time of a reset, and numbers that the verifier is not to know.
+//! The time of a reset, and values that are opaque to the verifier.
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_ktime_get_tai_ns};
 use reset_collector_probes::{UNKNOWN_U64, flag};
 
 use crate::read::has_tai_clock;
 
-/// From then, by CLOCK_MONOTONIC, to now; [`UNKNOWN_U64`] where it is 0, which is not known.
+/// Nanoseconds since a time of CLOCK_MONOTONIC; [`UNKNOWN_U64`] for 0, an unknown time.
 #[inline(always)]
 pub(crate) fn since(then_ns: u64) -> u64 {
     match then_ns {
@@ -15,30 +15,30 @@ pub(crate) fn since(then_ns: u64) -> u64 {
     }
 }
 
-/// When a reset was seen, by the clock that records tell the time of.
+/// When a reset was seen, on the clock that records use.
 #[derive(Clone, Copy)]
-pub(crate) struct Moment {
+pub(crate) struct Timestamp {
     pub(crate) ns: u64,
 }
 
-impl Moment {
-    /// Now: by CLOCK_TAI where the kernel tells it, which user space need not correct when the clock is set.
+impl Timestamp {
+    /// The current time: of CLOCK_TAI where the kernel has it, because user space need not correct it after the clock is set.
     #[inline(always)]
     pub(crate) fn now() -> Self {
         // SAFETY: plain helpers.
         Self { ns: if has_tai_clock() { unsafe { bpf_ktime_get_tai_ns() } } else { unsafe { bpf_ktime_get_ns() } } }
     }
 
-    /// What a record's flags say of the clock.
+    /// The record flags for the clock.
     #[inline(always)]
     pub(crate) fn flags(self) -> u16 {
         if has_tai_clock() { flag::TIME_IS_TAI } else { 0 }
     }
 
-    /// The same number, which the verifier does not know any more: for what follows from a decision, it would else follow
-    /// the rest of the program anew for each outcome.
+    /// The same number, with a value unknown to the verifier. Otherwise the verifier would walk the rest of the program once
+    /// for each value that a decision can yield.
     #[inline(always)]
-    pub(crate) fn hide(self, number: u32) -> u32 {
+    pub(crate) fn opaque(self, number: u32) -> u32 {
         // The highest bit of a time is 0 for another 270 years.
         number ^ 0u32.wrapping_sub((self.ns >> 63) as u32)
     }

@@ -1,16 +1,17 @@
-//! A socket at a tracepoint: its state, what it shows when it aborts, and what is kept of it from before.
+//! A socket at a tracepoint: its state, its fields at an abort, and what was stored of it earlier.
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skc_to_tcp_sock, bpf_sock_from_file};
-use reset_collector_probes::{ResetRecord, State, UNKNOWN_U32, UNKNOWN_U64, cause::Aborting, field::Field, flag};
+use reset_collector_probes::{ResetRecord, State, UNKNOWN_U32, UNKNOWN_U64, cause::AbortState, field::Field, flag};
 
 use crate::{
-    clock::{Moment, since},
-    ends::{Ends, version_of},
-    map::{forget, kept, kept_or_new},
-    owner::{Process, Task},
+    clock::{Timestamp, since},
+    listener::ClosingListener,
+    map::{LISTENERS, forget, socket_state, socket_state_or_insert},
+    owner::{ExitStatus, Process, Task, ended_owner},
     read::{argument, copy, has, has_typed_task, load, load_words},
     segment::mapped,
     time_wait,
+    tuple::{Tuple, version_of},
 };
 
 const AF_INET: u16 = 2;
@@ -42,6 +43,12 @@ impl Socket {
         (!pointer.is_null()).then_some(Self(pointer))
     }
 
+    /// The one at an address.
+    #[inline(always)]
+    pub(crate) fn at(address: *const u8) -> Self {
+        Self(address)
+    }
+
     #[inline(always)]
     pub(crate) fn pointer(self) -> *const u8 {
         self.0
@@ -58,7 +65,7 @@ impl Socket {
         load(self.0, Field::SkFlags)
     }
 
-    /// `sk_lock.owned`: the socket is held from process context.
+    /// `sk_lock.owned`: the socket is locked in process context.
     #[inline(always)]
     pub(crate) fn is_owned(self) -> bool {
         load::<u32>(self.0, Field::SkLockOwned) & 1 != 0
@@ -72,6 +79,12 @@ impl Socket {
     #[inline(always)]
     pub(crate) fn accept_queue_is_full(self) -> bool {
         load::<u32>(self.0, Field::SkAckBacklog) > load::<u32>(self.0, Field::SkMaxAckBacklog)
+    }
+
+    /// `inet_sport`, in the host's byte order. For full sockets.
+    #[inline(always)]
+    pub(crate) fn port(self) -> u16 {
+        u16::from_be(copy(self.0, Field::InetSport))
     }
 
     /// A socket of a task's file, if it is TCP's.
@@ -99,7 +112,7 @@ impl Socket {
         unsafe { bpf_skc_to_tcp_sock(self.0.cast_mut().cast()) }.cast_const().cast()
     }
 
-    /// Inode of the network namespace; every kind of socket has it. Copied: see `Full::inner`.
+    /// Inode of the network namespace; every kind of socket has it. Copied: see `FullSocket::inner`.
     #[inline(always)]
     pub(crate) fn network_namespace(self) -> u32 {
         let namespace: *const u8 = copy(self.0, Field::SkNet);
@@ -118,13 +131,13 @@ fn copied_from_file(file: *const u8) -> Option<*const u8> {
     (copy::<u64>(socket, Field::SocketFile) == file as u64).then_some(socket)
 }
 
-/// What a segment met, by how much of it may be read.
+/// What a segment met, by how much of it can be read.
 #[derive(Clone, Copy)]
 #[repr(u8)]
-pub(crate) enum Holding {
+pub(crate) enum SocketKindTag {
     /// No socket, or a request's.
     Nothing = 0,
-    /// A connection in TIME_WAIT: nothing but its ends.
+    /// A connection in TIME_WAIT: only its tuple.
     TimeWait = 1,
     /// A listener: a full socket that is not the connection's.
     Listener = 2,
@@ -132,45 +145,48 @@ pub(crate) enum Holding {
     Connection = 3,
 }
 
-/// A full socket: neither a request's nor one in TIME_WAIT; or none. What is looked up of it is looked up once.
+/// A full socket: neither a request's nor one in TIME_WAIT; or none. Looked up once.
 ///
-/// No `Option`: that would leave what is none to the compiler, and the verifier wants every register written.
+/// Not an `Option`: the compiler would leave registers of `None` unwritten, which the verifier rejects.
 #[derive(Clone, Copy)]
-pub(crate) struct Full {
+pub(crate) struct FullSocket {
     socket: Socket,
     tcp: *const u8,
-    /// What was kept with it; nothing but zeros where nothing was.
-    pub(crate) kept: Memory,
+    /// The state stored with it; zeros where there is none.
+    pub(crate) stored: StateCopy,
 }
 
-/// What was kept with a socket. A copy, since the verifier follows what comes after a look-up twice while its pointer, which
-/// may be null, is used.
+/// A copy of the state stored with a socket: while a pointer that may be null is in use, the verifier walks what follows the
+/// look-up twice.
 #[derive(Clone, Copy)]
-pub(crate) struct Memory {
+pub(crate) struct StateCopy {
     established_ns: u64,
     pub(crate) owner: Process,
-    /// Not 0: the owner is the socket's own, else its listener's.
+    /// Not 0: the owner is the socket's, else its listener's.
     pub(crate) is_own: u32,
+    /// The socket that the owner was stored with: the listener, where it is not this socket.
+    pub(crate) socket: u64,
     state_before: u8,
-    receive_in_doubt: u8,
+    receive_tentative: u8,
 }
 
-impl Memory {
+impl StateCopy {
     const NOTHING: Self =
-        Self { established_ns: 0, owner: Process::NONE, is_own: 0, state_before: 0, receive_in_doubt: 0 };
+        Self { established_ns: 0, owner: Process::NONE, is_own: 0, socket: 0, state_before: 0, receive_tentative: 0 };
 
     #[inline(always)]
-    fn of(socket: Socket, seen: Moment) -> Self {
-        match kept(socket.0) {
-            Some(kept) => Self {
-                established_ns: kept.established_ns,
-                owner: kept.owner,
-                is_own: seen.hide((kept.socket == socket.0 as u64).into()),
-                state_before: kept.state_before,
-                receive_in_doubt: kept.receive_in_doubt,
+    fn of(socket: Socket, seen: Timestamp) -> Self {
+        match socket_state(socket.0) {
+            Some(stored) => Self {
+                established_ns: stored.established_ns,
+                owner: stored.owner,
+                is_own: seen.opaque((stored.socket == socket.0 as u64).into()),
+                socket: stored.socket,
+                state_before: stored.state_before,
+                receive_tentative: stored.receive_tentative,
             },
             None => {
-                let nothing = seen.hide(0);
+                let nothing = seen.opaque(0);
                 let owner = Process { pid: nothing, ..Process::NONE };
                 Self { established_ns: nothing.into(), owner, is_own: nothing, ..Self::NOTHING }
             }
@@ -178,18 +194,18 @@ impl Memory {
     }
 }
 
-impl Full {
+impl FullSocket {
     pub(crate) const NONE: Self =
-        Self { socket: Socket(core::ptr::null()), tcp: core::ptr::null(), kept: Memory::NOTHING };
+        Self { socket: Socket(core::ptr::null()), tcp: core::ptr::null(), stored: StateCopy::NOTHING };
 
-    /// Looks it up; none where it is no TCP socket.
+    /// Looks it up; none where it is not a TCP socket.
     #[inline(always)]
-    pub(crate) fn of(socket: Socket, seen: Moment) -> Self {
+    pub(crate) fn of(socket: Socket, seen: Timestamp) -> Self {
         let tcp = socket.tcp();
         if tcp.is_null() {
             return Self::NONE;
         }
-        Self { socket, tcp, kept: Memory::of(socket, seen) }
+        Self { socket, tcp, stored: StateCopy::of(socket, seen) }
     }
 
     #[inline(always)]
@@ -197,9 +213,9 @@ impl Full {
         self.tcp.is_null()
     }
 
-    /// The socket as `tcp_sock`'s first member. A load of a pointer through the tracepoint's own argument is dear: the verifier
-    /// searches all types of the kernel by name, four times, for what it may trust (`type_is_trusted`, 6.4 on), each
-    /// time that it comes by.
+    /// The socket as `tcp_sock`'s first member. A load of a pointer through the tracepoint's own argument is expensive: the
+    /// verifier searches all types of the kernel by name, four times (`type_is_trusted`, 6.4 on), each time that it reaches
+    /// the load.
     #[inline(always)]
     fn inner(self) -> Socket {
         Socket(self.tcp)
@@ -219,7 +235,7 @@ impl Full {
     /// The state before CLOSE, and whether tcp_reset() was called for data after close.
     #[inline(always)]
     pub(crate) fn before_close(self) -> (Option<State>, bool) {
-        (State::from_number(self.kept.state_before), self.kept.receive_in_doubt != 0)
+        (State::from_number(self.stored.state_before), self.stored.receive_tentative != 0)
     }
 
     /// TCP_LINGER2 below 0: the connection ends when its FIN is acknowledged.
@@ -228,16 +244,16 @@ impl Full {
         load::<i32>(self.tcp, Field::TcpLinger2) < 0
     }
 
-    /// What the causes of an active reset are told apart by.
+    /// The fields that distinguish the causes of an active reset.
     #[inline(always)]
-    pub(crate) fn aborting(self, number: u8, exiting: bool) -> Aborting {
+    pub(crate) fn abort_state(&self, number: u8) -> AbortState {
         let socket = self.inner();
         let flags = socket.flags();
-        Aborting {
+        AbortState {
             closed: number == State::Closed as u8,
             fin_wait_2: number == State::FinWait2 as u8,
             owned: socket.is_owned(),
-            exiting,
+            end: None,
             has_socket: load::<u64>(socket.0, Field::SkSocket) != 0,
             dead: flags & SOCK_DEAD != 0,
             shutdown: load::<u8>(socket.0, Field::SkShutdown) & SHUTDOWN_MASK == SHUTDOWN_MASK,
@@ -250,9 +266,30 @@ impl Full {
         }
     }
 
+    /// Where the running task does not act on the socket: whoever closes the listener of a connection that waits to be
+    /// accepted, or the ended process whose connection a thread of the kernel closes, becomes the owner. How it ended.
     #[inline(always)]
-    pub(crate) fn ends(self) -> Ends {
-        ends(self.tcp)
+    pub(crate) fn owner_by_closing(&mut self, state: &AbortState) -> ExitStatus {
+        if !state.closed || state.dead || state.mptcp {
+            return ExitStatus::NONE;
+        }
+        let found = if !state.has_socket {
+            ClosingListener::of_child(self)
+        } else if state.owned && state.shutdown {
+            ended_owner(self)
+        } else {
+            None
+        };
+        let Some((process, status)) = found else { return ExitStatus::NONE };
+        self.stored.owner = process;
+        self.stored.is_own = state.has_socket.into();
+        self.stored.socket = 0;
+        status
+    }
+
+    #[inline(always)]
+    pub(crate) fn tuple(self) -> Tuple {
+        tuple(self.tcp)
     }
 
     #[inline(always)]
@@ -280,7 +317,7 @@ impl Full {
         };
     }
 
-    /// Writes what it knows of its connection, but for the owner.
+    /// Writes the facts of its connection, without the owner.
     #[inline(always)]
     pub(crate) fn write_connection(self, record: &mut ResetRecord) {
         record.socket = self.pointer() as u64;
@@ -310,13 +347,13 @@ impl Full {
         record.unsent_bytes = unsent;
         record.unacked_bytes = unacked;
         record.closed_ns = UNKNOWN_U64;
-        record.duration_ns = since(self.kept.established_ns);
+        record.duration_ns = since(self.stored.established_ns);
     }
 }
 
 /// Both ends, from the socket itself. `skc_num` is 0 once the port is given back, `inet_sport` is not.
 #[inline(always)]
-pub(crate) fn ends(tcp: *const u8) -> Ends {
+pub(crate) fn tuple(tcp: *const u8) -> Tuple {
     let (local, peer, version) = if load::<u16>(tcp, Field::SkFamily) == AF_INET {
         (mapped(load(tcp, Field::SkRcvSaddr)), mapped(load(tcp, Field::SkDaddr)), 4)
     } else {
@@ -324,7 +361,7 @@ pub(crate) fn ends(tcp: *const u8) -> Ends {
         (local, load_words(tcp, Field::SkV6Daddr), version_of(&local))
     };
     let local_port = u16::from_be(load(tcp, Field::InetSport));
-    Ends { local, peer, local_port, peer_port: u16::from_be(load(tcp, Field::SkDport)), version }
+    Tuple { local, peer, local_port, peer_port: u16::from_be(load(tcp, Field::SkDport)), version }
 }
 
 #[inline(always)]
@@ -333,12 +370,12 @@ pub(crate) fn namespace_of(tcp: *const u8) -> u32 {
     load(namespace, Field::NetInum)
 }
 
-/// States with a FIN on its way: it takes a sequence number, and stands last.
+/// States with a FIN on its way: it takes a sequence number, the last one.
 const SENDS_FIN: u32 = 1 << State::FinWait1 as u32 | 1 << State::Closing as u32 | 1 << State::LastAck as u32;
 /// States with a SYN on its way: so does it.
 const SENDS_SYN: u32 = 1 << State::SynSent as u32 | 1 << State::SynReceived as u32;
 
-/// Writes that nothing is known of what the connection had done.
+/// Writes that the facts of the connection are unknown.
 #[inline(always)]
 pub(crate) fn write_no_facts(record: &mut ResetRecord) {
     record.duration_ns = UNKNOWN_U64;
@@ -352,14 +389,14 @@ pub(crate) fn write_no_facts(record: &mut ResetRecord) {
     record.smoothed_rtt_us = 0;
 }
 
-/// Received and not read: a FIN takes a sequence number, and SOCK_DONE says that it came.
+/// Received and not read: a FIN takes a sequence number, and SOCK_DONE shows that it arrived.
 #[inline(always)]
 fn unread(tcp: *const u8, flags: u32) -> u32 {
     let bytes = load::<u32>(tcp, Field::TcpRcvNxt).wrapping_sub(load(tcp, Field::TcpCopiedSeq));
     bytes.saturating_sub(flags >> SOCK_DONE & 1)
 }
 
-/// The flag that says whose data moved last.
+/// The flag of the direction of the last data.
 #[inline(always)]
 pub(crate) fn last_data(tcp: *const u8) -> u16 {
     match load::<u32>(tcp, Field::TcpLastSent).wrapping_sub(load(tcp, Field::LastReceived)).cast_signed() {
@@ -369,7 +406,7 @@ pub(crate) fn last_data(tcp: *const u8) -> u16 {
     }
 }
 
-/// Keeps what will be gone at the reset: the owner, the time of establishment, the state before CLOSE.
+/// Stores what will be gone at the reset: the owner, the time of establishment, the state before CLOSE.
 #[inline(always)]
 pub(crate) fn state_changes(socket: Socket, old: u8, new: u8) {
     if load::<u8>(socket.0, Field::SkProtocol) != PROTOCOL_LOW_BYTE {
@@ -377,40 +414,54 @@ pub(crate) fn state_changes(socket: Socket, old: u8, new: u8) {
     }
     match State::from_number(new) {
         Some(State::SynSent | State::Listen) => {
-            if let (Some(kept), Some(task)) = (kept_or_new(socket.0), Task::acting(socket)) {
-                kept.owner = task.process();
-                kept.socket = socket.0 as u64;
-                kept.established_ns = 0;
-                kept.closed_ns = 0;
+            if new == State::Listen as u8 {
+                LISTENERS.remove(&(socket.0 as u64));
+            }
+            if let (Some(stored), Some(task)) = (socket_state_or_insert(socket.0), Task::acting(socket)) {
+                stored.owner = task.process();
+                stored.socket = socket.0 as u64;
+                stored.established_ns = 0;
+                stored.closed_ns = 0;
             }
         }
         // A listener's child begins (inet_csk_clone_lock).
         Some(State::SynReceived) if old == State::Listen as u8 => forget(socket.0),
         Some(State::Established) => {
-            if let Some(kept) = kept_or_new(socket.0) {
+            if let Some(stored) = socket_state_or_insert(socket.0) {
                 // SAFETY: a plain helper.
-                kept.established_ns = unsafe { bpf_ktime_get_ns() };
+                stored.established_ns = unsafe { bpf_ktime_get_ns() };
             }
         }
-        // The application closes: the last time that its file is there.
+        // The application closes: the last time that its file is present.
         Some(State::FinWait1 | State::LastAck) => {
-            if let Some(kept) = kept(socket.0) {
+            if let Some(stored) = socket_state(socket.0) {
                 // SAFETY: a plain helper.
-                kept.closed_ns = unsafe { bpf_ktime_get_ns() };
-                if kept.socket != socket.0 as u64
+                stored.closed_ns = unsafe { bpf_ktime_get_ns() };
+                if stored.socket != socket.0 as u64
                     && let Some(task) = Task::acting(socket)
                 {
-                    kept.owner = task.process();
-                    kept.socket = socket.0 as u64;
+                    stored.owner = task.process();
+                    stored.socket = socket.0 as u64;
                 }
             }
         }
         Some(State::Closed) => {
-            if let Some(kept) = if socket.is_owned() { kept_or_new(socket.0) } else { kept(socket.0) } {
-                kept.state_before = old;
+            if old == State::Listen as u8 && socket.is_owned() {
+                ClosingListener::begin(socket);
+                return;
+            }
+            if let Some(stored) =
+                if socket.is_owned() { socket_state_or_insert(socket.0) } else { socket_state(socket.0) }
+            {
+                stored.state_before = old;
                 // tcp_time_wait ends the socket in these.
-                if matches!(State::from_number(old), Some(State::FinWait2 | State::Closing)) && !socket.is_owned() {
-                    time_wait::keep(socket.tcp(), kept);
+                if matches!(State::from_number(old), Some(State::FinWait2 | State::Closing)) {
+                    // close() after shutdown(): this end has closed only now.
+                    if socket.is_owned() && socket.flags() & SOCK_DEAD != 0 {
+                        // SAFETY: a plain helper.
+                        stored.closed_ns = unsafe { bpf_ktime_get_ns() };
+                    }
+                    time_wait::keep(socket.tcp(), stored);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! What user space tells the programs while they run, and the sizes that both sides count with.
+//! What user space sets while the programs run, and the sizes that both sides share.
 
 /// The one entry of the map `CONTROL`; each word is written by itself.
 #[repr(C)]
@@ -6,26 +6,28 @@
 pub struct Control {
     /// Not 0: the reader sleeps, and the next record must wake it.
     pub reader_sleeps: u32,
-    /// 0: no rules. Else its lowest bit says which half of the map `RULES` holds the program.
+    /// 0: no rules. Else its lowest bit selects the half of the map `RULES` with the program.
     pub program: u32,
-    /// Between two records at the ceiling, ns; 0 is no ceiling.
+    /// Time between two records at the rate limit, ns; 0 for no limit.
     pub interval_ns: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Number of the walk through all files that is under way or was the last one.
+    pub walk: u32,
 }
 
-/// Buckets of the ceiling's keys: a power of two, so many that a key seldom shares one with a flood.
+/// Buckets of the rate limit's keys: a power of two, large enough that a key seldom shares one with a flood.
 pub const BUCKETS: usize = 131_072;
-/// Records that may come at once after quiet, at any ceiling above 0.
+/// Records in a burst after quiet, at any rate limit above 0.
 pub const BURST: u64 = 900_000;
-/// A key (a port here, a peer) that is hot has one record for so many of the ceiling's.
+/// A key (a local port, a peer) gets one in this many records of the limit.
 pub const SHARE_OF_KEY: u64 = 16;
-/// A kind (a cause, direction and namespace) that is hot has one record for so many of the ceiling's.
+/// A kind (cause, direction, origin and namespace) gets one in this many records of the limit.
 pub const SHARE_OF_KIND: u64 = 4;
-/// What a key's bucket holds: its share of one second.
+/// In the last quarter of the burst, a kind that asks for more than one in this many records of the limit gets none.
+pub const SHARE_OF_SELDOM: u64 = 64;
+/// Capacity of a key's bucket: its share of one second.
 pub const KEY_BURST_NS: u64 = 1_000_000_000;
 
-/// Ports, a bit each: the one entry of the map `WIRE_PORTS`; user space writes all of it.
+/// Ports, a bit each: the one entry of the map `HTTP_PORTS`; user space writes all of it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports(pub [u64; 1024]);

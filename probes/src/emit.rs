@@ -2,21 +2,22 @@
 
 use aya_ebpf::helpers::generated::{bpf_ringbuf_reserve, bpf_ringbuf_submit};
 use reset_collector_probes::{
-    Cause, Direction, Hook, Origin, RECORD_LEN, RECORD_VERSION, ResetRecord, State, UNKNOWN_REASON,
+    Cause, Direction, Hook, Origin, OwnerSource, RECORD_LEN, RECORD_VERSION, ResetRecord, State, UNKNOWN_REASON,
     cause::segment::ACK,
     counter_index, flag,
     rule::{Facts, reason_key},
 };
 
 use crate::{
-    admit::{self, Judgement},
-    clock::Moment,
-    connection::{Full, Holding, write_no_facts},
-    ends::Ends,
-    map::{CAPTURED, CONTROL, LOST, RESETS, count, count_filtered, count_over_ceiling, kept},
+    clock::Timestamp,
+    connection::{FullSocket, SocketKindTag, write_no_facts},
+    decision::{self, EmitDecision},
+    http_hook,
+    map::{CAPTURED, CONTROL, RESETS, RINGBUF_DROPS, count, count_filtered, count_rate_limited, socket_state},
     owner::{self, Task},
     segment::Segment,
-    time_wait, wire,
+    time_wait,
+    tuple::Tuple,
 };
 
 /// `BPF_RB_NO_WAKEUP` and `BPF_RB_FORCE_WAKEUP` (include/uapi/linux/bpf.h): the default wakes the reader for each
@@ -24,10 +25,10 @@ use crate::{
 const NO_WAKEUP: u64 = 1;
 const FORCE_WAKEUP: u64 = 2;
 
-/// What is decided of a record before room is asked for it.
+/// What is known of a record before its space is reserved.
 #[derive(Clone, Copy)]
 pub(crate) struct Draft {
-    seen: Moment,
+    seen: Timestamp,
     hook: Hook,
     direction: Direction,
     origin: Origin,
@@ -35,139 +36,143 @@ pub(crate) struct Draft {
     pub(crate) state: Option<State>,
     pub(crate) reason: u16,
     pub(crate) flags: u16,
+    /// The owner's exit status, where the flags say that it ended.
+    pub(crate) exit_code: u32,
 }
 
-/// A draft's numbers, none of which the verifier knows any more.
+/// A draft's numbers, all opaque to the verifier.
 #[derive(Clone, Copy)]
 struct Numbers {
-    seen: Moment,
+    seen: Timestamp,
     /// Index of its counter.
     counter: u32,
     /// Direction, origin, cause and state, a byte each as in the record.
     kind: [u8; 4],
     hook: u8,
     ip_version: u8,
-    /// `Holding` by number.
-    holding: u8,
+    /// `SocketKindTag` by number.
+    tag: u8,
     reason: u16,
     flags: u16,
+    exit_code: u32,
 }
 
 impl Draft {
     #[inline(always)]
-    pub(crate) fn new(seen: Moment, hook: Hook, direction: Direction, origin: Origin, cause: Cause) -> Self {
-        Self { seen, hook, direction, origin, cause, state: None, reason: UNKNOWN_REASON, flags: 0 }
+    pub(crate) fn new(seen: Timestamp, hook: Hook, direction: Direction, origin: Origin, cause: Cause) -> Self {
+        Self { seen, hook, direction, origin, cause, state: None, reason: UNKNOWN_REASON, flags: 0, exit_code: 0 }
     }
 
     /// A socket accepted the peer's reset.
     #[inline(always)]
-    pub(crate) fn reset_from_peer(self, full: Full) {
-        let ends = full.ends();
-        let numbers = self.settle(&ends, Holding::Connection);
-        let admission = numbers.reserve(&ends, full.network_namespace());
-        if numbers.flags & flag::RECEIVE_IN_DOUBT != 0
-            && let Some(kept) = kept(full.pointer())
+    pub(crate) fn reset_from_peer(self, full: FullSocket) {
+        let tuple = full.tuple();
+        let numbers = self.settle(&tuple, SocketKindTag::Connection);
+        let outcome = numbers.reserve(&tuple, full.network_namespace());
+        if numbers.flags & flag::RECEIVE_TENTATIVE != 0
+            && let Some(stored) = socket_state(full.pointer())
         {
-            kept.receive_in_doubt = admission.number();
+            stored.receive_tentative = outcome.number();
         }
-        let Admission::Record(record) = admission else { return };
+        let RecordOutcome::Record(record) = outcome else { return };
         full.write_connection(record);
-        owner::write_holder(record, full);
-        wire::write_context(record, full, false);
+        owner::write_owner(record, full);
+        http_hook::write_context(record, full, false);
         submit(record);
     }
 
     /// The socket resets its own connection; `acts`: the running task does it.
     #[inline(always)]
-    pub(crate) fn aborts(self, full: Full, acts: bool) {
-        let ends = full.ends();
-        let numbers = self.settle(&ends, Holding::Connection);
-        let acts = self.seen.hide(acts.into());
-        let Admission::Record(record) = numbers.reserve(&ends, full.network_namespace()) else { return };
+    pub(crate) fn aborts(self, full: FullSocket, acts: bool) {
+        let tuple = full.tuple();
+        let numbers = self.settle(&tuple, SocketKindTag::Connection);
+        let acts = self.seen.opaque(acts.into());
+        let RecordOutcome::Record(record) = numbers.reserve(&tuple, full.network_namespace()) else { return };
         full.write_connection(record);
         if acts != 0
             && let Some(task) = Task::current()
         {
             owner::write_acting(record, full, task, record.cause != Cause::SocketDestroyed as u8);
         } else {
-            owner::write_holder(record, full);
+            owner::write_owner(record, full);
         }
-        wire::write_context(record, full, true);
+        http_hook::write_context(record, full, true);
         submit(record);
     }
 
     /// TCP answers a segment.
     #[inline(always)]
-    pub(crate) fn answers(self, segment: &Segment, network_namespace: u32, holding: Holding, full: Full) {
-        let ends = Ends::of_received(segment);
-        let numbers = self.settle(&ends, holding);
+    pub(crate) fn answers(self, segment: &Segment, network_namespace: u32, tag: SocketKindTag, full: FullSocket) {
+        let tuple = Tuple::of_received(segment);
+        let numbers = self.settle(&tuple, tag);
         if numbers.flags & flag::RETRACTS_RECEIVE != 0 && !full.is_none() {
             retract_receive(full, numbers.seen);
         }
-        let Admission::Record(record) = numbers.reserve(&ends, network_namespace) else { return };
+        let RecordOutcome::Record(record) = numbers.reserve(&tuple, network_namespace) else { return };
         record.segment_flags = segment.flags;
         record.sequence = if segment.flags & ACK != 0 { segment.acknowledgement } else { 0 };
-        write_socket(record, &numbers, full, &ends);
-        if numbers.holding == Holding::Connection as u8 && !full.is_none() {
-            wire::write_context(record, full, true);
+        write_socket(record, &numbers, full, &tuple);
+        if numbers.tag == SocketKindTag::Connection as u8 && !full.is_none() {
+            http_hook::write_context(record, full, true);
         }
         submit(record);
     }
 
     /// A reset came and no connection accepted it.
     #[inline(always)]
-    pub(crate) fn not_accepted(self, segment: &Segment, network_namespace: u32, holding: Holding, full: Full) {
-        let ends = Ends::of_received(segment);
-        let numbers = self.settle(&ends, holding);
-        let Admission::Record(record) = numbers.reserve(&ends, network_namespace) else { return };
+    pub(crate) fn not_accepted(self, segment: &Segment, network_namespace: u32, tag: SocketKindTag, full: FullSocket) {
+        let tuple = Tuple::of_received(segment);
+        let numbers = self.settle(&tuple, tag);
+        let RecordOutcome::Record(record) = numbers.reserve(&tuple, network_namespace) else { return };
         record.segment_flags = segment.flags;
         record.sequence = segment.sequence;
-        write_socket(record, &numbers, full, &ends);
+        write_socket(record, &numbers, full, &tuple);
         submit(record);
     }
 
     /// netfilter sends a reset.
     #[inline(always)]
     pub(crate) fn sent_by_firewall(self, segment: &Segment, network_namespace: u32) {
-        let ends = Ends::of_sent(segment);
-        let numbers = self.settle(&ends, Holding::Nothing);
-        let Admission::Record(record) = numbers.reserve(&ends, network_namespace) else { return };
+        let tuple = Tuple::of_sent(segment);
+        let numbers = self.settle(&tuple, SocketKindTag::Nothing);
+        let RecordOutcome::Record(record) = numbers.reserve(&tuple, network_namespace) else { return };
         record.sequence = segment.sequence;
-        write_socket(record, &numbers, Full::NONE, &ends);
+        write_socket(record, &numbers, FullSocket::NONE, &tuple);
         submit(record);
     }
 
     /// Ends the deciding: what follows is the same program for every outcome.
     #[inline(always)]
-    fn settle(&self, ends: &Ends, holding: Holding) -> Numbers {
+    fn settle(&self, tuple: &Tuple, tag: SocketKindTag) -> Numbers {
         let seen = self.seen;
         let state = match self.state {
             Some(state) => state as u8,
             None => 0,
         };
         let kind = [self.direction as u8, self.origin as u8, self.cause as u8, state];
-        let others = [self.hook as u8, ends.version, holding as u8, 0];
-        let [hook, ip_version, holding, _] = seen.hide(u32::from_ne_bytes(others)).to_ne_bytes();
-        let words = seen.hide(u32::from(self.reason) << 16 | u32::from(self.flags | seen.flags()));
+        let others = [self.hook as u8, tuple.version, tag as u8, 0];
+        let [hook, ip_version, tag, _] = seen.opaque(u32::from_ne_bytes(others)).to_ne_bytes();
+        let words = seen.opaque(u32::from(self.reason) << 16 | u32::from(self.flags | seen.flags()));
         Numbers {
             seen,
-            counter: seen.hide(counter_index(self.cause, self.origin, self.direction)),
-            kind: seen.hide(u32::from_ne_bytes(kind)).to_ne_bytes(),
+            counter: seen.opaque(counter_index(self.cause, self.origin, self.direction)),
+            kind: seen.opaque(u32::from_ne_bytes(kind)).to_ne_bytes(),
             hook,
             ip_version,
-            holding,
+            tag,
             reason: (words >> 16) as u16,
             flags: words as u16,
+            exit_code: seen.opaque(self.exit_code),
         }
     }
 }
 
 impl Numbers {
     #[inline(always)]
-    fn facts(&self, ends: &Ends, network_namespace: u32) -> Facts {
+    fn facts(&self, tuple: &Tuple, network_namespace: u32) -> Facts {
         let [direction, origin, cause, state] = self.kind;
         // Zeros on the stack are known to the verifier.
-        let nothing = self.seen.hide(0);
+        let nothing = self.seen.opaque(0);
         Facts {
             reason: if self.reason == UNKNOWN_REASON {
                 u32::MAX
@@ -175,10 +180,10 @@ impl Numbers {
                 reason_key(self.reason, self.flags & flag::REASON_IS_DROP != 0)
             },
             network_namespace: network_namespace ^ nothing,
-            local_address: ends.local.map(|word| word ^ nothing),
-            peer_address: ends.peer.map(|word| word ^ nothing),
-            local_port: ends.local_port,
-            peer_port: ends.peer_port,
+            local_address: tuple.local.map(|word| word ^ nothing),
+            peer_address: tuple.peer.map(|word| word ^ nothing),
+            local_port: tuple.local_port,
+            peer_port: tuple.peer_port,
             cause,
             state,
             direction,
@@ -188,15 +193,15 @@ impl Numbers {
         }
     }
 
-    /// Counts the reset and, if it is to become a record, asks for room; the record comes with all that the draft and
-    /// the ends know, and without what a socket would.
+    /// Counts the reset and reserves its record, if it gets one. The record has what the draft and the tuple hold; what comes
+    /// from a socket is still to be written.
     #[inline(always)]
-    fn reserve(&self, ends: &Ends, network_namespace: u32) -> Admission {
+    fn reserve(&self, tuple: &Tuple, network_namespace: u32) -> RecordOutcome {
         count(&CAPTURED, self.counter, 1);
-        match admit::judge(self.seen, || self.facts(ends, network_namespace)) {
-            Judgement::Record => {}
-            Judgement::Filtered => return Admission::Filtered,
-            Judgement::OverCeiling => return Admission::OverCeiling,
+        match decision::decide(self.seen, || self.facts(tuple, network_namespace)) {
+            EmitDecision::Record => {}
+            EmitDecision::Filtered => return RecordOutcome::Filtered,
+            EmitDecision::RateLimited => return RecordOutcome::RateLimited,
         }
         // SAFETY: the helper gives room for exactly one record or null; every member is written before it is submitted.
         let record = unsafe {
@@ -205,8 +210,8 @@ impl Numbers {
                 .as_mut()
         };
         let Some(record) = record else {
-            count(&LOST, self.counter, 1);
-            return Admission::Lost;
+            count(&RINGBUF_DROPS, self.counter, 1);
+            return RecordOutcome::Dropped;
         };
         record.version = RECORD_VERSION;
         record.flags = self.flags;
@@ -220,68 +225,72 @@ impl Numbers {
         record.ip_version = self.ip_version;
         record.segment_flags = 0;
         record.sequence = 0;
-        ends.write(record);
-        Admission::Record(record)
+        record.exit_code = self.exit_code;
+        tuple.write(record);
+        RecordOutcome::Record(record)
     }
 }
 
 /// Writes what is known of the socket that a segment met.
 #[inline(always)]
-fn write_socket(record: &mut ResetRecord, numbers: &Numbers, full: Full, ends: &Ends) {
+fn write_socket(record: &mut ResetRecord, numbers: &Numbers, full: FullSocket, tuple: &Tuple) {
     if !full.is_none() {
-        if numbers.holding == Holding::Connection as u8 {
+        if numbers.tag == SocketKindTag::Connection as u8 {
             full.write_connection(record);
         } else {
             record.socket = 0;
             full.write_cgroup(record);
             write_no_facts(record);
         }
-        owner::write_holder(record, full);
+        owner::write_owner(record, full);
+        if numbers.tag == SocketKindTag::Listener as u8 && record.owner_source == OwnerSource::Storage as u8 {
+            record.listener = full.pointer() as u64;
+        }
         return;
     }
     record.socket = 0;
     record.cgroup_id = 0;
     write_no_facts(record);
     owner::write_none(record);
-    if numbers.holding == Holding::TimeWait as u8 {
-        time_wait::write(record, ends);
+    if numbers.tag == SocketKindTag::TimeWait as u8 {
+        time_wait::write(record, tuple);
     }
 }
 
-/// What becomes of a reset.
-enum Admission {
+/// The outcome of a reset.
+enum RecordOutcome {
     Record(&'static mut ResetRecord),
     Filtered,
-    OverCeiling,
-    Lost,
+    RateLimited,
+    Dropped,
 }
 
-impl Admission {
-    /// Kept with a socket while its receive is in doubt.
+impl RecordOutcome {
+    /// Stored with a socket while its receive is tentative.
     #[inline(always)]
     fn number(&self) -> u8 {
         match self {
             Self::Record(_) => 1,
-            Self::Lost => 2,
+            Self::Dropped => 2,
             Self::Filtered => 3,
-            Self::OverCeiling => 4,
+            Self::RateLimited => 4,
         }
     }
 }
 
-/// Takes back the count of a reset that was none.
+/// Retracts the count of a tentative receive.
 #[inline(always)]
-fn retract_receive(full: Full, seen: Moment) {
-    let Some(kept) = kept(full.pointer()) else { return };
-    let counter = seen.hide(counter_index(Cause::ResetByPeer, Origin::Peer, Direction::Receive));
+fn retract_receive(full: FullSocket, seen: Timestamp) {
+    let Some(stored) = socket_state(full.pointer()) else { return };
+    let counter = seen.opaque(counter_index(Cause::ResetByPeer, Origin::Peer, Direction::Receive));
     count(&CAPTURED, counter, -1);
-    match kept.receive_in_doubt {
-        2 => count(&LOST, counter, -1),
+    match stored.receive_tentative {
+        2 => count(&RINGBUF_DROPS, counter, -1),
         3 => count_filtered(-1),
-        4 => count_over_ceiling(-1),
+        4 => count_rate_limited(-1),
         _ => {}
     }
-    kept.receive_in_doubt = 0;
+    stored.receive_tentative = 0;
 }
 
 /// Hands the record over; the first one wakes a reader that sleeps, the others ride along.
@@ -289,7 +298,7 @@ fn retract_receive(full: Full, seen: Moment) {
 fn submit(record: &'static mut ResetRecord) {
     let mut wakeup = NO_WAKEUP;
     if let Some(control) = CONTROL.get(&0) {
-        // SAFETY: the slot lives as long as the map; two CPUs that both read 1 wake the reader twice, which is no harm.
+        // SAFETY: the slot lives as long as the map; two CPUs that both read 1 wake the reader twice, which is harmless.
         unsafe {
             let sleeps = &raw mut (*control).reader_sleeps;
             if core::ptr::read_volatile(sleeps) != 0 {

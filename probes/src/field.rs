@@ -86,6 +86,11 @@ fields! {
     TaskStart "task_struct" "start_boottime",
     TaskComm "task_struct" "comm",
     TaskCred "task_struct" "cred",
+    TaskSignal "task_struct" "signal",
+    SignalLive "signal_struct" "live.counter",
+    SignalFlags "signal_struct" "flags",
+    SignalExitCode "signal_struct" "group_exit_code",
+    SignalOomMm "signal_struct" "oom_mm",
 }
 
 /// How many members there are: the length of the global.

@@ -3,13 +3,13 @@
 //! segments begin and end, and the tests do the same.
 //!
 //! Strict where being lenient could name a wrong trace: of whatever two parties could read in two ways (two lengths, a
-//! length beside chunks, a folded header of ours) nothing is believed any more ([`Event::Foreign`]). Owns no knowledge of
-//! connections; what a response answers is [`crate::exchange`]'s.
+//! length beside chunks, a folded header of ours) the connection is no longer followed ([`Event::NotHttp`]). Owns no knowledge of
+//! connections; which request a response answers is decided in [`crate::http_requests`].
 
 mod body;
 mod head;
+mod swar;
 mod traceparent;
-mod word;
 
 pub use traceparent::Context;
 
@@ -18,12 +18,12 @@ pub use traceparent::Context;
 pub enum Event {
     /// The message goes on.
     None,
-    /// The head has been read: say what body follows ([`Message::expect_body`] or [`Message::expect_no_body`]).
+    /// The head has been read: set what body follows ([`Message::expect_body`] or [`Message::expect_no_body`]).
     Head,
     /// The message has ended.
     End,
-    /// This is no HTTP/1.1, or nobody can tell where the message ends.
-    Foreign,
+    /// This is not HTTP/1.1, or the end of the message is unknown.
+    NotHttp,
 }
 
 /// A step: how many bytes it took, and what they have come to.
@@ -51,7 +51,7 @@ pub enum Framing {
     Length,
     /// Chunks.
     Chunks,
-    /// It cannot be told.
+    /// Unknown.
     Unclear,
 }
 
@@ -65,7 +65,7 @@ mod phase {
     pub(super) const TARGET: u8 = 2;
     /// The version and status of a response's first line.
     pub(super) const STATUS: u8 = 3;
-    /// The rest of a line that says nothing to us.
+    /// The rest of a line without meaning here.
     pub(super) const LINE: u8 = 4;
     /// The first byte of a line of the head.
     pub(super) const LINE_START: u8 = 5;
@@ -79,7 +79,7 @@ mod phase {
     pub(super) const LENGTH: u8 = 9;
     /// The value of `Transfer-Encoding`.
     pub(super) const ENCODING: u8 = 10;
-    /// The head has been read, and nobody has said yet what follows.
+    /// The head has been read; what follows is not set yet.
     pub(super) const HEAD_READ: u8 = 11;
     /// A body of known length.
     pub(super) const BODY: u8 = 12;
@@ -115,13 +115,13 @@ mod seen {
     pub(super) const CHUNKS: u8 = 1 << 4;
     /// A `traceparent` was read.
     pub(super) const CONTEXT: u8 = 1 << 5;
-    /// A `traceparent` that is none, or a second one.
+    /// An invalid `traceparent`, or a second one.
     pub(super) const NO_CONTEXT: u8 = 1 << 6;
     /// The line before is one of ours: a line that begins with a space would go on with its value.
     pub(super) const OURS: u8 = 1 << 7;
 }
 
-/// Sizes from here on are no sizes.
+/// Larger sizes are invalid.
 const TOO_LONG: u64 = 1 << 60;
 
 const CR: u8 = b'\r';
@@ -223,7 +223,7 @@ impl Message {
                 Event::None
             }
             Framing::Length | Framing::Unnamed => self.expect_no_body(),
-            Framing::Unclear => Event::Foreign,
+            Framing::Unclear => Event::NotHttp,
         }
     }
 
@@ -234,7 +234,7 @@ impl Message {
         Event::None
     }
 
-    /// How many of the next bytes are of a body, so that nobody need look at them.
+    /// How many of the next bytes are of a body and need not be read.
     #[inline(always)]
     pub const fn body_bytes(&self, available: u32) -> u32 {
         match self.phase {
@@ -294,7 +294,7 @@ impl Message {
             phase::TRAILER_START => self.trailer_start(byte),
             phase::TRAILER => self.trailer(word, held),
             phase::TRAILER_BLANK if byte == LF => Step::byte(self.expect_no_body()),
-            _ => Step::byte(Event::Foreign),
+            _ => Step::byte(Event::NotHttp),
         }
     }
 }

@@ -10,13 +10,16 @@ extern crate std;
 
 pub mod cause;
 pub mod control;
-pub mod exchange;
 pub mod field;
+pub mod hash;
 pub mod http;
+pub mod http_requests;
+pub mod rate_limit;
 pub mod rule;
+pub mod sent;
 
-/// Stands in [`ResetRecord::version`]; a record that says otherwise is foreign and is counted, not read.
-pub const RECORD_VERSION: u32 = 0x5253_0003;
+/// The value of [`ResetRecord::version`]; a record with another version is counted and not read.
+pub const RECORD_VERSION: u32 = 0x5253_0004;
 
 /// Bytes of a task's name in the kernel, with the closing zero (`TASK_COMM_LEN`).
 pub const COMM_LEN: usize = 16;
@@ -28,7 +31,7 @@ pub const UNKNOWN_U32: u32 = u32::MAX;
 /// [`ResetRecord::reason`] when the kernel gave none.
 pub const UNKNOWN_REASON: u16 = u16::MAX;
 
-/// Defines a closed list once: the enum, its number on the wire, and its word.
+/// Defines a closed list once: the enum, its number in the record, and its name.
 macro_rules! closed_list {
     ($(#[$doc:meta])* $name:ident { $($(#[$item_doc:meta])* $item:ident = $number:literal $word:literal,)+ }) => {
         $(#[$doc])*
@@ -38,15 +41,15 @@ macro_rules! closed_list {
         impl $name {
             /// Every member, in the order of its number.
             pub const ALL: &'static [Self] = &[$(Self::$item,)+];
-            /// The word that users see: in records, filters and `explain`.
+            /// The name that users see: in records, filters and `explain`.
             pub const fn word(self) -> &'static str {
                 match self { $(Self::$item => $word,)+ }
             }
-            /// The member with this number, or `None` for a number that the list does not have.
+            /// The member with this number.
             pub const fn from_number(number: u8) -> Option<Self> {
                 match number { $($number => Some(Self::$item),)+ _ => None }
             }
-            /// The member with this word.
+            /// The member with this name.
             pub fn from_word(word: &str) -> Option<Self> {
                 match word { $($word => Some(Self::$item),)+ _ => None }
             }
@@ -184,7 +187,7 @@ closed_list! {
         Storage = 2 "storage",
         /// The task whose credentials opened the socket's file (socket() or accept()).
         File = 3 "file",
-        /// The listener's owner: nobody has accepted the connection.
+        /// The listener's owner: the connection was not accepted yet.
         Listener = 4 "listener",
     }
 }
@@ -193,19 +196,17 @@ closed_list! {
 pub mod flag {
     /// `time_ns` is CLOCK_TAI; else it is CLOCK_MONOTONIC.
     pub const TIME_IS_TAI: u16 = 1 << 0;
-    /// Perhaps no RST came: tcp_rcv_state_process calls tcp_reset() for data after close as well. A record with
-    /// [`RETRACTS_RECEIVE`] and the same socket follows at once if so.
-    pub const RECEIVE_IN_DOUBT: u16 = 1 << 1;
-    /// The receive record in doubt of the same socket was no reset.
+    /// Perhaps no RST arrived: tcp_rcv_state_process calls tcp_reset() for data after close as well. If so, a record with
+    /// [`RETRACTS_RECEIVE`] and the same socket follows at once.
+    pub const RECEIVE_TENTATIVE: u16 = 1 << 1;
+    /// Retracts the tentative receive of the same socket.
     pub const RETRACTS_RECEIVE: u16 = 1 << 2;
     /// The end of the owner's process closed the connection; `exit_code` is its exit status.
     pub const EXITING: u16 = 1 << 3;
-    /// The acting task was killed by a signal (PF_SIGNALED).
-    pub const SIGNALED: u16 = 1 << 4;
     /// The reset segment was not accepted by the socket: the connection lives on.
     pub const NOT_ACCEPTED: u16 = 1 << 5;
     /// `trace_id` and `span_id` were read from the connection's own bytes.
-    pub const TRACE_FROM_WIRE: u16 = 1 << 6;
+    pub const TRACE_FROM_HTTP: u16 = 1 << 6;
     /// The context on the wire came in (the parent of this side's span), else it went out (the client's own span).
     pub const TRACE_INCOMING: u16 = 1 << 7;
     /// `reason` counts in `enum skb_drop_reason`, else in `enum sk_rst_reason`.
@@ -218,7 +219,7 @@ pub mod flag {
     pub const RECEIVED_LAST: u16 = 1 << 15;
 }
 
-/// One reset as the kernel saw it. 224 bytes, no padding; every number in the host's byte order except the
+/// One reset as the kernel saw it. 232 bytes, no padding; every number in the host's byte order except the
 /// addresses, which are in network order (IPv4 in the last four bytes after `::ffff:`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -246,6 +247,8 @@ pub struct ResetRecord {
     pub cgroup_id: u64,
     /// Address of the credentials that opened the socket's file, 0 without one: names a process (see `OwnerSource`).
     pub credential: u64,
+    /// Address of the listener whose process is the owner, 0 where it is not a listener's: another process may hold it by now.
+    pub listener: u64,
     /// Start of the owner, ns of CLOCK_BOOTTIME, 0 without one.
     pub owner_start_ns: u64,
     /// This host's end.
@@ -307,7 +310,7 @@ pub struct ResetRecord {
 
 /// Length of a record in the ring buffer, bytes.
 pub const RECORD_LEN: usize = core::mem::size_of::<ResetRecord>();
-const _: () = assert!(RECORD_LEN == 224);
+const _: () = assert!(RECORD_LEN == 232);
 
 /// Counters of resets, per CPU, before any filter: one for each cause, origin and direction.
 pub const COUNTERS: u32 = (Cause::ALL.len() * Origin::ALL.len() * Direction::ALL.len()) as u32;

@@ -5,37 +5,38 @@
 
 #![no_std]
 #![no_main]
-#![expect(internal_features, reason = "an atomic exchange: the target claims to have none")]
+#![expect(internal_features, reason = "an atomic http_requests: the target claims to have none")]
 #![feature(asm_experimental_arch, core_intrinsics)]
 
-mod admit;
-mod again;
 mod clock;
+mod companion;
 mod connection;
+mod decision;
+mod drop_receiver;
 mod emit;
-mod ends;
+mod http_hook;
+mod listener;
 mod map;
 mod owner;
 mod passive;
 mod read;
-mod receiver;
 mod segment;
 mod time_wait;
-mod wire;
+mod tuple;
 
 use core::ffi::c_void;
 
 use aya_ebpf::{EbpfContext, macros::btf_tracepoint, programs::BtfTracePointContext};
 use reset_collector_probes::{
     Cause, Direction, Hook, Origin, State, UNKNOWN_REASON,
-    cause::{self, Holder, ReasonClass},
+    cause::{self, ReasonClass, SocketKind},
     flag,
 };
 
 use crate::{
-    again::{Pair, tells},
-    clock::Moment,
-    connection::{Full, Holding, Socket},
+    clock::Timestamp,
+    companion::{CompanionSet, should_emit},
+    connection::{FullSocket, Socket, SocketKindTag},
     emit::Draft,
     read::{argument, drop_class, is_null, reset_class},
     segment::Segment,
@@ -53,15 +54,15 @@ fn tcp_send_reset(context: BtfTracePointContext) -> i32 {
     0
 }
 
-/// The second of its kind: see [`again`].
+/// The second of its kind: see [`companion`].
 #[btf_tracepoint(function = "tcp_send_reset")]
-fn tcp_send_reset_again(context: BtfTracePointContext) -> i32 {
+fn tcp_send_reset_companion(context: BtfTracePointContext) -> i32 {
     let context = context.as_ptr();
     answers::<true>(context, argument(context, 2) as u32 as u16);
     0
 }
 
-/// `tcp_send_reset(sk, skb, reason)` from 6.10 on, by the socket's own will.
+/// `tcp_send_reset(sk, skb, reason)` from 6.10 on, initiated by the socket.
 #[btf_tracepoint(function = "tcp_send_reset")]
 fn tcp_send_reset_active(context: BtfTracePointContext) -> i32 {
     let context = context.as_ptr();
@@ -69,9 +70,9 @@ fn tcp_send_reset_active(context: BtfTracePointContext) -> i32 {
     0
 }
 
-/// The second of its kind: see [`again`].
+/// The second of its kind: see [`companion`].
 #[btf_tracepoint(function = "tcp_send_reset")]
-fn tcp_send_reset_active_again(context: BtfTracePointContext) -> i32 {
+fn tcp_send_reset_active_companion(context: BtfTracePointContext) -> i32 {
     let context = context.as_ptr();
     aborts::<true>(context, argument(context, 2) as u32 as u16);
     0
@@ -98,32 +99,32 @@ fn tcp_receive_reset(context: BtfTracePointContext) -> i32 {
     0
 }
 
-/// The second of its kind: see [`again`].
+/// The second of its kind: see [`companion`].
 #[btf_tracepoint(function = "tcp_receive_reset")]
-fn tcp_receive_reset_again(context: BtfTracePointContext) -> i32 {
+fn tcp_receive_reset_companion(context: BtfTracePointContext) -> i32 {
     receives::<true>(context.as_ptr());
     0
 }
 
 /// A reset that a socket accepted.
 #[inline(always)]
-fn receives<const AGAIN: bool>(context: *const c_void) {
-    if !tells::<AGAIN>(context, Pair::Receives) {
+fn receives<const COMPANION: bool>(context: *const c_void) {
+    if !should_emit::<COMPANION>(context, CompanionSet::Receives) {
         return;
     }
     let Some(socket) = Socket::from_argument(context, 0) else { return };
     // TCP calls it with nothing else.
-    let seen = Moment::now();
-    let full = Full::of(socket, seen);
+    let seen = Timestamp::now();
+    let full = FullSocket::of(socket, seen);
     if full.is_none() {
         return;
     }
     let state = State::from_number(socket.state());
     let mut draft = Draft::new(seen, Hook::ReceiveReset, Direction::Receive, Origin::Peer, cause::of_received(state));
     draft.state = state;
-    // tcp_rcv_state_process calls tcp_reset() for data after close as well: the send that follows at once says so.
+    // tcp_rcv_state_process calls tcp_reset() for data after close as well: the send that follows at once retracts it.
     if matches!(state, Some(State::FinWait1 | State::FinWait2)) && socket.receive_is_shut() {
-        draft.flags |= flag::RECEIVE_IN_DOUBT;
+        draft.flags |= flag::RECEIVE_TENTATIVE;
     }
     draft.reset_from_peer(full);
 }
@@ -136,7 +137,7 @@ fn kfree_skb(context: BtfTracePointContext) -> i32 {
     0
 }
 
-/// `kfree_skb(skb, location)` up to 5.16: without the reason, so that only what needs none is said.
+/// `kfree_skb(skb, location)` up to 5.16: without the reason, so that only causes that need none are known.
 #[btf_tracepoint(function = "kfree_skb")]
 fn kfree_skb_without_reason(context: BtfTracePointContext) -> i32 {
     let skb = argument(context.as_ptr(), 0) as *const u8;
@@ -160,16 +161,16 @@ fn kfree_skb_without_socket(context: BtfTracePointContext) -> i32 {
 fn net_dev_queue(context: BtfTracePointContext) -> i32 {
     let skb = argument(context.as_ptr(), 0) as *const u8;
     let Some(segment) = segment::of_firewall(skb) else { return 0 };
-    if map::is_repeated(skb, &segment) {
+    if map::has_record(skb, &segment) {
         return 0;
     }
     let draft =
-        Draft::new(Moment::now(), Hook::DeviceQueue, Direction::Transmit, Origin::Firewall, Cause::FirewallReject);
+        Draft::new(Timestamp::now(), Hook::DeviceQueue, Direction::Transmit, Origin::Firewall, Cause::FirewallReject);
     draft.sent_by_firewall(&segment, segment::network_namespace(skb));
     0
 }
 
-/// `inet_sock_set_state(sk, oldstate, newstate)`: keeps what is gone by the time of the reset.
+/// `inet_sock_set_state(sk, oldstate, newstate)`: stores what is gone by the time of the reset.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn inet_sock_set_state(context: BtfTracePointContext) -> i32 {
     let context = context.as_ptr();
@@ -202,7 +203,7 @@ fn sched_process_exec(context: BtfTracePointContext) -> i32 {
     0
 }
 
-/// `sched_process_exit(p)`: its credentials name nobody any more.
+/// `sched_process_exit(p)`: how the process ended; its credentials name no process any more.
 #[btf_tracepoint(function = "sched_process_exit")]
 fn sched_process_exit(context: BtfTracePointContext) -> i32 {
     owner::process_exits(argument(context.as_ptr(), 0) as *const u8);
@@ -227,39 +228,43 @@ extern "C" fn every_file(context: *const c_void) -> i32 {
         && let Some(socket) = Socket::of_file(file)
     {
         owner::socket_is_held(socket, file, task);
+        if socket.state() == State::Listen as u8 {
+            listener::is_held(socket, task, map::walk());
+        }
     }
     0
 }
 
 /// A reset that TCP sends in answer to a segment.
 #[inline(always)]
-fn answers<const AGAIN: bool>(context: *const c_void, reason: u16) {
+fn answers<const COMPANION: bool>(context: *const c_void, reason: u16) {
     let skb = argument(context, 1) as *const u8;
-    if is_null(context, 1) || skb.is_null() || !tells::<AGAIN>(context, Pair::Answers) {
+    if is_null(context, 1) || skb.is_null() || !should_emit::<COMPANION>(context, CompanionSet::Answers) {
         return;
     }
     let Some(segment) = Segment::received(skb) else { return };
-    let seen = Moment::now();
+    map::record_answer(&segment);
+    let seen = Timestamp::now();
     let socket = Socket::from_argument(context, 0);
-    let Answering { holder, holding, full, retracts } = Answering::of(socket, seen);
-    let queue_full = matches!(holder, Holder::Listener) && socket.is_some_and(Socket::accept_queue_is_full);
-    let mut cause = cause::of_passive(reset_class(reason), holder, segment.flags, queue_full);
+    let ReplyTarget { socket_kind, tag, full, retracts } = ReplyTarget::of(socket, seen);
+    let queue_full = matches!(socket_kind, SocketKind::Listener) && socket.is_some_and(Socket::accept_queue_is_full);
+    let mut cause = cause::of_passive(reset_class(reason), socket_kind, segment.flags, queue_full);
     // TCP_LINGER2 below 0 ends the connection in FIN_WAIT1 under the same reason, at the ACK of its FIN.
     if matches!(cause, Cause::DataAfterClose) && segment.length == 0 && !full.is_none() && full.linger2_is_negative() {
         cause = Cause::LingerZero;
     }
     let mut draft = Draft::new(seen, Hook::SendReset, Direction::Transmit, Origin::Passive, cause);
     draft.reason = reason;
-    draft.state = state_of(holder);
+    draft.state = state_of(socket_kind);
     if retracts {
         draft.flags |= flag::RETRACTS_RECEIVE;
     }
-    draft.answers(&segment, network_namespace(full, socket, skb), holding, full);
+    draft.answers(&segment, network_namespace(full, socket, skb), tag, full);
 }
 
 /// The network namespace of a segment that a socket met, or none.
 #[inline(always)]
-fn network_namespace(full: Full, socket: Option<Socket>, skb: *const u8) -> u32 {
+fn network_namespace(full: FullSocket, socket: Option<Socket>, skb: *const u8) -> u32 {
     if !full.is_none() {
         return full.network_namespace();
     }
@@ -269,77 +274,92 @@ fn network_namespace(full: Full, socket: Option<Socket>, skb: *const u8) -> u32 
     }
 }
 
-/// The holder that a passive reset answers for.
-struct Answering {
-    holder: Holder,
-    holding: Holding,
-    /// None where there is nothing to be read.
-    full: Full,
+/// The socket that a passive reset answers for.
+struct ReplyTarget {
+    socket_kind: SocketKind,
+    tag: SocketKindTag,
+    /// None where there is nothing to read.
+    full: FullSocket,
     /// tcp_reset() has just been called for it without an RST.
     retracts: bool,
 }
 
-impl Answering {
+impl ReplyTarget {
     #[inline(always)]
-    fn of(socket: Option<Socket>, seen: Moment) -> Self {
-        let without = |holder, holding| Self { holder, holding, full: Full::NONE, retracts: false };
-        let Some(socket) = socket else { return without(Holder::None, Holding::Nothing) };
+    fn of(socket: Option<Socket>, seen: Timestamp) -> Self {
+        let without = |socket_kind, tag| Self { socket_kind, tag, full: FullSocket::NONE, retracts: false };
+        let Some(socket) = socket else { return without(SocketKind::None, SocketKindTag::Nothing) };
         match socket.state() {
             // No socket, where the verifier drops the check for it (`is_null`): a load through null reads as 0.
-            0 => without(Holder::None, Holding::Nothing),
-            NEW_SYN_RECV => without(Holder::Request, Holding::Nothing),
-            number if number == State::TimeWait as u8 => without(Holder::TimeWait, Holding::TimeWait),
+            0 => without(SocketKind::None, SocketKindTag::Nothing),
+            NEW_SYN_RECV => without(SocketKind::Request, SocketKindTag::Nothing),
+            number if number == State::TimeWait as u8 => without(SocketKind::TimeWait, SocketKindTag::TimeWait),
             number => {
-                let full = Full::of(socket, seen);
+                let full = FullSocket::of(socket, seen);
                 let (mut state, mut retracts) = (State::from_number(number), false);
                 if number == State::Closed as u8 {
-                    let (before, in_doubt) = full.before_close();
-                    (state, retracts) = (before.or(state), in_doubt);
+                    let (before, tentative) = full.before_close();
+                    (state, retracts) = (before.or(state), tentative);
                 }
                 match state {
                     Some(State::Listen) if number == State::Listen as u8 => {
-                        Self { holder: Holder::Listener, holding: Holding::Listener, full, retracts }
+                        Self { socket_kind: SocketKind::Listener, tag: SocketKindTag::Listener, full, retracts }
                     }
-                    state => Self { holder: Holder::Connection(state), holding: Holding::Connection, full, retracts },
+                    state => Self {
+                        socket_kind: SocketKind::Connection(state),
+                        tag: SocketKindTag::Connection,
+                        full,
+                        retracts,
+                    },
                 }
             }
         }
     }
 }
 
-/// The state that a record of this holder gives.
+/// The state in a record of this kind of socket.
 #[inline(always)]
-pub(crate) fn state_of(holder: Holder) -> Option<State> {
-    match holder {
-        Holder::None => None,
-        Holder::Listener => Some(State::Listen),
-        Holder::Request => Some(State::SynReceived),
-        Holder::TimeWait => Some(State::TimeWait),
-        Holder::Connection(state) => state,
+pub(crate) fn state_of(socket_kind: SocketKind) -> Option<State> {
+    match socket_kind {
+        SocketKind::None => None,
+        SocketKind::Listener => Some(State::Listen),
+        SocketKind::Request => Some(State::SynReceived),
+        SocketKind::TimeWait => Some(State::TimeWait),
+        SocketKind::Connection(state) => state,
     }
 }
 
-/// A reset that TCP sends by the socket's own will: there is no segment.
+/// A reset that the socket itself initiates: there is no segment.
 #[inline(always)]
-fn aborts<const AGAIN: bool>(context: *const c_void, reason: u16) {
-    if !is_null(context, 1) || !tells::<AGAIN>(context, Pair::Aborts) {
+fn aborts<const COMPANION: bool>(context: *const c_void, reason: u16) {
+    if !is_null(context, 1) || !should_emit::<COMPANION>(context, CompanionSet::Aborts) {
         return;
     }
     let Some(socket) = Socket::from_argument(context, 0) else { return };
     // TCP calls it with nothing else.
-    let seen = Moment::now();
-    let full = Full::of(socket, seen);
+    let seen = Timestamp::now();
+    let full = FullSocket::of(socket, seen);
     if full.is_none() {
         return;
     }
     let number = socket.state();
     let before = if number == State::Closed as u8 { full.before_close().0 } else { State::from_number(number) };
+    let mut full = full;
     let task = owner::Task::acting(socket);
-    let aborting = full.aborting(number, task.as_ref().is_some_and(|task| task.exiting()));
-    let cause = cause::of_active(reset_class(reason), &aborting);
+    let mut state = full.abort_state(number);
+    let status = match &task {
+        Some(task) => task.exit_status(),
+        None => full.owner_by_closing(&state),
+    };
+    state.end = status.end();
+    let cause = cause::of_active(reset_class(reason), &state);
     let mut draft = Draft::new(seen, Hook::SendReset, Direction::Transmit, Origin::Active, cause);
     draft.reason = reason;
     draft.state = before;
+    if state.end.is_some() {
+        draft.flags |= flag::EXITING;
+        draft.exit_code = status.status();
+    }
     draft.aborts(full, task.is_some());
 }
 
@@ -377,33 +397,33 @@ pub(crate) fn not_accepted(
     receiver: Option<Socket>,
     skb: *const u8,
 ) {
-    let seen = Moment::now();
-    let holder = match state {
-        None => Holder::None,
+    let seen = Timestamp::now();
+    let socket_kind = match state {
+        None => SocketKind::None,
         // A request socket's segment is freed on its listener, and its reason is its own.
         Some(state) => match (state, class) {
-            (10, ReasonClass::BadSegment) => Holder::Request,
-            (NEW_SYN_RECV, _) => Holder::Request,
-            (10, _) => Holder::Listener,
-            (6, _) => Holder::TimeWait,
-            (number, _) => Holder::Connection(State::from_number(number)),
+            (10, ReasonClass::BadSegment) => SocketKind::Request,
+            (NEW_SYN_RECV, _) => SocketKind::Request,
+            (10, _) => SocketKind::Listener,
+            (6, _) => SocketKind::TimeWait,
+            (number, _) => SocketKind::Connection(State::from_number(number)),
         },
     };
-    let (holding, full) = match (holder, receiver) {
-        (Holder::TimeWait, _) => (Holding::TimeWait, Full::NONE),
-        (Holder::Connection(_), Some(socket)) => (Holding::Connection, Full::of(socket, seen)),
-        (Holder::Listener, Some(socket)) => (Holding::Listener, Full::of(socket, seen)),
-        _ => (Holding::Nothing, Full::NONE),
+    let (tag, full) = match (socket_kind, receiver) {
+        (SocketKind::TimeWait, _) => (SocketKindTag::TimeWait, FullSocket::NONE),
+        (SocketKind::Connection(_), Some(socket)) => (SocketKindTag::Connection, FullSocket::of(socket, seen)),
+        (SocketKind::Listener, Some(socket)) => (SocketKindTag::Listener, FullSocket::of(socket, seen)),
+        _ => (SocketKindTag::Nothing, FullSocket::NONE),
     };
-    let (cause, refused) = cause::of_dropped(class, holder);
+    let (cause, refused) = cause::of_dropped(class, socket_kind);
     let mut draft = Draft::new(seen, Hook::FreeSkb, Direction::Receive, Origin::Peer, cause);
     draft.reason = if reason < UNKNOWN_REASON as u32 { reason as u16 } else { UNKNOWN_REASON };
     draft.flags |= flag::REASON_IS_DROP | if refused { flag::NOT_ACCEPTED } else { 0 };
-    draft.state = match (holder, class) {
-        (Holder::Listener, ReasonClass::NotSpecified) => Some(State::SynReceived),
-        _ => state_of(holder),
+    draft.state = match (socket_kind, class) {
+        (SocketKind::Listener, ReasonClass::NotSpecified) => Some(State::SynReceived),
+        _ => state_of(socket_kind),
     };
-    draft.not_accepted(segment, network_namespace(full, receiver, skb), holding, full);
+    draft.not_accepted(segment, network_namespace(full, receiver, skb), tag, full);
 }
 
 #[panic_handler]

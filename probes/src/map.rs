@@ -10,21 +10,25 @@ use aya_ebpf::{
             BPF_MAP_TYPE_SK_STORAGE,
         },
     },
-    helpers::generated::{bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_storage_get},
+    helpers::generated::{
+        bpf_ktime_get_ns, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_storage_get,
+    },
 };
 use reset_collector_probes::{
     COUNTERS, UNKNOWN_REASON,
     control::{self, Control},
     field::Field,
     rule::{MAX_RULES, Rule},
+    sent::{BY_TCP, SENT, SentReset, answer_numbers},
 };
 
 use crate::{
-    again::MOST_MARKS,
-    owner::{Ended, Known, Process},
+    companion::MAX_HANDLED,
+    listener::{ClosingListener, ListenerHolder},
+    owner::{CredEntry, ExitStatus, ExitedProcess, Process},
     read::{has_socket_storage, load},
     segment::Segment,
-    time_wait::Closed,
+    time_wait::{TimeWaitKey, TimeWaitState},
 };
 
 /// The definition of a map as the loader reads it from BTF: lengths of array types, never dereferenced.
@@ -97,9 +101,9 @@ pub(crate) static CAPTURED: PerCpu<u64, { COUNTERS as usize }> = Map::new();
 /// Resets that the ring buffer could not take, by `counter_index`.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-pub(crate) static LOST: PerCpu<u64, { COUNTERS as usize }> = Map::new();
+pub(crate) static RINGBUF_DROPS: PerCpu<u64, { COUNTERS as usize }> = Map::new();
 
-/// What user space says.
+/// What user space sets.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
 pub(crate) static CONTROL: Array<Control, 1> = Map::new();
@@ -109,29 +113,20 @@ pub(crate) static CONTROL: Array<Control, 1> = Map::new();
 #[unsafe(no_mangle)]
 pub(crate) static RULES: Array<Rule, { 2 * MAX_RULES }> = Map::new();
 
-/// The ceiling's buckets: each the time until which its tokens are spent, ns of the clock of records.
+/// The rate limit's buckets: each the time until which its tokens are spent, ns of the clock of records.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
 pub(crate) static BUCKETS: Array<u64, { control::BUCKETS }> = Map::new();
 
-/// Resets of which no record was made: by the rules (0), for the ceiling (1).
+/// Resets without a record: dropped by the rules (0), or by the rate limit (1).
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-static WITHHELD: PerCpu<u64, 2> = Map::new();
+static SUPPRESSED: PerCpu<u64, 2> = Map::new();
 
-/// The last reset of netfilter's on this CPU: a segment passes net_dev_queue once for each device that it is stacked on.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Queued {
-    skb: u64,
-    ports: u64,
-    numbers: u64,
-    first_device: u64,
-}
-
+/// Resets on their way through devices: TCP's, and netfilter's from the first device on, by `SentReset::slot`.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-static LAST_QUEUED: PerCpu<Queued, 1> = Map::new();
+static SENT_BY_TCP: Array<SentReset, SENT> = Map::new();
 
 /// The reset that TCP last handed to a socket on this CPU, and the socket's state. All of the segment, since its memory is
 /// soon another's.
@@ -143,30 +138,30 @@ pub(crate) struct Received {
     /// Why it was freed, once that is known.
     pub(crate) reason: u32,
     pub(crate) state: u8,
-    /// `Teller` by number.
+    /// `DropReporter` by number.
     teller: u8,
 }
 
-/// Who tells of a reset that was handed to a socket and that it does not accept.
+/// Which program emits a reset that a socket was handed and refused.
 #[derive(Clone, Copy)]
 #[repr(u8)]
-pub(crate) enum Teller {
+pub(crate) enum DropReporter {
     /// `kfree_skb`, when it is freed.
     Free = 0,
     /// The function that it was handed to, at its end.
     Function = 1,
-    /// Nobody: its function has ended.
-    Nobody = 2,
+    /// None: it was reported already.
+    Reported = 2,
 }
 
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
 static LAST_RECEIVED: PerCpu<Received, 1> = Map::new();
 
-/// What is kept with a socket.
+/// The state that is stored with a socket.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Kept {
+pub(crate) struct SocketState {
     /// The socket itself: a child begins with a copy of its listener's.
     pub(crate) socket: u64,
     /// CLOCK_MONOTONIC at establishment, 0 before.
@@ -177,32 +172,32 @@ pub(crate) struct Kept {
     pub(crate) owner: Process,
     /// The state before CLOSE, 0 before that.
     pub(crate) state_before: u8,
-    /// tcp_reset() was called in FIN_WAIT1 or FIN_WAIT2, and what became of its record (`Admission::number`).
-    pub(crate) receive_in_doubt: u8,
+    /// tcp_reset() was called in FIN_WAIT1 or FIN_WAIT2, and what became of its record (`RecordOutcome::number`).
+    pub(crate) receive_tentative: u8,
     /// The owner holds the socket, and another may have opened it.
     pub(crate) owner_is_guess: u8,
     pub(crate) _padding: [u8; 5],
 }
 
-impl Kept {
+impl SocketState {
     const NOTHING: Self = Self {
         socket: 0,
         established_ns: 0,
         closed_ns: 0,
         owner: Process::NONE,
         state_before: 0,
-        receive_in_doubt: 0,
+        receive_tentative: 0,
         owner_is_guess: 0,
         _padding: [0; 5],
     };
 }
 
-/// What is kept with each socket; the kernel copies it to the children of a listener.
+/// The state of each socket; the kernel copies it to the children of a listener.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
 static SOCKETS: Map<
     i32,
-    Kept,
+    SocketState,
     { BPF_MAP_TYPE_SK_STORAGE as usize },
     0,
     { (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize },
@@ -212,70 +207,85 @@ static SOCKETS: Map<
 /// the longest unused makes room; an address that is used again begins anew with its socket.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-static SOCKETS_BY_ADDRESS: Map<u64, Kept, { BPF_MAP_TYPE_LRU_HASH as usize }, 65_536, 0> = Map::new();
+static SOCKETS_BY_ADDRESS: Map<u64, SocketState, { BPF_MAP_TYPE_LRU_HASH as usize }, 65_536, 0> = Map::new();
 type LruHash<K, V, const ENTRIES: usize> = Map<K, V, { BPF_MAP_TYPE_LRU_HASH as usize }, ENTRIES, 0>;
 
 /// Processes by the address of their credentials.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-pub(crate) static PROCESSES: LruHash<u64, Known, 32_768> = Map::new();
+pub(crate) static PROCESSES: LruHash<u64, CredEntry, 32_768> = Map::new();
 
 /// The address of its credentials, by process.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
 pub(crate) static CREDENTIALS: LruHash<u32, u64, 32_768> = Map::new();
 
-/// Processes that have ended, by the address of the credentials that they had.
+/// Processes that have ended, by the address of their last credentials.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-pub(crate) static ENDED: LruHash<u64, Ended, 8_192> = Map::new();
+pub(crate) static EXITED: LruHash<u64, ExitedProcess, 8_192> = Map::new();
 
-/// What is left of connections in TIME_WAIT, by `Ends::key`.
+/// How processes ended, by pid.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-pub(crate) static CLOSED: LruHash<u64, Closed, 16_384> = Map::new();
+pub(crate) static EXIT_STATUS: LruHash<u32, ExitStatus, 8_192> = Map::new();
 
-/// Events between the first and the second run of a program that is attached twice.
+/// Listeners that are being closed, by the address of the task that closes them.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-pub(crate) static MARKS: Array<u64, MOST_MARKS> = Map::new();
+pub(crate) static CLOSING_LISTENERS: LruHash<u64, ClosingListener, 1_024> = Map::new();
 
-/// What is kept with a full socket, if anything.
+/// Who holds each listener, as the last walk through all files found it, by the listener's address.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static LISTENERS: LruHash<u64, ListenerHolder, 4_096> = Map::new();
+
+/// What is left of connections in TIME_WAIT.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static TIME_WAIT: LruHash<TimeWaitKey, TimeWaitState, 16_384> = Map::new();
+
+/// Events between the run of a program and that of its companion.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub(crate) static HANDLED: Array<u64, MAX_HANDLED> = Map::new();
+
+/// The state stored with a full socket, if any.
 #[inline(always)]
-pub(crate) fn kept(socket: *const u8) -> Option<&'static mut Kept> {
+pub(crate) fn socket_state(socket: *const u8) -> Option<&'static mut SocketState> {
     if !has_socket_storage() {
         // SAFETY: the verifier knows the value's size; the map keeps the memory.
-        return SOCKETS_BY_ADDRESS.get(&(socket as u64)).and_then(|kept| unsafe { kept.as_mut() });
+        return SOCKETS_BY_ADDRESS.get(&(socket as u64)).and_then(|stored| unsafe { stored.as_mut() });
     }
     // SAFETY: the verifier knows `socket` as a trusted `struct sock`; the value lives as long as the socket.
     unsafe {
         bpf_sk_storage_get(SOCKETS.pointer(), socket.cast_mut().cast(), core::ptr::null_mut(), 0)
-            .cast::<Kept>()
+            .cast::<SocketState>()
             .as_mut()
     }
 }
 
-/// What is kept with a full socket, begun now if need be.
+/// The state stored with a full socket, inserted if need be.
 #[inline(always)]
-pub(crate) fn kept_or_new(socket: *const u8) -> Option<&'static mut Kept> {
+pub(crate) fn socket_state_or_insert(socket: *const u8) -> Option<&'static mut SocketState> {
     if !has_socket_storage() {
-        return kept(socket).or_else(|| {
-            SOCKETS_BY_ADDRESS.set(&(socket as u64), &Kept::NOTHING);
-            kept(socket)
+        return socket_state(socket).or_else(|| {
+            SOCKETS_BY_ADDRESS.set(&(socket as u64), &SocketState::NOTHING);
+            socket_state(socket)
         });
     }
-    // SAFETY: as in `kept`.
-    let kept = unsafe {
+    // SAFETY: as in `socket_state`.
+    let stored = unsafe {
         bpf_sk_storage_get(
             SOCKETS.pointer(),
             socket.cast_mut().cast(),
             core::ptr::null_mut(),
             BPF_SK_STORAGE_GET_F_CREATE as u64,
         )
-        .cast::<Kept>()
+        .cast::<SocketState>()
         .as_mut()
     }?;
-    Some(kept)
+    Some(stored)
 }
 
 /// Forgets what an earlier socket left at the address of a child that begins; in the storage of sockets there is none.
@@ -286,10 +296,10 @@ pub(crate) fn forget(socket: *const u8) {
     }
 }
 
-/// Adds to the counter of a kind of reset: before any rule in `CAPTURED`, for which the ring buffer had no room in `LOST`.
+/// Adds to the counter of a kind of reset: before any rule in `CAPTURED`, for which the ring buffer had no room in `RINGBUF_DROPS`.
 ///
 /// With an index that the verifier knows (6.15 on, `get_constant_map_key`), it follows the rest of the program anew for
-/// each: it must be a hidden one.
+/// each: it must be opaque.
 #[inline(always)]
 pub(crate) fn count(map: &PerCpu<u64, { COUNTERS as usize }>, index: u32, by: i64) {
     if let Some(counter) = map.get(&index) {
@@ -299,8 +309,8 @@ pub(crate) fn count(map: &PerCpu<u64, { COUNTERS as usize }>, index: u32, by: i6
 }
 
 #[inline(always)]
-fn count_withheld(index: u32, by: i64) {
-    if let Some(counter) = WITHHELD.get(&index) {
+fn count_suppressed(index: u32, by: i64) {
+    if let Some(counter) = SUPPRESSED.get(&index) {
         // SAFETY: the slot is this CPU's own, and lives as long as the map.
         unsafe { *counter = (*counter).wrapping_add_signed(by) };
     }
@@ -309,21 +319,21 @@ fn count_withheld(index: u32, by: i64) {
 /// Counts a reset that the rules drop.
 #[inline(always)]
 pub(crate) fn count_filtered(by: i64) {
-    count_withheld(0, by);
+    count_suppressed(0, by);
 }
 
-/// Counts a reset that is over the ceiling.
+/// Counts a reset that the rate limit refuses.
 #[inline(always)]
-pub(crate) fn count_over_ceiling(by: i64) {
-    count_withheld(1, by);
+pub(crate) fn count_rate_limited(by: i64) {
+    count_suppressed(1, by);
 }
 
-/// Notes the state of the socket that a reset was handed to, and who tells of it.
+/// Records the state of the socket that a reset was handed to, and which program emits it.
 #[inline(always)]
-pub(crate) fn note_receiver(skb: *const u8, segment: &Segment, state: u8, teller: Teller) {
+pub(crate) fn record_drop_receiver(skb: *const u8, segment: &Segment, state: u8, teller: DropReporter) {
     let Some(last) = LAST_RECEIVED.get(&0) else { return };
-    // SAFETY: the slot is this CPU's own, and lives as long as the map. Member by member, for the verifier wants no byte
-    // read that nobody wrote.
+    // SAFETY: the slot is this CPU's own, and lives as long as the map. Member by member, because the verifier rejects reads
+    // of bytes that were not written.
     unsafe {
         (*last).skb = skb as u64;
         (*last).segment = *segment;
@@ -333,8 +343,8 @@ pub(crate) fn note_receiver(skb: *const u8, segment: &Segment, state: u8, teller
     }
 }
 
-/// What was noted of the reset that is freed now, for the one who tells of it then: the state of its receiver, if it is
-/// known. `None` where `kfree_skb` is not to tell.
+/// What was recorded of the reset that is freed now: the state of its receiver, if known. `None` where `kfree_skb` does not
+/// emit it.
 #[inline(always)]
 pub(crate) fn freed_receiver(skb: *const u8, segment: &Segment, reason: u32) -> Option<Option<u8>> {
     let Some(last) = LAST_RECEIVED.get(&0) else { return Some(None) };
@@ -346,37 +356,68 @@ pub(crate) fn freed_receiver(skb: *const u8, segment: &Segment, reason: u32) -> 
     if !same {
         return Some(None);
     }
-    if last.teller != Teller::Free as u8 {
+    if last.teller != DropReporter::Free as u8 {
         last.reason = reason;
         return None;
     }
     Some(Some(last.state))
 }
 
-/// The reset that a function was handed and now ends with, unless it was told; from now on it is.
+/// The reset that a function was handed and that it ends with now, unless it was emitted; from now on it is.
 #[inline(always)]
 pub(crate) fn ended_with(skb: *const u8) -> Option<&'static Received> {
     let last = LAST_RECEIVED.get(&0)?;
     // SAFETY: the slot is this CPU's own, and lives as long as the map.
     let last = unsafe { &mut *last };
-    if last.skb != skb as u64 || last.teller != Teller::Function as u8 {
+    if last.skb != skb as u64 || last.teller != DropReporter::Function as u8 {
         return None;
     }
-    last.teller = Teller::Nobody as u8;
+    last.teller = DropReporter::Reported as u8;
     Some(last)
 }
 
-/// Whether this very segment was the last that was queued on this CPU, on another device; remembers it.
+/// Number of the walk through all files.
 #[inline(always)]
-pub(crate) fn is_repeated(skb: *const u8, segment: &Segment) -> bool {
-    let Some(last) = LAST_QUEUED.get(&0) else { return false };
-    // SAFETY: the slot is this CPU's own, and lives as long as the map.
-    let last = unsafe { &mut *last };
-    let device: u64 = load(skb, Field::SkbDev);
-    let (ports, numbers) = (segment.both_ports(), segment.both_numbers());
-    if last.skb == skb as u64 && last.ports == ports && last.numbers == numbers && last.first_device != device {
+pub(crate) fn walk() -> u32 {
+    // SAFETY: the slot lives as long as the map; user space writes single words.
+    CONTROL.get(&0).map_or(0, |control| unsafe { (*control).walk })
+}
+
+/// Remembers that TCP answers this segment with a reset.
+#[inline(always)]
+pub(crate) fn record_answer(trigger: &Segment) {
+    let answer = SentReset {
+        source: trigger.destination,
+        destination: trigger.source,
+        numbers: answer_numbers(trigger.flags, trigger.sequence, trigger.acknowledgement, trigger.length),
+        ports: u64::from(trigger.destination_port) << 32 | u64::from(trigger.source_port),
+        // SAFETY: a plain helper.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        device: BY_TCP,
+    };
+    SENT_BY_TCP.set(&answer.slot(), &answer);
+}
+
+/// Whether the reset that a device queues has a record: TCP sent it, or another device queued it before. If not, it is
+/// remembered.
+#[inline(always)]
+pub(crate) fn has_record(skb: *const u8, segment: &Segment) -> bool {
+    let reset = SentReset {
+        source: segment.source,
+        destination: segment.destination,
+        numbers: segment.both_numbers(),
+        ports: u64::from(segment.source_port) << 32 | u64::from(segment.destination_port),
+        // SAFETY: a plain helper.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        device: load(skb, Field::SkbDev),
+    };
+    let slot = reset.slot();
+    // SAFETY: the verifier knows the value's size; the map keeps the memory.
+    if let Some(earlier) = SENT_BY_TCP.get(&slot).and_then(|earlier| unsafe { earlier.as_ref() })
+        && reset.has_record(earlier)
+    {
         return true;
     }
-    *last = Queued { skb: skb as u64, ports, numbers, first_device: device };
+    SENT_BY_TCP.set(&slot, &reset);
     false
 }

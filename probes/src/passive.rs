@@ -9,15 +9,15 @@ use core::ffi::c_void;
 use aya_ebpf::{EbpfContext, macros::fentry, programs::FEntryContext};
 use reset_collector_probes::{
     Direction, Hook, Origin, State,
-    cause::{self, Holder, ReasonClass, segment::RST},
+    cause::{self, ReasonClass, SocketKind, segment::RST},
 };
 
 use crate::{
     NEW_SYN_RECV,
-    clock::Moment,
-    connection::{Full, Holding, Socket},
+    clock::Timestamp,
+    connection::{FullSocket, Socket, SocketKindTag},
     emit::Draft,
-    network_namespace,
+    map, network_namespace,
     read::{argument, is_null},
     segment::{Segment, is_for_this_host, is_signed},
     state_of,
@@ -40,27 +40,28 @@ fn tcp_v6_send_reset(context: FEntryContext) -> i32 {
 #[inline(always)]
 fn answers(context: *const c_void) {
     let skb = argument(context, 1) as *const u8;
-    let (holder, holding, socket) = if is_null(context, 0) {
-        (Holder::None, Holding::Nothing, None)
+    let (socket_kind, tag, socket) = if is_null(context, 0) {
+        (SocketKind::None, SocketKindTag::Nothing, None)
     } else {
         let Some(socket) = Socket::from_argument(context, 0) else { return };
         match socket.state() {
-            NEW_SYN_RECV => (Holder::Request, Holding::Nothing, Some(socket)),
-            number if number == State::TimeWait as u8 => (Holder::TimeWait, Holding::TimeWait, Some(socket)),
+            NEW_SYN_RECV => (SocketKind::Request, SocketKindTag::Nothing, Some(socket)),
+            number if number == State::TimeWait as u8 => (SocketKind::TimeWait, SocketKindTag::TimeWait, Some(socket)),
             _ => return,
         }
     };
     let Some(segment) = Segment::received(skb) else { return };
+    map::record_answer(&segment);
     // No reset answers a reset; without a socket, only a segment for this host is answered, and one with an MD5
-    // signature (RFC 2385) only where a listener has its key, which is not to be seen here.
+    // signature (RFC 2385) only where a listener has its key, which is not visible here.
     if segment.flags & RST != 0
-        || (matches!(holder, Holder::None) && !is_for_this_host(skb))
+        || (matches!(socket_kind, SocketKind::None) && !is_for_this_host(skb))
         || is_signed(skb, &segment)
     {
         return;
     }
-    let cause = cause::of_passive(ReasonClass::Unknown, holder, segment.flags, false);
-    let mut draft = Draft::new(Moment::now(), Hook::PassiveSend, Direction::Transmit, Origin::Passive, cause);
-    draft.state = state_of(holder);
-    draft.answers(&segment, network_namespace(Full::NONE, socket, skb), holding, Full::NONE);
+    let cause = cause::of_passive(ReasonClass::Unknown, socket_kind, segment.flags, false);
+    let mut draft = Draft::new(Timestamp::now(), Hook::PassiveSend, Direction::Transmit, Origin::Passive, cause);
+    draft.state = state_of(socket_kind);
+    draft.answers(&segment, network_namespace(FullSocket::NONE, socket, skb), tag, FullSocket::NONE);
 }

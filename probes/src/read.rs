@@ -8,7 +8,7 @@ use reset_collector_probes::{
     field::{FIELDS, Field, Place},
 };
 
-// Each global below begins with a value that stands nowhere else: the compiler merges equal constants, so that a `&0`
+// Each global below begins with a unique value: the compiler merges equal constants, so that a `&0`
 // elsewhere would change with a global that began as 0.
 
 /// Where each member lies; set before the load, so that the verifier knows each offset.
@@ -23,7 +23,7 @@ static RESET_CLASSES: [u8; 64] = [0xfe; 64];
 #[unsafe(no_mangle)]
 static DROP_CLASSES: [u8; 256] = [0xfd; 256];
 
-/// 1 where `bpf_ktime_get_tai_ns` is to be had (6.1 on).
+/// 1 where the kernel has `bpf_ktime_get_tai_ns` (6.1 on).
 #[unsafe(no_mangle)]
 static HAS_TAI_CLOCK: u32 = 0xfc1a_0001;
 
@@ -33,11 +33,15 @@ static HAS_SOCKET_STORAGE: u32 = 0xfc1a_0003;
 
 /// 1 where the verifier knows that an argument of a tracepoint may be null (6.13 on).
 #[unsafe(no_mangle)]
-static KNOWS_NULL: u32 = 0xfc1a_0002;
+static BTF_HAS_NULL_CTX: u32 = 0xfc1a_0002;
 
-/// 1 where `bpf_get_current_task_btf` is to be had (5.11 on).
+/// 1 where the kernel has `bpf_get_current_task_btf` (5.11 on).
 #[unsafe(no_mangle)]
 static HAS_TYPED_TASK: u32 = 0xfc1a_0004;
+
+/// A random number from user space: nobody who does not know it can choose keys that share a bucket of the rate limit.
+#[unsafe(no_mangle)]
+static HASH_SEED: u32 = 0xfc1a_0007;
 
 /// An argument of a tracepoint.
 #[inline(always)]
@@ -51,7 +55,7 @@ pub(crate) fn argument(context: *const c_void, number: usize) -> u64 {
 #[inline(always)]
 pub(crate) fn is_null(context: *const c_void, number: usize) -> bool {
     // SAFETY: as in `place`.
-    if unsafe { read_volatile(&raw const KNOWS_NULL) } == 1 {
+    if unsafe { read_volatile(&raw const BTF_HAS_NULL_CTX) } == 1 {
         return argument(context, number) == 0;
     }
     // Hidden from the compiler, which would load both ways through one address: the verifier wants the context's own.
@@ -151,14 +155,21 @@ pub(crate) fn drop_class(reason: u32) -> ReasonClass {
     })
 }
 
-/// Whether the kernel tells the TAI clock.
+/// What hashes begin with.
+#[inline(always)]
+pub(crate) fn hash_seed() -> u32 {
+    // SAFETY: as in `place`.
+    unsafe { read_volatile(&raw const HASH_SEED) }
+}
+
+/// Whether the kernel has the TAI clock.
 #[inline(always)]
 pub(crate) fn has_tai_clock() -> bool {
     // SAFETY: as in `place`.
     unsafe { read_volatile(&raw const HAS_TAI_CLOCK) == 1 }
 }
 
-/// Whether what is kept with a socket lies in the socket itself.
+/// Whether the state of a socket is stored in the socket itself.
 #[inline(always)]
 pub(crate) fn has_socket_storage() -> bool {
     // SAFETY: as in `place`.

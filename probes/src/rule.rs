@@ -36,7 +36,7 @@ pub const DROP: u8 = 2;
 /// [`Rule::verdict`] for [`Verdict::Stop`].
 pub const STOP: u8 = 3;
 
-/// [`Rule::source`] of the rules that stand for the switches under `capture`.
+/// [`Rule::source`] of the rules for the switches under `capture`.
 pub const FROM_CAPTURE: u16 = u16::MAX;
 
 /// Bit of [`Rule::tests`]: the reason must be one of [`Rule::reasons`].
@@ -73,7 +73,7 @@ impl PortRange {
     pub const EMPTY: Self = Self { low: 1, high: 0 };
 }
 
-/// The addresses whose bits under `mask` are `value`. Words of an address's 16 bytes as they stand in memory.
+/// The addresses whose bits under `mask` are `value`. Words of an address's 16 bytes as in memory.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "zerocopy", derive(zerocopy::IntoBytes, zerocopy::Immutable))]
@@ -160,7 +160,7 @@ pub struct Facts {
     pub reason: u32,
     /// Inode, 0 when not known.
     pub network_namespace: u32,
-    /// The 16 bytes of the record's address as they stand in memory.
+    /// The 16 bytes of the record's address as in memory.
     pub local_address: [u32; 4],
     /// The other end's.
     pub peer_address: [u32; 4],
@@ -187,7 +187,7 @@ pub const fn reason_key(number: u16, is_drop_reason: bool) -> u32 {
     number as u32 | (is_drop_reason as u32) << 16
 }
 
-/// What a program says, and the place of the rule in it that says so.
+/// The verdict of a program, and the index of the rule that gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// What becomes of the reset.

@@ -6,8 +6,8 @@ use reset_collector_probes::{
 };
 
 use crate::{
-    ends::version_of,
     read::{copy, copy_at, has, load, load_bits},
+    tuple::version_of,
 };
 
 const ETH_P_IP: u16 = 0x0800;
@@ -40,7 +40,7 @@ pub(crate) struct Segment {
     pub(crate) sequence: u32,
     pub(crate) acknowledgement: u32,
     pub(crate) flags: u8,
-    /// As `Ends::version`.
+    /// As `Tuple::version`.
     pub(crate) version: u8,
     /// With its options.
     header_len: u8,
@@ -149,7 +149,7 @@ impl Segment {
         };
         let before = (tcp as u64).wrapping_sub(ip as u64);
         let tcp = if version == 4 && before == size_of::<Ipv4Header>() as u64 { v4.tcp } else { copy_at(tcp) };
-        // A header shorter than 20 bytes is none.
+        // A header has at least 20 bytes.
         if tcp.offset_and_flags[0] >> 4 < 5 {
             return None;
         }
@@ -223,15 +223,16 @@ fn is_ip(skb: *const u8) -> bool {
     protocol == ETH_P_IP || protocol == ETH_P_IPV6
 }
 
-/// A reset that netfilter made: it has no socket, came in by no interface, and is not TCP's own.
+/// A reset that netfilter made, or that TCP sent without a socket (`map::has_record` tells them apart): it has no socket and
+/// came in by no interface.
 #[inline(always)]
 pub(crate) fn of_firewall(skb: *const u8) -> Option<Segment> {
     let socket: u64 = load(skb, Field::SkbSk);
     if socket != 0 || load::<u32>(skb, Field::SkbIif) != 0 || !is_ip(skb) {
         return None;
     }
-    // tcp_v6_send_response leaves the checksum to the device (CHECKSUM_PARTIAL) and has no socket without one;
-    // nf_reject_ip6_tcphdr_put computes it (CHECKSUM_NONE). Over IPv4, TCP's own carry the control socket.
+    // tcp_v6_send_response leaves the checksum to the device (CHECKSUM_PARTIAL); nf_reject_ip6_tcphdr_put computes it
+    // (CHECKSUM_NONE), as a device without that feature does for TCP's. Over IPv4, TCP's own carry the control socket.
     let version6 = u16::from_be(load::<u16>(skb, Field::SkbProtocol)) == ETH_P_IPV6;
     if version6 && load_bits(skb, Field::SkbIpSummed) != 0 {
         return None;
@@ -267,7 +268,7 @@ pub(crate) fn reached_tcp(skb: *const u8) -> bool {
 /// State of the socket that early demultiplexing gave to a segment, if it did.
 #[inline(always)]
 pub(crate) fn socket_state(skb: *const u8) -> Option<u8> {
-    // Copied: see `Full::inner`.
+    // Copied: see `FullSocket::inner`.
     let socket: *const u8 = copy(skb, Field::SkbSk);
     (!socket.is_null()).then(|| copy(socket, Field::SkState))
 }

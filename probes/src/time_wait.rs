@@ -1,21 +1,20 @@
-//! What is left of a connection in TIME_WAIT, of which the kernel keeps nothing but the ends (`tcp_time_wait`): who held
-//! it, and what a reset that answers for it can still say.
+//! The owner and the facts of connections in TIME_WAIT, of which the kernel itself keeps only the tuple (`tcp_time_wait`).
 
 use reset_collector_probes::{OwnerSource, ResetRecord, field::Field};
 
 use crate::{
     clock::since,
-    connection::{ends, last_data, namespace_of},
-    ends::Ends,
-    map::{CLOSED, Kept},
+    connection::{last_data, namespace_of, tuple},
+    map::{SocketState, TIME_WAIT},
     owner::{self, Process},
     read::load,
+    tuple::Tuple,
 };
 
 /// A connection as it was when its socket ended.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Closed {
+pub(crate) struct TimeWaitState {
     owner: Process,
     /// CLOCK_MONOTONIC at establishment, 0 where that is not known.
     established_ns: u64,
@@ -27,34 +26,60 @@ pub(crate) struct Closed {
     flags: u64,
 }
 
-/// Keeps the facts of a `tcp_sock` that ends in TIME_WAIT.
+/// A connection in its namespace. The whole tuple, not a hash of it: a hash would let a user choose a connection that
+/// collides with another's.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct TimeWaitKey {
+    local: [u32; 4],
+    peer: [u32; 4],
+    network_namespace: u32,
+    local_port: u16,
+    peer_port: u16,
+}
+
+impl TimeWaitKey {
+    #[inline(always)]
+    fn of(tuple: &Tuple, network_namespace: u32) -> Self {
+        Self {
+            local: tuple.local,
+            peer: tuple.peer,
+            network_namespace,
+            local_port: tuple.local_port,
+            peer_port: tuple.peer_port,
+        }
+    }
+}
+
+/// Stores the facts of a `tcp_sock` that ends in TIME_WAIT.
 #[inline(always)]
-pub(crate) fn keep(tcp: *const u8, kept: &Kept) {
-    if tcp.is_null() || kept.owner.pid == 0 {
+pub(crate) fn keep(tcp: *const u8, stored: &SocketState) {
+    if tcp.is_null() {
         return;
     }
-    let closed = Closed {
-        owner: kept.owner,
-        established_ns: kept.established_ns,
-        closed_ns: kept.closed_ns,
+    let state = TimeWaitState {
+        owner: stored.owner,
+        established_ns: stored.established_ns,
+        closed_ns: stored.closed_ns,
         bytes_sent: load(tcp, Field::TcpBytesSent),
         bytes_received: load(tcp, Field::TcpBytesReceived),
         flags: last_data(tcp).into(),
     };
-    CLOSED.set(&ends(tcp).key(namespace_of(tcp)), &closed);
+    TIME_WAIT.set(&TimeWaitKey::of(&tuple(tcp), namespace_of(tcp)), &state);
 }
 
-/// Writes what was kept of the connection with these ends; the record has its namespace, and says of all else that it is not
-/// known.
+/// Writes what was stored of the connection with this tuple. The record has its namespace; all other facts are unknown.
 #[inline(always)]
-pub(crate) fn write(record: &mut ResetRecord, ends: &Ends) {
-    let Some(closed) = CLOSED.get(&ends.key(record.network_namespace)) else { return };
+pub(crate) fn write(record: &mut ResetRecord, tuple: &Tuple) {
+    let Some(state) = TIME_WAIT.get(&TimeWaitKey::of(tuple, record.network_namespace)) else { return };
     // SAFETY: the verifier knows the value's size; the LRU map keeps the memory, if not always this connection in it.
-    let closed = unsafe { *closed };
-    owner::write(record, &closed.owner, OwnerSource::Storage);
-    record.bytes_sent = closed.bytes_sent;
-    record.bytes_received = closed.bytes_received;
-    record.flags |= closed.flags as u16;
-    record.closed_ns = since(closed.closed_ns);
-    record.duration_ns = since(closed.established_ns);
+    let state = unsafe { *state };
+    if state.owner.pid != 0 {
+        owner::write(record, &owner::with_current_name(&state.owner), OwnerSource::Storage);
+    }
+    record.bytes_sent = state.bytes_sent;
+    record.bytes_received = state.bytes_received;
+    record.flags |= state.flags as u16;
+    record.closed_ns = since(state.closed_ns);
+    record.duration_ns = since(state.established_ns);
 }

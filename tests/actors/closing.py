@@ -63,6 +63,40 @@ def close_with_unread_after_client_left(net):
     server.close()
 
 
+@scenario(
+    sent("server", "data_after_close", "passive", "time_wait|fin_wait_2", bytes_received=5, bytes_sent=5),
+    received("client", "reset_by_peer", "close_wait"),
+    on=EVERYWHERE,
+)
+def data_after_half_close(net):
+    """the server ends its half, waits, and closes; then the client sends data"""
+    client, server = net.pair()
+    client.send(b"hello")
+    server.send(server.recv(5))
+    client.recv(5)
+    server.shutdown(socket.SHUT_WR)
+    wait_state(server, FIN_WAIT2)
+    server.close()
+    client.send(b"more")
+    wait_state(client, CLOSE)
+
+
+@scenario(
+    sent("server", "data_after_close", "passive", "time_wait|fin_wait_2", bytes_received=5),
+    received("client", "reset_by_peer", "close_wait"),
+)
+def data_after_lingering_close(net):
+    """close() under SO_LINGER with time to spare waits until its FIN is acknowledged; then the client sends data"""
+    client, server = net.pair()
+    client.send(b"hello")
+    server.recv(5)
+    linger(server, 5)
+    server.close()
+    wait_state(client, CLOSE_WAIT)
+    client.send(b"more")
+    wait_state(client, CLOSE)
+
+
 @scenario(sent("server", "closed_with_unread_data", "active", "established", unread_bytes=5), LOST)
 def close_on_exec(net):
     """exec() closes the socket while data lie unread: nobody is killed"""

@@ -58,6 +58,35 @@ def rejected_forward_in_connection(net):
     net.server.mute()
 
 
+def _behind_bridge(net):
+    """The server's address is a bridge's, which computes checksums before its port queues the segment again."""
+    host = net.server
+    host.run("ip", "link", "add", "br0", "type", "bridge")
+    host.compute_checksums("br0")
+    addresses = [net.server.address[4] + "/24", net.server.address[6] + "/64"]
+    host.run("ip", "address", "flush", "dev", DEVICE)
+    host.run("ip", "link", "set", DEVICE, "master", "br0")
+    host.run("ip", "link", "set", "br0", "up")
+    for address in addresses:
+        host.run("ip", "address", "add", address, "dev", "br0", *(["nodad"] if ":" in address else []))
+
+
+@scenario(sent("server", "port_closed", "passive"), REFUSED)
+def closed_port_behind_bridge(net):
+    """a closed port behind a bridge that computes checksums itself: no firewall sent that reset"""
+    _behind_bridge(net)
+    _refused(net, net.closed_port())
+
+
+@scenario(_rejected("server"), REFUSED)
+def rejected_behind_bridge(net):
+    """nft rejects a connection behind such a bridge: one record for both devices"""
+    _behind_bridge(net)
+    net.server.nft(f"tcp dport 8080 {REJECT}")
+    with net.listen(port=8080):
+        _refused(net, 8080)
+
+
 @scenario(_rejected("server"), REFUSED)
 def rejected_by_iptables(net):
     """iptables rejects a connection where it arrives"""

@@ -5,6 +5,7 @@ Segments made by hand are in segments.py, the list of scenarios in scenario.py.
 """
 
 import ctypes
+import fcntl
 import os
 import signal
 import socket
@@ -72,6 +73,15 @@ class Host:
             raise Skip(f"this kernel has no {name}")
         with open(path, "w") as handle:
             handle.write(str(value))
+
+    def compute_checksums(self, device):
+        """From now on checksums are computed before the device sends (`ethtool -K DEVICE tx off`)."""
+        ETHTOOL_STXCSUM = 0x17
+        self.enter()
+        off = ctypes.create_string_buffer(struct.pack("II", ETHTOOL_STXCSUM, 0))
+        request = struct.pack("16sQ16x", device.encode(), ctypes.addressof(off))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
+            fcntl.ioctl(handle, 0x8946, request)  # SIOCETHTOOL
 
     def resets_sent(self):
         """TcpOutRsts: resets that TCP sent here, netfilter's not counted."""

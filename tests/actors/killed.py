@@ -4,11 +4,13 @@ import os
 import signal
 import socket
 
-from hosts import CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT2, Process, linger, port, wait_state, wait_unread
+import uring
+from hosts import CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT2, Process, Skip, linger, port, wait_state, wait_unread
 from scenario import EVERYWHERE, THREE, received, scenario, sent
 
 LOST = received("client", "reset_by_peer", "established")
 KILLED = sent("server", "process_killed", "active", "established")
+EXITED = sent("server", "process_exited", "active", "established")
 
 
 def _served(net, prepare, ending=None):
@@ -64,11 +66,97 @@ def crashed_with_unread_data(net):
     wait_state(client, CLOSE)
 
 
-@scenario(KILLED, LOST)
+@scenario(EXITED, LOST)
 def exited_with_unread_data(net):
     """the owner exits by itself, with status 0, while data lie unread"""
     client, process = _served(net, _unread, lambda: os._exit(0))
     process.wait()
+    wait_state(client, CLOSE)
+
+
+@scenario(sent("server", "process_oom_killed", "active", "established"), LOST)
+def killed_for_memory(net):
+    """the kernel's OOM killer ends the owner while data lie unread"""
+    group, limit = memory_group()
+    try:
+        client, process = _served(net, _unread, lambda: _exhaust(group, limit))
+        process.wait()
+        wait_state(client, CLOSE)
+    finally:
+        os.rmdir(group)
+
+
+def memory_group():
+    """A control group that limits memory, and the file with its limit."""
+    for root, limit in (("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")):
+        group = f"{root}/reset-collector-tests-{os.getpid()}"
+        try:
+            os.mkdir(group)
+        except OSError:
+            continue
+        if os.path.exists(f"{group}/{limit}"):
+            return group, f"{group}/{limit}"
+        os.rmdir(group)
+    raise Skip("no control group with a memory limit can be made")
+
+
+def _exhaust(group, limit):
+    with open(limit, "w") as handle:
+        handle.write(str(64 << 20))
+    for swap in ("memory.swap.max", "memory.swappiness"):
+        if os.path.exists(f"{group}/{swap}"):
+            with open(f"{group}/{swap}", "w") as handle:
+                handle.write("0")
+    with open(f"{group}/cgroup.procs", "w") as handle:
+        handle.write(str(os.getpid()))
+    taken = []
+    while True:
+        taken.append(bytearray(b"x") * (1 << 20))
+
+
+def _in_flight(accepted):
+    """The connection is now in the queue of a Unix socket that is in its own queue, too: no process can reach it, and the
+    kernel's garbage collection has the last reference."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    for carried in (accepted, right):
+        socket.send_fds(left, [b"x"], [carried.fileno()])
+    left.close()
+    right.detach()
+    accepted.close()
+
+
+def _read_one_in_flight(accepted):
+    wait_unread(accepted, 5)
+    accepted.recv(1)
+    _in_flight(accepted)
+
+
+def _unread_in_flight(accepted):
+    wait_unread(accepted, 5)
+    _in_flight(accepted)
+
+
+@scenario(KILLED, LOST)
+def killed_in_flight(net):
+    """SIGKILL of the owner of a connection that only a Unix socket's garbage collection closes"""
+    client, process = _served(net, _read_one_in_flight)
+    process.kill()
+    wait_state(client, CLOSE)
+
+
+@scenario(EXITED, LOST)
+def exited_in_flight(net):
+    """the same, the owner exits and has read nothing"""
+    client, process = _served(net, _unread_in_flight, lambda: os._exit(3))
+    process.wait()
+    wait_state(client, CLOSE)
+
+
+@scenario(KILLED, LOST)
+def killed_with_direct_descriptor(net):
+    """SIGKILL of the owner of a connection that io_uring's own table of files has alone"""
+    client, process = _served(net, uring.hold_alone)
+    process.kill()
     wait_state(client, CLOSE)
 
 

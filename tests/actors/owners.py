@@ -22,6 +22,7 @@ import traceback
 DIRECTORY = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, DIRECTORY)
 
+import uring
 from hosts import CLOSE, CLOSE_WAIT, Host, Skip, _die_with_parent, _libc, linger, port, until, wait_state, wait_unread
 from segments import forge
 
@@ -496,6 +497,124 @@ def a_segment_to_a_listener(act):
         act.due("receives", "receive", 4000 + turn, number, None)
         forge(act.host, (ADDRESS, 4000 + turn), (ADDRESS, number), "A", seq=1, ack=2)
         time.sleep(0.02)
+
+
+def stray(act, number, owner, turns=range(TIMES)):
+    """Stray segments to a listener, whose resets are the owner's."""
+    for turn in turns:
+        act.due("sends", "transmit", number, 4000 + turn, owner)
+        act.due("receives", "receive", 4000 + turn, number, None)
+        forge(act.host, (ADDRESS, 4000 + turn), (ADDRESS, number), "A", seq=1, ack=2)
+        time.sleep(0.02)
+
+
+@case
+def a_listener_that_was_handed_over(act):
+    """the process that called listen() sends the listener over a Unix socket, closes it, and lives on"""
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        _die_with_parent()
+        ours.close()
+        socket.recv_fds(theirs, 1, 1)
+        theirs.send(b"r")
+        signal.pause()
+    theirs.close()
+    listener = act.listen()
+    number = port(listener)
+    socket.send_fds(ours, [b"x"], [listener.fileno()])
+    assert ours.recv(1) == b"r"
+    listener.close()
+    stray(act, number, Owner(pid))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+@case
+def a_listener_that_was_inherited(act):
+    """the process that called listen() is gone, its child holds the listener"""
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        listener = act.listen()
+        child = os.fork()
+        if child == 0:
+            os.write(writer, b"%d %d\n" % (os.getpid(), port(listener)))
+            signal.pause()
+        os._exit(0)
+    os.waitpid(parent, 0)
+    child, number = map(int, os.read(reader, 64).split())
+    stray(act, number, Owner(child))
+    waiting = act.connect(number)
+    mine, other = ends(waiting)
+    act.reset(Owner(child), act.me, (other, mine))
+    os.kill(child, signal.SIGKILL)
+    wait_state(waiting, CLOSE)
+    waiting.close()
+
+
+@case
+def a_listener_of_another_program(act):
+    """the process executes another program after listen(), as socket activation does: the program that runs now"""
+    bound = socket.socket()
+    bound.bind((ADDRESS, 0))
+    number = port(bound)
+    bound.set_inheritable(True)
+    program = subprocess.Popen(["sleep", "60"], close_fds=False, preexec_fn=lambda: (_die_with_parent(), bound.listen(16)))
+    bound.close()
+    until(lambda: comm(program.pid) == "sleep", "the program runs")
+    stray(act, number, Owner(program.pid))
+    program.kill()
+    program.wait()
+
+
+@case
+def half_closed_then_closed(act):
+    """a server ends its half, waits, and closes: who held it is known in TIME_WAIT"""
+    for turn in range(2 * TIMES):
+        with act.listen() as listener:
+            client = act.connect(port(listener))
+            server, _ = listener.accept()
+        mine, other = ends(client)
+        if turn % 2:
+            client.send(b"hello")
+            server.recv(5)
+            linger(server, 5)
+        else:
+            server.shutdown(socket.SHUT_WR)
+            wait_state(client, CLOSE_WAIT)
+        server.close()
+        wait_state(client, CLOSE_WAIT)
+        act.reset(act.me, act.me, (other, mine))
+        client.send(b"more")
+        wait_state(client, CLOSE)
+        client.close()
+
+
+@case
+def closed_by_a_thread_of_the_kernel(act):
+    """a process dies, and an io_uring has the last reference to its connection"""
+    for turn in range(TIMES):
+        reader, writer = os.pipe()
+        listener = act.listen()
+        pid = os.fork()
+        if pid == 0:
+            _die_with_parent()
+            connection, _ = listener.accept()
+            listener.close()
+            uring.hold_alone(connection)
+            os.write(writer, b"r")
+            signal.pause()
+        client = act.connect(port(listener))
+        listener.close()
+        client.send(b"hello")
+        assert os.read(reader, 1) == b"r"
+        mine, other = ends(client)
+        act.reset(Owner(pid), act.me, (other, mine))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        wait_state(client, CLOSE)
+        client.close()
 
 
 @case

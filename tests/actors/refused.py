@@ -1,6 +1,7 @@
 """Connections that are refused: closed ports, full queues, listeners that go away."""
 
 import errno
+import os
 import signal
 import socket
 
@@ -81,7 +82,7 @@ def listener_disconnected(net):
     _all_closed(waiting)
 
 
-@scenario(CHILD, LOST)
+@scenario(sent("server", "process_killed", "active", "established"), LOST)
 def listener_killed(net):
     """SIGKILL of the owner of a listener with a connection that waits to be accepted"""
     listener = net.listen()
@@ -92,6 +93,21 @@ def listener_killed(net):
     waiting = net.connect(to_port)
     process.kill(signal.SIGKILL)
     _all_closed([waiting])
+
+
+@scenario(sent("server", "process_exited", "active", "established", times=2), dict(LOST, times=2), on=EVERYWHERE)
+def listener_exited(net):
+    """the owner of a listener exits with two connections that wait to be accepted"""
+    listener = net.listen()
+    reader, writer = os.pipe()
+    process = Process(lambda ready: (ready(), os.read(reader, 1), os._exit(0)))
+    process.wait_ready()
+    to_port = port(listener)
+    listener.close()
+    waiting = [net.connect(to_port) for _ in range(2)]
+    os.write(writer, b"x")
+    process.wait()
+    _all_closed(waiting)
 
 
 @scenario(sent("server", "unknown_connection", "passive"), LOST)
@@ -117,6 +133,48 @@ def accept_queue_overflow(net):
         net.server.flush()  # the SYN-ACKs are sent again within a second, and so are the ACKs
         until(lambda: any(state(one) == CLOSE for one in both), "one of two is reset")
         accepted = [listener.accept() for _ in range(4)]
+    assert len(first) + 1 == len(accepted)
+
+
+def _half_open_expired(net, listener):
+    """A queue of four with three connections, and two clients that take themselves for connected: the queue was full when
+    the handshake of one ended, and its half-open request has expired since. The two clients, and the others."""
+    net.server.sysctl("net.ipv4.tcp_synack_retries", 1)
+    number = port(listener)
+    first = [net.connect(number) for _ in range(3)]
+    net.server.nft("tcp flags & (syn|ack) == ack drop")
+    both = [net.connect(number) for _ in range(2)]
+    net.server.flush()  # the SYN-ACKs are sent again within a second, and so are the ACKs
+    half_open = lambda: net.server.run("ss", "-Htan", "state", "syn-recv", "sport", "=", f":{number}")
+    until(lambda: not half_open().strip(), "the half-open request has expired")
+    return both, first
+
+
+def _one_is_reset(both):
+    for one in both:
+        one.send(b"hello")
+    until(lambda: any(state(one) == CLOSE for one in both), "one of two is reset")
+
+
+@scenario(sent("server", "accept_queue_overflow", "passive", "listen"), LOST, on=THREE)
+def accept_queue_full(net):
+    """data of a connection whose half-open request expired meet a listener whose accept queue is full"""
+    with net.listen(backlog=3) as listener:
+        both, first = _half_open_expired(net, listener)
+        _one_is_reset(both)
+        accepted = [listener.accept() for _ in range(4)]
+        accepted[-1][0].recv(5)
+    assert len(first) + 1 == len(accepted)
+
+
+@scenario(sent("server", "unknown_connection", "passive", "listen"), LOST)
+def accept_queue_no_longer_full(net):
+    """the same, but the queue has room by the time that the data come"""
+    with net.listen(backlog=3) as listener:
+        both, first = _half_open_expired(net, listener)
+        accepted = [listener.accept() for _ in range(4)]
+        _one_is_reset(both)
+        accepted[-1][0].recv(5)
     assert len(first) + 1 == len(accepted)
 
 

@@ -22,6 +22,8 @@ pub struct Rst {
     pub time_ns: u64,
     /// Which way, seen from the host.
     pub way: Way,
+    /// Index of the device.
+    pub device: u32,
     /// From.
     pub source: SocketAddr,
     /// To.
@@ -170,6 +172,7 @@ fn reset(packet: &[u8], time_ns: u64) -> Result<Option<Rst>> {
     Ok(Some(Rst {
         time_ns,
         way,
+        device: u32::from_be_bytes(cooked[4..8].try_into()?),
         source: SocketAddr::new(source, u16::from_be_bytes([tcp[0], tcp[1]])),
         destination: SocketAddr::new(destination, u16::from_be_bytes([tcp[2], tcp[3]])),
         sequence: u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]),
@@ -194,6 +197,7 @@ mod tests {
         let expected = Rst {
             time_ns: 5,
             way: Way::Out,
+            device: 2,
             source: "10.9.0.1:8080".parse().expect("address"),
             destination: "10.9.0.2:80".parse().expect("address"),
             sequence: 7,

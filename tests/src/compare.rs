@@ -23,6 +23,9 @@ pub struct Wired {
     pub rst: Rst,
 }
 
+/// A segment takes no longer from one device to the one below.
+const STACKED_NS: u64 = 100_000_000;
+
 /// The resets of a host that its TCP or netfilter sent, and those that reached it.
 pub fn wired(host: &Host, resets: &[Rst]) -> Vec<Wired> {
     let mut found = Vec::new();
@@ -33,7 +36,15 @@ pub fn wired(host: &Host, resets: &[Rst]) -> Vec<Wired> {
                 && (other.source, other.destination, other.sequence) == (rst.source, rst.destination, rst.sequence)
         };
         let forwarded = || resets[..index].iter().any(same);
-        if rst.way != Way::In && !rst.forged && !forwarded() {
+        // A bridge's port sends what the bridge has sent.
+        let stacked = |other: &Rst| {
+            other.way == Way::Out
+                && other.device != rst.device
+                && rst.time_ns - other.time_ns < STACKED_NS
+                && (other.source, other.destination, other.sequence) == (rst.source, rst.destination, rst.sequence)
+        };
+        let sent_before = || rst.way == Way::Out && resets[..index].iter().any(stacked);
+        if rst.way != Way::In && !rst.forged && !forwarded() && !sent_before() {
             found.push(entry("transmit"));
         }
         // On loopback a segment arrives whatever its addresses: netfilter answers in the peer's name.

@@ -33,8 +33,7 @@ fn every_cause_has_a_scenario() -> anyhow::Result<()> {
     assert!(scenarios.len() >= MIN_SCENARIOS, "{} scenarios", scenarios.len());
     let named: Vec<&str> = scenarios.iter().flat_map(|one| &one.due).flat_map(|due| due.cause.split('|')).collect();
     // `unknown` is what is never due.
-    // No kernel part tells how the owner ended yet.
-    let without = ["unknown", "process_exited", "process_oom_killed"];
+    let without = ["unknown"];
     for cause in probes::Cause::ALL {
         let word = cause.word();
         assert_eq!(named.contains(&word), !without.contains(&word), "{word}");

@@ -36,7 +36,7 @@ use crate::{
     },
     host::{core_dumps, hardening::harden, report, selftest},
     kernel::clock,
-    kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, credentials::Owners, http_trace, plan, vintage},
+    kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, credentials::OwnerResolver, http_trace, plan, vintage},
     model::{Decoder, reason::ReasonNames, resource::ResourceValue, signal::Signal},
     otlp::{batch::Batcher, client::Client},
     pipeline::{
@@ -323,7 +323,7 @@ fn stages(
     let spans = traces_go_out(&outputs);
     Ok(Stages {
         decoder,
-        owners: Owners::new(credentials),
+        owners: OwnerResolver::new(credentials),
         enricher,
         correlator,
         capture: settings.capture.clone(),

@@ -26,6 +26,7 @@ pub(crate) fn plain_reset() -> Reset {
         network_namespace: Some(4_026_531_840),
         owner: None,
         socket: 0,
+        listener: 0,
         credential: 0,
         cgroup_id: None,
         actor: None,

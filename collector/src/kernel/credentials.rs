@@ -1,7 +1,8 @@
-//! Owners that the kernel's programs could not name at once: processes by the credentials that opened a socket's file.
+//! Owners that the kernel's programs cannot name at once.
 //!
-//! A process that has set its user id has credentials that no hook told of. A look through all tasks finds them while it
-//! lives; only then is the reset handed on.
+//! A process that sets its user id has credentials that no hook reports. A walk through all tasks finds them while the process
+//! lives. And a listener may have another holder than the process that called listen(): it was inherited, or sent over a
+//! Unix socket. A walk through all files finds who holds it. Resets of such owners wait for the walk.
 
 use std::time::{Duration, Instant};
 
@@ -13,56 +14,71 @@ use crate::{
     model::{Owner, Reset},
 };
 
-/// Between two looks through all tasks: each takes some microseconds for each of them.
-const PAUSE: Duration = Duration::from_millis(100);
-/// Resets that wait for a look at most; more go out as they are.
-const MOST_WAITING: usize = 4_096;
-/// Bytes of a process with one number more: start, pid, padding, name, and its task, or when it ended.
-const KNOWN_LEN: usize = 8 + 4 + 4 + COMM_LEN + 8;
+/// Between two walks through all tasks, at least: each takes some microseconds for each of them.
+const MIN_WALK_INTERVAL: Duration = Duration::from_millis(100);
+/// Of its time the reader spends at most one part in so many on walks.
+const WALK_SHARE: u32 = 50;
+/// Resets that wait for a walk; more go out as they are.
+const MAX_WAITING: usize = 4_096;
+/// Bytes of a process with one number more: start, pid, padding, name; and its task, or when it ended, or the walk, rank and
+/// port of a listener's holder.
+const ENTRY_LEN: usize = 8 + 4 + 4 + COMM_LEN + 8;
 
-/// A map of the kernel's: a process and a number, by the address of its credentials.
-pub type ByCredential = HashMap<MapData, u64, [u8; KNOWN_LEN]>;
+/// A map of the kernel's: a process and a number, by an address.
+pub type ProcessByKey = HashMap<MapData, u64, [u8; ENTRY_LEN]>;
 
-/// What the kernel's programs know of processes by their credentials.
+/// What the kernel's programs know of processes by their credentials and listeners.
 #[derive(Debug)]
 pub struct Credentials {
-    /// Those that live.
-    pub processes: ByCredential,
-    /// Those that have ended lately, and when (CLOCK_BOOTTIME, ns).
-    pub ended: ByCredential,
+    /// Those that live, by credentials.
+    pub processes: ProcessByKey,
+    /// Those that have ended, and when (CLOCK_BOOTTIME, ns).
+    pub ended: ProcessByKey,
+    /// Who holds a listener, by its address.
+    pub listeners: ProcessByKey,
+}
+
+/// What a walk is to go through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Walk {
+    /// All files of the tasks, too.
+    pub files: bool,
 }
 
 /// Resets that wait for their owner.
-pub struct Owners {
+pub struct OwnerResolver {
     credentials: Credentials,
     waiting: Vec<Reset>,
-    looked: Option<Instant>,
+    next_walk: Option<Instant>,
 }
 
-impl Owners {
-    /// Nobody waits.
+impl OwnerResolver {
+    /// Nothing waits.
     pub fn new(credentials: Credentials) -> Self {
-        Self { credentials, waiting: Vec::new(), looked: None }
+        Self { credentials, waiting: Vec::new(), next_walk: None }
     }
 
-    /// Keeps a reset whose file was opened by a process that is not known yet, or gives it back.
-    pub fn admit(&mut self, reset: Reset) -> Option<Reset> {
+    /// Keeps a reset whose owner a walk may find, or gives it back.
+    pub fn submit(&mut self, reset: Reset) -> Option<Reset> {
         let is_named = reset.owner.is_some_and(|owner| owner.source != OwnerSource::Listener);
-        if is_named || reset.credential == 0 || self.waiting.len() >= MOST_WAITING {
+        let is_complete = reset.listener == 0 && (is_named || reset.credential == 0);
+        if is_complete || self.waiting.len() >= MAX_WAITING {
             return Some(reset);
         }
         self.waiting.push(reset);
         None
     }
 
-    /// Whether all tasks are to be looked at now.
-    pub fn want_look(&self, now: Instant) -> bool {
-        self.next_look(now).is_some_and(|next| next <= now)
+    /// The walk that is due now.
+    pub fn wants_walk(&self, now: Instant) -> Option<Walk> {
+        self.next_walk(now)
+            .is_some_and(|next| next <= now)
+            .then(|| Walk { files: self.waiting.iter().any(|reset| reset.listener != 0) })
     }
 
-    /// When they are; `None` while nobody waits.
-    pub fn next_look(&self, now: Instant) -> Option<Instant> {
-        (!self.waiting.is_empty()).then(|| self.looked.map_or(now, |looked| looked + PAUSE))
+    /// When the next walk is due; `None` while nothing waits.
+    pub fn next_walk(&self, now: Instant) -> Option<Instant> {
+        (!self.waiting.is_empty()).then(|| self.next_walk.unwrap_or(now))
     }
 
     /// Resets that wait.
@@ -70,9 +86,10 @@ impl Owners {
         self.waiting.len() as u64
     }
 
-    /// All tasks have been looked at: names the owners that were found, and gives all resets back.
-    pub fn looked(&mut self, now: Now) -> Vec<Reset> {
-        self.looked = Some(now.instant);
+    /// A walk is done: names the owners that were found, and gives all resets back.
+    pub fn on_walked(&mut self, began: Instant, now: Now) -> Vec<Reset> {
+        let took = now.instant.saturating_duration_since(began);
+        self.next_walk = Some(now.instant + MIN_WALK_INTERVAL.max(took * WALK_SHARE));
         self.take(now)
     }
 
@@ -81,14 +98,32 @@ impl Owners {
         let mut waiting = std::mem::take(&mut self.waiting);
         for reset in &mut waiting {
             let at_boot_ns = reset.time_unix_ns.saturating_add_signed(now.clock.boot_offset_ns.saturating_neg());
-            let get = |map: &ByCredential| map.get(&reset.credential, 0).ok().and_then(|bytes| parse(&bytes));
-            let (known, ended) = (get(&self.credentials.processes), get(&self.credentials.ended));
+            let get = |map: &ProcessByKey, key: u64| map.get(&key, 0).ok().and_then(|bytes| parse(&bytes));
+            if reset.listener != 0 {
+                let found = get(&self.credentials.listeners, reset.listener);
+                reset.owner = listener_holder(at_boot_ns, reset, found);
+                continue;
+            }
+            let known = get(&self.credentials.processes, reset.credential);
+            let ended = get(&self.credentials.ended, reset.credential);
             if let Some(owner) = holder_at(at_boot_ns, known, ended) {
                 reset.owner = Some(owner);
             }
         }
         waiting
     }
+}
+
+/// The holder of a listener that the last walk found, in place of the process that called listen(); of a listener that is
+/// gone, the holder that an earlier walk found. The process that called listen() stays where no walk found any.
+fn listener_holder(at_boot_ns: u64, reset: &Reset, found: Option<(Owner, u64)>) -> Option<Owner> {
+    let listened = reset.owner?;
+    let Some((holder, number)) = found else { return Some(listened) };
+    let port = (number >> 48) as u16;
+    if port != reset.local.port || holder.start_boot_ns > at_boot_ns {
+        return Some(listened);
+    }
+    Some(Owner { source: listened.source, ..holder })
 }
 
 /// Who had the credentials at a time: whoever gave them up after it by ending, else who has them now. Nobody, where that
@@ -99,7 +134,7 @@ fn holder_at(at_boot_ns: u64, known: Option<(Owner, u64)>, ended: Option<(Owner,
 }
 
 /// A process and its number out of the bytes of a map's value.
-fn parse(bytes: &[u8; KNOWN_LEN]) -> Option<(Owner, u64)> {
+fn parse(bytes: &[u8; ENTRY_LEN]) -> Option<(Owner, u64)> {
     let (start, rest) = bytes.split_first_chunk()?;
     let (pid, rest) = rest.split_first_chunk()?;
     let (comm, number) = rest.get(4..)?.split_first_chunk()?;
@@ -133,8 +168,21 @@ mod tests {
     }
 
     #[test]
+    fn a_listener_is_its_holders() {
+        let listened = process(1, 50, 0).map(|(owner, _)| Owner { source: OwnerSource::Storage, ..owner });
+        let reset = Reset { owner: listened, ..crate::model::sample::reset() };
+        let number = |walk: u32, port: u16| u64::from(port) << 48 | 2 << 32 | u64::from(walk);
+        let port = reset.local.port;
+        let pid = |found| listener_holder(100, &reset, found).map(|owner| (owner.pid, owner.source));
+        assert_eq!(pid(process(2, 60, number(7, port))), Some((2, OwnerSource::Storage)), "it has another holder");
+        assert_eq!(pid(None), Some((1, OwnerSource::Storage)), "no walk found it");
+        assert_eq!(pid(process(2, 60, number(7, port ^ 1))), Some((1, OwnerSource::Storage)), "another listener");
+        assert_eq!(pid(process(2, 101, number(7, port))), Some((1, OwnerSource::Storage)), "it began after the reset");
+    }
+
+    #[test]
     fn a_value_of_the_map_is_read_as_the_programs_write_it() {
-        let mut bytes = [0; KNOWN_LEN];
+        let mut bytes = [0; ENTRY_LEN];
         bytes[..8].copy_from_slice(&7u64.to_ne_bytes());
         bytes[8..12].copy_from_slice(&9u32.to_ne_bytes());
         bytes[16..20].copy_from_slice(b"name");

@@ -26,15 +26,15 @@ pub const HOOK: &str = "cgroup_skb";
 pub const SEES: &str = "traceparent of open requests, from the wire";
 
 const PROGRAMS: [(&str, CgroupSkbAttachType); 2] =
-    [("wire_sent", CgroupSkbAttachType::Egress), ("wire_received", CgroupSkbAttachType::Ingress)];
+    [("http_sent", CgroupSkbAttachType::Egress), ("http_received", CgroupSkbAttachType::Ingress)];
 
 /// The ports that are looked at.
-pub(super) struct WirePorts(Array<MapData, [u64; 1024]>);
+pub(super) struct HttpPorts(Array<MapData, [u64; 1024]>);
 
-impl WirePorts {
+impl HttpPorts {
     pub(super) fn take(programs: &mut Ebpf) -> Result<Self, KernelError> {
-        let map = take(programs, "WIRE_PORTS")?;
-        Array::try_from(map).map(Self).map_err(|_| KernelError::Map("WIRE_PORTS"))
+        let map = take(programs, "HTTP_PORTS")?;
+        Array::try_from(map).map(Self).map_err(|_| KernelError::Map("HTTP_PORTS"))
     }
 
     pub(super) fn set(&mut self, ports: &[u16]) -> Result<(), MapError> {

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher, Hasher, RandomState},
     sync::{Mutex, PoisonError},
     thread::{self, ScopedJoinHandle},
     time::{Duration, Instant},
@@ -136,23 +137,26 @@ pub(super) fn load(
     // Tracing programs were given the storage of sockets and the running task's type by one series, in 5.11.
     let has_socket_storage = globals.has_typed_task;
     let (reads_wire, twice) = (u32::from(reads_wire), u32::from(twice));
+    // Random, and other at each start.
+    let seed = RandomState::new().build_hasher().finish() as u32;
     let mut loader: EbpfLoader<'_> = loader;
     loader
         .override_global("PLACES", globals.places.as_slice(), true)
         .override_global("RESET_CLASSES", globals.reset_classes.as_slice(), true)
         .override_global("DROP_CLASSES", globals.drop_classes.as_slice(), true)
         .override_global("HAS_TAI_CLOCK", &globals.has_tai_clock, true)
-        .override_global("KNOWS_NULL", &globals.knows_null, true)
+        .override_global("BTF_HAS_NULL_CTX", &globals.knows_null, true)
         .override_global("HAS_TYPED_TASK", &globals.has_typed_task, true)
         .override_global("HAS_SOCKET_STORAGE", &has_socket_storage, true)
-        .override_global("READS_WIRE", &reads_wire, true)
-        .override_global("RUNS_TWICE", &twice, true)
+        .override_global("HTTP_TRACE_ENABLED", &reads_wire, true)
+        .override_global("HAS_COMPANIONS", &twice, true)
+        .override_global("HASH_SEED", &seed, true)
         .map_max_entries("RESETS", ring_buffer_bytes);
     if reads_wire == 0 {
-        loader.map_max_entries("EARLY_EXCHANGES", 1);
+        loader.map_max_entries("EARLY_HTTP_REQUESTS", 1);
     }
     if twice == 0 {
-        loader.map_max_entries("MARKS", 1);
+        loader.map_max_entries("HANDLED", 1);
     }
     if has_socket_storage == 1 {
         // Never used there: no memory for it.

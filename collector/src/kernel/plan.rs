@@ -123,9 +123,9 @@ pub(super) const AGAIN: &str = "again";
 /// Programs with a second one for the runs that the kernel passes over (`probes/src/again.rs`), which see resets and run
 /// in processes.
 const TWICE: [(&str, &str); 3] = [
-    ("tcp_send_reset", "tcp_send_reset_again"),
-    ("tcp_send_reset_active", "tcp_send_reset_active_again"),
-    ("tcp_receive_reset", "tcp_receive_reset_again"),
+    ("tcp_send_reset", "tcp_send_reset_companion"),
+    ("tcp_send_reset_active", "tcp_send_reset_active_companion"),
+    ("tcp_receive_reset", "tcp_receive_reset_companion"),
 ];
 
 /// The second program of this one.
@@ -313,8 +313,8 @@ mod tests {
         };
         let sends = names("tcp_send_reset");
         assert_eq!(sends[..2], ["tcp_send_reset", "tcp_send_reset_active"], "the first come first");
-        assert_eq!(sends[2..], ["tcp_send_reset_again", "tcp_send_reset_active_again"]);
-        assert_eq!(names("tcp_receive_reset"), ["tcp_receive_reset", "tcp_receive_reset_again"]);
+        assert_eq!(sends[2..], ["tcp_send_reset_companion", "tcp_send_reset_active_companion"]);
+        assert_eq!(names("tcp_receive_reset"), ["tcp_receive_reset", "tcp_receive_reset_companion"]);
         assert_eq!(names("kfree_skb"), ["kfree_skb"]);
     }
 

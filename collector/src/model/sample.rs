@@ -38,6 +38,7 @@ pub(crate) fn reset() -> Reset {
         network_namespace: Some(4_026_531_840),
         owner: Some(owner("nginx", 812)),
         socket: 7,
+        listener: 0,
         credential: 0,
         cgroup_id: Some(42),
         actor: None,

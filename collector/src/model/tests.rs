@@ -20,6 +20,7 @@ fn record() -> ResetRecord {
         bytes_sent: 1,
         bytes_received: 2,
         cgroup_id: 3,
+        listener: 0,
         credential: 4,
         owner_start_ns: 6,
         local_address: [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5],
@@ -139,7 +140,7 @@ fn whose_data_moved_last() {
 #[test]
 fn who_acted() {
     let killed = ResetRecord {
-        flags: flag::EXITING | flag::SIGNALED,
+        flags: flag::EXITING,
         thread_id: 813,
         exit_code: 0x80 | 11, // with a core dump
         ..record()
@@ -161,7 +162,7 @@ fn who_acted() {
 
 #[test]
 fn a_trace_in_the_record() {
-    let wire = ResetRecord { flags: flag::TRACE_FROM_WIRE, trace_id: [1; 16], span_id: [2; 8], ..record() };
+    let wire = ResetRecord { flags: flag::TRACE_FROM_HTTP, trace_id: [1; 16], span_id: [2; 8], ..record() };
     let trace = |record: &ResetRecord| decode(record).unwrap().trace.map(|trace| (trace.span_id, trace.method));
     assert_eq!(trace(&wire), Some((Some([2; 8]), TraceMethod::Header)));
     assert_eq!(trace(&ResetRecord { span_id: [0; 8], ..wire }), Some((None, TraceMethod::Header)));
@@ -241,7 +242,7 @@ fn how_the_owner_ended_and_who_acted_are_attributes() {
     assert_eq!(of(acting), ["", "", "", ""], "the owner itself");
     let exited = ResetRecord { flags: flag::EXITING, exit_code: 3 << 8, ..acting };
     assert_eq!(of(exited), ["3", "", "", ""]);
-    let killed = ResetRecord { flags: flag::EXITING | flag::SIGNALED, exit_code: 9, ..acting };
+    let killed = ResetRecord { flags: flag::EXITING, exit_code: 9, ..acting };
     assert_eq!(of(killed), ["", "9", "", ""]);
     let mut actor_comm = [0; probes::COMM_LEN];
     actor_comm[..5].copy_from_slice(b"ss\x1b\xffK");

@@ -103,9 +103,12 @@ pub fn run(kernel: &mut Kernel, mut pipeline: Pipeline, inbox: &Inbox) -> Pipeli
     loop {
         let now = now();
         let count = kernel.drain(RECORDS_AT_ONCE, |record| pipeline.take(record, now));
-        if pipeline.wants_tasks(now) {
-            kernel.look_at_tasks();
-            pipeline.tasks_were_looked_at(now);
+        if let Some(walk) = pipeline.wants_walk(now) {
+            kernel.walk_tasks();
+            if walk.files {
+                kernel.walk_files();
+            }
+            pipeline.on_walked(now.instant, self::now());
         }
         pipeline.tick(now);
         pipeline.beat();

@@ -26,7 +26,7 @@ pub struct Doubts {
 impl Doubts {
     /// Keeps a reset in doubt, or passes it on and forgets the one that it takes back.
     pub fn admit(&mut self, record: &ResetRecord, reset: Reset, now: Instant) -> Option<Reset> {
-        if record.flags & flag::RECEIVE_IN_DOUBT != 0 {
+        if record.flags & flag::RECEIVE_TENTATIVE != 0 {
             self.held.push_back((now, reset));
             return None;
         }

@@ -25,6 +25,7 @@ pub(crate) fn reset() -> Reset {
         network_namespace: None,
         owner: None,
         socket: 0,
+        listener: 0,
         credential: 0,
         cgroup_id: None,
         actor: None,

@@ -1,6 +1,6 @@
 //! Bodies in chunks (RFC 9112 7.1), and the trailer after them.
 
-use super::{CR, Event, LF, Message, Step, TOO_LONG, phase, word::rest_of_line};
+use super::{CR, Event, LF, Message, Step, TOO_LONG, phase, swar::rest_of_line};
 
 impl Message {
     #[inline(always)]
@@ -16,7 +16,7 @@ impl Message {
             b'0'..=b'9' => byte - b'0',
             b'a'..=b'f' => byte - b'a' + 10,
             b'A'..=b'F' => byte - b'A' + 10,
-            _ if self.index == 0 => return Step::byte(Event::Foreign),
+            _ if self.index == 0 => return Step::byte(Event::NotHttp),
             LF => {
                 self.chunk_begins();
                 return Step::byte(Event::None);
@@ -25,10 +25,10 @@ impl Message {
                 self.phase = phase::CHUNK_EXTENSION;
                 return Step::byte(Event::None);
             }
-            _ => return Step::byte(Event::Foreign),
+            _ => return Step::byte(Event::NotHttp),
         };
         if self.remaining >= TOO_LONG / 16 {
-            return Step::byte(Event::Foreign);
+            return Step::byte(Event::NotHttp);
         }
         self.remaining = self.remaining << 4 | u64::from(digit);
         self.index = 1;
@@ -55,7 +55,7 @@ impl Message {
         match byte {
             CR => {}
             LF => self.begin_chunk(),
-            _ => return Step::byte(Event::Foreign),
+            _ => return Step::byte(Event::NotHttp),
         }
         Step::byte(Event::None)
     }

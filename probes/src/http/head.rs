@@ -2,7 +2,7 @@
 
 use super::{
     CR, Context, Event, LF, Message, Step, TOO_LONG, phase, seen,
-    word::{are_letters, plain_bytes, rest_of_line},
+    swar::{are_letters, plain_bytes, rest_of_line},
 };
 
 /// Headers that are looked for, and the bits of those that a name may still become.
@@ -60,7 +60,7 @@ impl Message {
             return Step::byte(Event::None);
         }
         if !(byte.is_ascii_uppercase() || byte == b'-' || byte == b'_') || self.index >= LONGEST_METHOD {
-            return Step::byte(Event::Foreign);
+            return Step::byte(Event::NotHttp);
         }
         // Of a longer one the last bytes; none of ours ends so.
         self.number = self.number << 8 | u64::from(byte);
@@ -88,7 +88,7 @@ impl Message {
         if version == VERSION_1_0 {
             self.seen |= seen::OLD;
         } else if version != VERSION_1_1 {
-            return Step::byte(Event::Foreign);
+            return Step::byte(Event::NotHttp);
         }
         self.phase = phase::LINE_START;
         Step::byte(Event::None)
@@ -108,7 +108,7 @@ impl Message {
             9..=11 if byte.is_ascii_digit() => self.status = self.status * 10 + u16::from(byte - b'0'),
             12 if byte == b' ' || byte == CR => self.phase = phase::LINE,
             12 if byte == LF => self.phase = phase::LINE_START,
-            _ => return Step::byte(Event::Foreign),
+            _ => return Step::byte(Event::NotHttp),
         }
         Step::byte(Event::None)
     }
@@ -134,7 +134,7 @@ impl Message {
             }
             CR => self.phase = phase::BLANK,
             // A value that goes on (obs-fold, RFC 9112 5.2).
-            b' ' | b'\t' if is_after_ours => return Step::byte(Event::Foreign),
+            b' ' | b'\t' if is_after_ours => return Step::byte(Event::NotHttp),
             b' ' | b'\t' => self.phase = phase::LINE,
             // Most names are none of ours by their first eight bytes.
             _ if held == 8 => return self.first_of_name(is_request, word),
@@ -176,7 +176,7 @@ impl Message {
         }
         // A space before the colon: some take the header, some refuse it (RFC 9112 5.1).
         if whole & (MAY_BE_LENGTH | MAY_BE_ENCODING) != 0 && (byte == b' ' || byte == b'\t') {
-            return Step::byte(Event::Foreign);
+            return Step::byte(Event::NotHttp);
         }
         let lower = if byte.is_ascii_uppercase() { byte | 0x20 } else { byte };
         let still = |name: &[u8], bit: u8| if name.get(index) == Some(&lower) { bit } else { 0 };
@@ -221,14 +221,14 @@ impl Message {
             b' ' | b'\t' if self.index == 0 => {}
             // Nothing may follow.
             b' ' | b'\t' | CR => self.index += if self.index == 1 { 1 } else { 0 },
-            LF if self.index == 0 => return Step::byte(Event::Foreign),
-            LF if self.seen & seen::LENGTH != 0 && self.remaining != self.number => return Step::byte(Event::Foreign),
+            LF if self.index == 0 => return Step::byte(Event::NotHttp),
+            LF if self.seen & seen::LENGTH != 0 && self.remaining != self.number => return Step::byte(Event::NotHttp),
             LF => {
                 self.remaining = self.number;
                 self.seen |= seen::LENGTH;
                 self.phase = phase::LINE_START;
             }
-            _ => return Step::byte(Event::Foreign),
+            _ => return Step::byte(Event::NotHttp),
         }
         Step::byte(Event::None)
     }
@@ -242,7 +242,7 @@ impl Message {
                 let is_chunked = self.tail & CHUNKED_BITS == CHUNKED && (before == 0 || before == u64::from(b','));
                 // Chunks come last and once; what else there may be, nobody can follow.
                 if !is_chunked || self.seen & seen::CHUNKS != 0 {
-                    return Step::byte(Event::Foreign);
+                    return Step::byte(Event::NotHttp);
                 }
                 self.seen |= seen::CHUNKS;
                 self.phase = phase::LINE_START;

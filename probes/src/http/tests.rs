@@ -44,7 +44,7 @@ fn read_pieces<'a>(is_request: bool, pieces: impl IntoIterator<Item = &'a [u8]>)
                 }
             };
             read.ended += usize::from(event == Event::End);
-            read.foreign |= event == Event::Foreign;
+            read.foreign |= event == Event::NotHttp;
         }
     }
     read.in_body = message.is_in_body();

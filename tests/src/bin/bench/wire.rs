@@ -64,8 +64,8 @@ pub(crate) fn measure(report: &mut Report, configuration: &dyn Fn(&str) -> Resul
                     let runs = after.count.saturating_sub(begun.count);
                     let each = (after.ns - begun.ns) as f64 / runs.max(1) as f64;
                     match after.name.as_str() {
-                        "wire_sent" if runs > 0 => figures.sent.push(each),
-                        "wire_received" if runs > 0 => figures.received.push(each),
+                        "http_sent" if runs > 0 => figures.sent.push(each),
+                        "http_received" if runs > 0 => figures.received.push(each),
                         _ => {}
                     }
                 }

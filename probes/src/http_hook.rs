@@ -1,8 +1,8 @@
-//! The request that a reset breaks, from the wire: each segment of the configured ports is looked at where it passes its
-//! socket's control group, and what has been asked and answered is kept with the socket.
+//! The HTTP request that a reset breaks: each segment of the configured ports is read where it passes its socket's control
+//! group, and the open requests are stored with the socket.
 //!
 //! Two programs, attached only where they are configured; every other packet leaves at the look at its ports. What the
-//! bytes mean is decided in the library (`http`, `exchange`).
+//! bytes mean is decided in the library (`http`, `http_requests`).
 
 use core::{
     ffi::c_void,
@@ -25,42 +25,42 @@ use reset_collector_probes::{
     ResetRecord,
     cause::segment::{FIN, RST, SYN},
     control::Ports,
-    exchange::{Alignment, Exchange, Lost, Position, Window},
     field::Field,
     flag,
+    http_requests::{Alignment, HttpRequests, Position, Untracked, Window},
 };
 
-use crate::{connection::Full, map::Map, read::load};
+use crate::{connection::FullSocket, map::Map, read::load};
 
-/// 1 where the two programs run. Begins, as those in `read`, with a value that stands nowhere else.
+/// 1 where the two programs run. Its initial value is unique: see `read`.
 #[unsafe(no_mangle)]
-static READS_WIRE: u32 = 0xfc1a_0005;
+static HTTP_TRACE_ENABLED: u32 = 0xfc1a_0005;
 
 /// The servers' ports.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-static WIRE_PORTS: Map<u32, Ports, { BPF_MAP_TYPE_ARRAY as usize }, 1, 0> = Map::new();
+static HTTP_PORTS: Map<u32, Ports, { BPF_MAP_TYPE_ARRAY as usize }, 1, 0> = Map::new();
 
-/// What has been asked and answered on each socket; a listener's children begin with nothing.
+/// The requests of each socket; a listener's children begin without any.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-static EXCHANGES: Map<i32, Exchange, { BPF_MAP_TYPE_SK_STORAGE as usize }, 0, { BPF_F_NO_PREALLOC as usize }> =
+static HTTP_REQUESTS: Map<i32, HttpRequests, { BPF_MAP_TYPE_SK_STORAGE as usize }, 0, { BPF_F_NO_PREALLOC as usize }> =
     Map::new();
 
-/// What has been asked on connections that a listener makes only now, by `early_key`: where it waits for the request
+/// Requests of connections that a listener is about to create, by `early_key`: where it waits for the request
 /// (TCP_DEFER_ACCEPT), and where the handshake's last segment was lost, the request comes to the listener. Bounded: the
 /// oldest make room.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-static EARLY_EXCHANGES: Map<u64, Exchange, { BPF_MAP_TYPE_LRU_HASH as usize }, 1_024, 0> = Map::new();
+static EARLY_HTTP_REQUESTS: Map<u64, HttpRequests, { BPF_MAP_TYPE_LRU_HASH as usize }, 1_024, 0> = Map::new();
 
-/// An exchange that has not begun: it is too large for the stack.
+/// Zeros: the state is too large for the stack.
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-static NO_EXCHANGE: Map<u32, Exchange, { BPF_MAP_TYPE_ARRAY as usize }, 1, 0> = Map::new();
+static NO_HTTP_REQUESTS: Map<u32, HttpRequests, { BPF_MAP_TYPE_ARRAY as usize }, 1, 0> = Map::new();
 
-/// Steps for one segment: a step is a byte, or up to eight of a line that says nothing to us. Bodies take none.
-const MOST_STEPS: u32 = 1 << 14;
+/// Steps for one segment: a step is a byte, or up to eight of a line without meaning here. Bodies take none.
+const MAX_STEPS: u32 = 1 << 14;
 
 const TCP_LISTEN: u32 = 10;
 const IPPROTO_TCP: u8 = 6;
@@ -68,14 +68,14 @@ const IPV6_HEADER: u32 = 40;
 
 /// Segments that sockets send.
 #[cgroup_skb(egress)]
-fn wire_sent(context: SkBuffContext) -> i32 {
+fn http_sent(context: SkBuffContext) -> i32 {
     passes::<true>(context.as_ptr().cast());
     1
 }
 
 /// Segments that come to sockets.
 #[cgroup_skb(ingress)]
-fn wire_received(context: SkBuffContext) -> i32 {
+fn http_received(context: SkBuffContext) -> i32 {
     passes::<false>(context.as_ptr().cast());
     1
 }
@@ -93,7 +93,7 @@ fn passes<const SENT: bool>(skb: *mut __sk_buff) {
         if socket.is_null() {
             return;
         }
-        let Some(ports) = WIRE_PORTS.get(&0) else { return };
+        let Some(ports) = HTTP_PORTS.get(&0) else { return };
         let local = read_volatile(&raw const (*socket).src_port) as u16;
         let peer = u16::from_be(read_volatile(&raw const (*socket).dst_port));
         let (is_server, is_client) = ((*ports).contains(local), (*ports).contains(peer));
@@ -102,7 +102,7 @@ fn passes<const SENT: bool>(skb: *mut __sk_buff) {
         }
         let Some(segment) = Segment::of(skb) else { return };
         if read_volatile(&raw const (*socket).state) == TCP_LISTEN {
-            // The listener has no peer: its ports are not the segment's.
+            // A listener has no peer: its ports are not the segment's.
             if !SENT {
                 come_early(skb, &segment, early_key(segment.sequence, local, segment.source_port));
             }
@@ -162,23 +162,23 @@ impl Segment {
 unsafe fn follow<const SENT: bool>(skb: *mut __sk_buff, socket: *mut bpf_sock, segment: &Segment, is_client: bool) {
     // SAFETY: as in `passes`; the storage lives as long as the socket, and the verifier knows its size.
     unsafe {
-        let known = bpf_sk_storage_get(EXCHANGES.pointer(), socket.cast(), core::ptr::null_mut(), 0);
-        let exchange = if known.is_null() { begin(socket, segment, is_client) } else { known.cast() };
-        let Some(exchange) = exchange.as_mut() else { return };
-        if exchange.is_lost() {
+        let known = bpf_sk_storage_get(HTTP_REQUESTS.pointer(), socket.cast(), core::ptr::null_mut(), 0);
+        let http_requests = if known.is_null() { begin(socket, segment, is_client) } else { known.cast() };
+        let Some(http_requests) = http_requests.as_mut() else { return };
+        if http_requests.is_lost() {
             return;
         }
-        if exchange.is_client() == SENT {
-            read_segment::<true>(skb, exchange, segment);
+        if http_requests.is_client() == SENT {
+            read_segment::<true>(skb, http_requests, segment);
         } else {
-            read_segment::<false>(skb, exchange, segment);
+            read_segment::<false>(skb, http_requests, segment);
         }
     }
 }
 
 /// Begins to follow a connection at its first payload; null where it cannot be.
 #[inline(always)]
-unsafe fn begin(socket: *mut bpf_sock, segment: &Segment, is_client: bool) -> *mut Exchange {
+unsafe fn begin(socket: *mut bpf_sock, segment: &Segment, is_client: bool) -> *mut HttpRequests {
     // SAFETY: as in `passes`.
     unsafe {
         let tcp = bpf_tcp_sock(socket);
@@ -193,20 +193,24 @@ unsafe fn begin(socket: *mut bpf_sock, segment: &Segment, is_client: bool) -> *m
         let local = read_volatile(&raw const (*socket).src_port) as u16;
         let peer = u16::from_be(read_volatile(&raw const (*socket).dst_port));
         let early = early_key(first_received, local, peer);
-        let asked = if received != 0 && !is_client { EARLY_EXCHANGES.get(&early) } else { None };
+        let asked = if received != 0 && !is_client { EARLY_HTTP_REQUESTS.get(&early) } else { None };
         let first = asked.unwrap_or(core::ptr::null_mut());
-        let exchange =
-            bpf_sk_storage_get(EXCHANGES.pointer(), socket.cast(), first.cast(), BPF_SK_STORAGE_GET_F_CREATE as u64);
-        let exchange = exchange.cast::<Exchange>();
+        let http_requests = bpf_sk_storage_get(
+            HTTP_REQUESTS.pointer(),
+            socket.cast(),
+            first.cast(),
+            BPF_SK_STORAGE_GET_F_CREATE as u64,
+        );
+        let http_requests = http_requests.cast::<HttpRequests>();
         if !first.is_null() {
-            EARLY_EXCHANGES.remove(&early);
+            EARLY_HTTP_REQUESTS.remove(&early);
         }
-        if let Some(exchange) = exchange.as_mut()
-            && !exchange.has_begun()
+        if let Some(http_requests) = http_requests.as_mut()
+            && !http_requests.has_begun()
         {
-            exchange.begin(is_client, first_sent, first_received);
+            http_requests.begin(is_client, first_sent, first_received);
         }
-        exchange
+        http_requests
     }
 }
 
@@ -224,16 +228,18 @@ unsafe fn come_early(skb: *mut __sk_buff, segment: &Segment, key: u64) {
     }
     // SAFETY: as in `passes`; the LRU map keeps the memory, if not always this connection in it.
     unsafe {
-        if EARLY_EXCHANGES.get(&key).is_none()
-            && let Some(nothing) = NO_EXCHANGE.get(&0)
+        if EARLY_HTTP_REQUESTS.get(&key).is_none()
+            && let Some(nothing) = NO_HTTP_REQUESTS.get(&0)
         {
-            EARLY_EXCHANGES.set(&key, &*nothing);
+            EARLY_HTTP_REQUESTS.set(&key, &*nothing);
         }
-        let Some(exchange) = EARLY_EXCHANGES.get(&key).and_then(|exchange| exchange.as_mut()) else { return };
-        if !exchange.has_begun() {
-            exchange.begin(false, segment.acknowledgement, segment.sequence);
+        let Some(http_requests) = EARLY_HTTP_REQUESTS.get(&key).and_then(|http_requests| http_requests.as_mut()) else {
+            return;
+        };
+        if !http_requests.has_begun() {
+            http_requests.begin(false, segment.acknowledgement, segment.sequence);
         }
-        read_segment::<true>(skb, exchange, segment);
+        read_segment::<true>(skb, http_requests, segment);
     }
 }
 
@@ -241,38 +247,38 @@ unsafe fn come_early(skb: *mut __sk_buff, segment: &Segment, key: u64) {
 #[repr(C)]
 struct Walk {
     skb: *mut __sk_buff,
-    exchange: *mut Exchange,
+    http_requests: *mut HttpRequests,
 }
 
 #[inline(always)]
-unsafe fn read_segment<const REQUESTS: bool>(skb: *mut __sk_buff, exchange: &mut Exchange, segment: &Segment) {
+unsafe fn read_segment<const REQUESTS: bool>(skb: *mut __sk_buff, http_requests: &mut HttpRequests, segment: &Segment) {
     // Two CPUs may have segments of one direction at once: the later one then is a gap.
     // SAFETY: the lock is a word of the map's, on a multiple of eight.
-    let busy = &raw mut exchange.stream::<REQUESTS>().busy;
+    let busy = &raw mut http_requests.stream::<REQUESTS>().busy;
     if unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(busy, 1) } != 0 {
         return;
     }
-    match exchange.align::<REQUESTS>(segment.sequence, segment.length) {
+    match http_requests.align::<REQUESTS>(segment.sequence, segment.length) {
         Alignment::From(seen) => {
-            exchange.stream::<REQUESTS>().window = Window {
+            http_requests.stream::<REQUESTS>().window = Window {
                 word: 0,
                 held: 0,
                 offset: segment.offset.wrapping_add(seen),
                 left: segment.length.wrapping_sub(seen),
                 reserved: 0,
             };
-            let mut walk = Walk { skb, exchange: &raw mut *exchange };
+            let mut walk = Walk { skb, http_requests: &raw mut *http_requests };
             let step = if REQUESTS { step_of_request } else { step_of_response };
             // SAFETY: the helper calls `step` with this frame's `walk`.
-            unsafe { bpf_loop(MOST_STEPS, step as *mut c_void, (&raw mut walk).cast(), 0) };
-            if exchange.stream::<REQUESTS>().window.left > 0 {
-                exchange.lose(Lost::TooLong);
+            unsafe { bpf_loop(MAX_STEPS, step as *mut c_void, (&raw mut walk).cast(), 0) };
+            if http_requests.stream::<REQUESTS>().window.left > 0 {
+                http_requests.stop_tracking(Untracked::TooLong);
             }
         }
-        Alignment::Seen | Alignment::Lost => {}
+        Alignment::Seen | Alignment::Untracked => {}
     }
     if segment.is_last {
-        exchange.close::<REQUESTS>();
+        http_requests.close::<REQUESTS>();
     }
     // SAFETY: as above.
     unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(busy, 0) };
@@ -289,22 +295,22 @@ extern "C" fn step_of_response(_: u32, walk: *mut Walk) -> i64 {
 /// One step through a segment; 1 ends the loop.
 #[inline(always)]
 fn step<const REQUESTS: bool>(walk: *mut Walk) -> i64 {
-    // SAFETY: the helper passes the frame that `read_segment` gave it; the exchange lives as long as the socket.
-    let (skb, exchange) = unsafe { ((*walk).skb, &mut *(*walk).exchange) };
-    let Window { mut word, mut held, offset, left, .. } = exchange.stream::<REQUESTS>().window;
-    if left == 0 || exchange.is_lost() {
+    // SAFETY: the helper passes the frame that `read_segment` gave it; the requests live as long as the socket.
+    let (skb, http_requests) = unsafe { ((*walk).skb, &mut *(*walk).http_requests) };
+    let Window { mut word, mut held, offset, left, .. } = http_requests.stream::<REQUESTS>().window;
+    if left == 0 || http_requests.is_lost() {
         return 1;
     }
-    let passed = exchange.pass::<REQUESTS>(left);
+    let passed = http_requests.pass::<REQUESTS>(left);
     if passed > 0 {
-        let window = &mut exchange.stream::<REQUESTS>().window;
+        let window = &mut http_requests.stream::<REQUESTS>().window;
         window.held = 0;
         window.offset = offset.wrapping_add(passed);
         window.left = left.wrapping_sub(passed);
         return 0;
     }
-    if held == 0 || held < 8 && held < left && exchange.wants_words::<REQUESTS>() {
-        let window = &mut exchange.stream::<REQUESTS>().window;
+    if held == 0 || held < 8 && held < left && http_requests.wants_words::<REQUESTS>() {
+        let window = &mut http_requests.stream::<REQUESTS>().window;
         window.word = 0;
         let bytes = (&raw mut window.word).cast::<c_void>();
         // SAFETY: the word has room for eight bytes; the helper checks that the segment has as many.
@@ -321,14 +327,14 @@ fn step<const REQUESTS: bool>(walk: *mut Walk) -> i64 {
             }
         };
         if failed != 0 {
-            exchange.lose(Lost::Gap);
+            http_requests.stop_tracking(Untracked::Gap);
             return 1;
         }
         // SAFETY: volatile, since the helper wrote it.
-        word = unsafe { read_volatile(&raw const exchange.stream::<REQUESTS>().window.word) };
+        word = unsafe { read_volatile(&raw const http_requests.stream::<REQUESTS>().window.word) };
     }
-    let taken = exchange.take::<REQUESTS>(word, held);
-    let window = &mut exchange.stream::<REQUESTS>().window;
+    let taken = http_requests.take::<REQUESTS>(word, held);
+    let window = &mut http_requests.stream::<REQUESTS>().window;
     window.word = if taken >= 8 { 0 } else { word >> (taken * 8) };
     window.held = held.wrapping_sub(taken);
     window.offset = offset.wrapping_add(taken);
@@ -336,37 +342,37 @@ fn step<const REQUESTS: bool>(walk: *mut Walk) -> i64 {
     0
 }
 
-/// Writes the trace of the request that a full socket's reset breaks, where the wire is read. `sends`: this end sends
+/// Writes the trace of the request that a full socket's reset breaks, where HTTP is read. `sends`: this end sends
 /// the reset.
 #[inline(always)]
-pub(crate) fn write_context(record: &mut ResetRecord, full: Full, sends: bool) {
+pub(crate) fn write_context(record: &mut ResetRecord, full: FullSocket, sends: bool) {
     // SAFETY: the global is read-only; volatile keeps the compiler from folding it.
-    if unsafe { read_volatile(&raw const READS_WIRE) } != 1 {
+    if unsafe { read_volatile(&raw const HTTP_TRACE_ENABLED) } != 1 {
         return;
     }
     let tcp = full.tcp();
     // SAFETY: the verifier knows the socket as a trusted one; the storage lives as long as it does.
-    let exchange = unsafe {
-        bpf_sk_storage_get(EXCHANGES.pointer(), full.pointer().cast_mut().cast(), core::ptr::null_mut(), 0)
-            .cast::<Exchange>()
+    let http_requests = unsafe {
+        bpf_sk_storage_get(HTTP_REQUESTS.pointer(), full.pointer().cast_mut().cast(), core::ptr::null_mut(), 0)
+            .cast::<HttpRequests>()
             .as_ref()
     };
     let rcv_nxt: u32 = load(tcp, Field::TcpRcvNxt);
-    let exchange = exchange.or_else(|| {
+    let http_requests = http_requests.or_else(|| {
         let first = rcv_nxt.wrapping_sub(load::<u64>(tcp, Field::TcpBytesReceived) as u32);
         let early = early_key(first, record.local_port, record.peer_port);
         // SAFETY: as in `come_early`.
-        EARLY_EXCHANGES.get(&early).and_then(|exchange| unsafe { exchange.as_ref() })
+        EARLY_HTTP_REQUESTS.get(&early).and_then(|http_requests| unsafe { http_requests.as_ref() })
     });
-    let Some(exchange) = exchange else { return };
+    let Some(http_requests) = http_requests else { return };
     let at = Position {
         rcv_nxt,
         copied_seq: load(tcp, Field::TcpCopiedSeq),
         snd_nxt: load(tcp, Field::TcpSndNxt),
         snd_una: load(tcp, Field::TcpSndUna),
     };
-    let Some(context) = exchange.broken(&at, sends) else { return };
-    record.flags |= flag::TRACE_FROM_WIRE | if exchange.is_client() { 0 } else { flag::TRACE_INCOMING };
+    let Some(context) = http_requests.broken(&at, sends) else { return };
+    record.flags |= flag::TRACE_FROM_HTTP | if http_requests.is_client() { 0 } else { flag::TRACE_INCOMING };
     let (trace, span) = (record.trace_id.as_mut_ptr().cast::<u64>(), record.span_id.as_mut_ptr().cast::<u64>());
     // SAFETY: a record's ids lie on multiples of eight.
     unsafe {

@@ -1,7 +1,7 @@
-//! Whom a reset came for, on kernels whose `kfree_skb` does not say (before 6.12): noted where TCP hands the segment to a
-//! request or TIME_WAIT socket, a listener or a connection. What a full socket does not accept is told at the end of the
-//! function that it was handed to, with the reason if it was freed with one: before 5.18 `tcp_drop` frees it without a
-//! word.
+//! Which socket a reset was for, on kernels whose `kfree_skb` does not pass it (before 6.12): recorded where TCP hands the
+//! segment to a request or TIME_WAIT socket, a listener or a connection. A reset that a full socket refuses is emitted at the end of the
+//! function that it was handed to, with the reason if it was freed with one: before 5.18 `tcp_drop` frees it
+//! without one.
 //!
 //! None of these functions is called for the segments that an established connection expects, which are the many:
 //! `tcp_rcv_established` calls `tcp_validate_incoming` off its fast path only.
@@ -18,7 +18,7 @@ use reset_collector_probes::{State, UNKNOWN_REASON, cause::ReasonClass, cause::s
 use crate::{
     NEW_SYN_RECV,
     connection::Socket,
-    map::{self, Teller},
+    map::{self, DropReporter},
     not_accepted,
     read::{argument, drop_class},
     segment::Segment,
@@ -27,65 +27,65 @@ use crate::{
 /// `tcp_check_req(sk, skb, req, …)`: a request socket's.
 #[fentry(function = "tcp_check_req")]
 fn tcp_check_req(context: FEntryContext) -> i32 {
-    note(context.as_ptr(), NEW_SYN_RECV, Teller::Free);
+    record_receiver(context.as_ptr(), NEW_SYN_RECV, DropReporter::Free);
     0
 }
 
 /// `tcp_timewait_state_process(tw, skb, th, …)`
 #[fentry(function = "tcp_timewait_state_process")]
 fn tcp_timewait_state_process(context: FEntryContext) -> i32 {
-    note(context.as_ptr(), State::TimeWait as u8, Teller::Free);
+    record_receiver(context.as_ptr(), State::TimeWait as u8, DropReporter::Free);
     0
 }
 
 /// `tcp_rcv_state_process(sk, skb)`: every other state but ESTABLISHED.
 #[fentry(function = "tcp_rcv_state_process")]
 fn tcp_rcv_state_process(context: FEntryContext) -> i32 {
-    note_full(context.as_ptr());
+    record_full_receiver(context.as_ptr());
     0
 }
 
 /// Its end.
 #[fexit(function = "tcp_rcv_state_process")]
 fn tcp_rcv_state_process_end(context: FExitContext) -> i32 {
-    tell_refused(context.as_ptr());
+    report_refused(context.as_ptr());
     0
 }
 
 /// `tcp_validate_incoming(sk, skb, th, syn_inerr)`: whether a segment may be processed at all.
 #[fentry(function = "tcp_validate_incoming")]
 fn tcp_validate_incoming(context: FEntryContext) -> i32 {
-    note_full(context.as_ptr());
+    record_full_receiver(context.as_ptr());
     0
 }
 
 /// Its end.
 #[fexit(function = "tcp_validate_incoming")]
 fn tcp_validate_incoming_end(context: FExitContext) -> i32 {
-    tell_refused(context.as_ptr());
+    report_refused(context.as_ptr());
     0
 }
 
 #[inline(always)]
-fn note_full(context: *const c_void) {
+fn record_full_receiver(context: *const c_void) {
     if let Some(socket) = Socket::from_argument(context, 0) {
-        note(context, socket.state(), Teller::Function);
+        record_receiver(context, socket.state(), DropReporter::Function);
     }
 }
 
 #[inline(always)]
-fn note(context: *const c_void, state: u8, teller: Teller) {
+fn record_receiver(context: *const c_void, state: u8, teller: DropReporter) {
     let skb = argument(context, 1) as *const u8;
     if let Some(segment) = Segment::received(skb)
         && segment.flags & RST != 0
     {
-        map::note_receiver(skb, &segment, state, teller);
+        map::record_drop_receiver(skb, &segment, state, teller);
     }
 }
 
-/// Tells of the reset that the function was handed, if it was one and nobody accepted it.
+/// Emits the reset that the function was handed, if the socket refused it.
 #[inline(always)]
-fn tell_refused(context: *const c_void) {
+fn report_refused(context: *const c_void) {
     // Its memory may be another's by now: only its address counts.
     let Some(received) = map::ended_with(argument(context, 1) as *const u8) else { return };
     let Some(socket) = Socket::from_argument(context, 0) else { return };

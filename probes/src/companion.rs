@@ -1,12 +1,12 @@
-//! Programs that are attached twice, so that none of their resets passes unseen.
+//! Companion programs: a second attachment of a program, so that no reset is missed.
 //!
 //! The kernel does not enter a program on a processor where the same one is under way (`bpf_prog_get_recursion_context`).
 //! Before Linux 7.0 a tracepoint's programs run without preemption, and no more than an interrupt comes between. Since
 //! then (`tracepoint_srcu`) a process may be preempted within one, and whatever the processor resets until it goes on
-//! would be passed over. The second of the pair is another program to the kernel: it does what the first did not.
+//! would be missed. To the kernel the companion is another program: it handles the runs that the first one missed.
 //!
-//! The first marks what it does; where the mark stands, the second leaves. Both are called one after the other for the
-//! same event, so that the mark is the event's own, whoever runs in between.
+//! The first program marks the events that it handles; the companion skips marked events. The kernel calls both in turn for
+//! the same event, so the mark belongs to that event, whatever runs in between.
 
 use core::{
     arch::asm,
@@ -14,40 +14,42 @@ use core::{
     ptr::{read_volatile, write_volatile},
 };
 
-use crate::{ends::SPREAD, map::MARKS, read::argument};
+use reset_collector_probes::hash::SPREAD;
 
-/// 1 where programs are attached twice. Its first value stands nowhere else: see `read`.
+use crate::{map::HANDLED, read::argument};
+
+/// 1 where companions are attached. Its initial value is unique: see `read`.
 #[unsafe(no_mangle)]
-static RUNS_TWICE: u32 = 0xfc1a_0006;
+static HAS_COMPANIONS: u32 = 0xfc1a_0006;
 
 /// Events that may be between their first and second run at once, on all processors: two with one mark would give one
 /// of them a second record.
-pub(crate) const MOST_MARKS: usize = 4096;
+pub(crate) const MAX_HANDLED: usize = 4096;
 
 /// Which of the pairs a mark is of: bits that are 0 in an address.
 #[derive(Clone, Copy)]
 #[repr(u64)]
-pub(crate) enum Pair {
+pub(crate) enum CompanionSet {
     Answers = 1,
     Aborts = 2,
     Receives = 3,
 }
 
-/// Whether this run is the one that tells of the event, by the socket and segment that are the tracepoint's first arguments.
+/// Whether this run emits the record of the event, which the socket and segment in the first arguments identify.
 #[inline(always)]
-pub(crate) fn tells<const AGAIN: bool>(context: *const c_void, pair: Pair) -> bool {
+pub(crate) fn should_emit<const COMPANION: bool>(context: *const c_void, pair: CompanionSet) -> bool {
     // SAFETY: the global is read-only; volatile keeps the compiler from folding it.
-    if !AGAIN && unsafe { read_volatile(&raw const RUNS_TWICE) } != 1 {
+    if !COMPANION && unsafe { read_volatile(&raw const HAS_COMPANIONS) } != 1 {
         return true;
     }
     let socket = low_half(argument(context, 0));
-    let segment = if matches!(pair, Pair::Answers) { low_half(argument(context, 1)) } else { 0 };
+    let segment = if matches!(pair, CompanionSet::Answers) { low_half(argument(context, 1)) } else { 0 };
     let mark = socket << 32 | segment | pair as u64;
-    let slot = (mark.wrapping_mul(SPREAD) >> (64 - MOST_MARKS.ilog2())) as u32;
-    let Some(slot) = MARKS.get(&slot) else { return true };
+    let slot = (mark.wrapping_mul(SPREAD) >> (64 - MAX_HANDLED.ilog2())) as u32;
+    let Some(slot) = HANDLED.get(&slot) else { return true };
     // SAFETY: the verifier knows the value's size; the map keeps the memory, and a word is written at once.
     unsafe {
-        if !AGAIN {
+        if !COMPANION {
             write_volatile(slot, mark);
             return true;
         }

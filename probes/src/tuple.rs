@@ -1,4 +1,4 @@
-//! Both ends of a connection, as they go into rules and records.
+//! Addresses and ports of a connection, as rules and records have them.
 
 use core::hint::black_box;
 
@@ -6,12 +6,9 @@ use reset_collector_probes::ResetRecord;
 
 use crate::segment::Segment;
 
-/// An odd number that spreads a word over all bits (a multiply-shift hash).
-pub(crate) const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
-
 /// Addresses in network order, IPv4 as `::ffff:a.b.c.d`; ports in the host's.
 #[derive(Clone, Copy)]
-pub(crate) struct Ends {
+pub(crate) struct Tuple {
     pub(crate) local: [u32; 4],
     pub(crate) peer: [u32; 4],
     pub(crate) local_port: u16,
@@ -27,7 +24,7 @@ pub(crate) fn version_of(address: &[u32; 4]) -> u8 {
     4 + (unlike.wrapping_neg() >> 62) as u8 & 6
 }
 
-impl Ends {
+impl Tuple {
     /// This host's end is the destination of a segment that came.
     #[inline(always)]
     pub(crate) fn of_received(segment: &Segment) -> Self {
@@ -50,19 +47,6 @@ impl Ends {
             peer_port: segment.destination_port,
             version: segment.version,
         }
-    }
-
-    /// The connection in its namespace, as one number.
-    #[inline(always)]
-    pub(crate) fn key(&self, network_namespace: u32) -> u64 {
-        let mut key = u64::from(network_namespace) << 32 | u64::from(self.local_port) << 16 | u64::from(self.peer_port);
-        let mut index = 0;
-        while index < 4 {
-            key = (key ^ (u64::from(self.local[index]) << 32 | u64::from(self.peer[index]))).wrapping_mul(SPREAD);
-            key ^= key >> 29;
-            index += 1;
-        }
-        key
     }
 
     #[inline(always)]

@@ -1,11 +1,11 @@
 //! The requests and responses of one connection: which request is open, and what its `traceparent` names.
 //!
 //! Both directions are followed by their sequence numbers, so that a byte that is sent twice is read once. Whatever does
-//! not fit ends the following of the connection for good ([`Lost`]): then no trace is named, rather than a wrong one.
+//! not fit ends the following of the connection for good ([`Untracked`]): then no trace is named, rather than a wrong one.
 //! The bytes come from segments of plain HTTP/1.1 today; another source (a TLS library's calls), or another parser of
-//! requests (HTTP/2), fills the same [`Exchange`].
+//! requests (HTTP/2), fills the same [`HttpRequests`].
 //!
-//! Pure: the kernel keeps an [`Exchange`] with each socket (`wire.rs`), the tests keep them where they like.
+//! Pure: the kernel keeps an [`HttpRequests`] with each socket (`http_hook.rs`), the tests anywhere.
 
 use crate::http::{Context, Event, Framing, Message};
 
@@ -15,11 +15,11 @@ pub const MOST_OPEN: usize = 16;
 /// Why a connection is not followed any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Lost {
+pub enum Untracked {
     /// It is followed.
     Followed = 0,
-    /// Its bytes are no HTTP/1.1, or their meaning is in doubt.
-    Foreign = 1,
+    /// Its bytes are not HTTP/1.1, or ambiguous.
+    NotHttp = 1,
     /// Bytes passed unseen where each matters.
     Gap = 2,
     /// A response that answers no request that was seen.
@@ -80,7 +80,7 @@ pub struct Stream {
     _padding: u32,
 }
 
-/// Where the bytes of a segment stand in their stream.
+/// Where the bytes of a segment lie in their stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alignment {
     /// They have been seen.
@@ -88,10 +88,10 @@ pub enum Alignment {
     /// From this offset on they are new.
     From(u32),
     /// They cannot be followed.
-    Lost,
+    Untracked,
 }
 
-/// What a socket says of its streams (sequence numbers of `struct tcp_sock`).
+/// A socket's view of its streams (sequence numbers of `struct tcp_sock`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     /// The next byte to be received.
@@ -104,17 +104,17 @@ pub struct Position {
     pub snd_una: u32,
 }
 
-/// A connection's exchange of requests and responses; all zeros has not begun.
+/// The requests and responses of a connection; all zeros before the first byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Exchange {
+pub struct HttpRequests {
     requests: Stream,
     responses: Stream,
     /// Requests whose head has been read; written by the requests' side alone.
     asked: u32,
     /// Responses that have ended; written by the responses' side alone.
     answered: u32,
-    /// A number of [`Lost`].
+    /// A number of [`Untracked`].
     lost: u32,
     /// 0: not begun; 1: this end is the client; 2: it is the server.
     role: u32,
@@ -124,7 +124,7 @@ pub struct Exchange {
 const CLIENT: u32 = 1;
 const SERVER: u32 = 2;
 
-impl Exchange {
+impl HttpRequests {
     /// Begins to follow a connection, whose first bytes have these sequence numbers.
     #[inline(always)]
     pub fn begin(&mut self, is_client: bool, first_sent: u32, first_received: u32) {
@@ -156,7 +156,7 @@ impl Exchange {
 
     /// Ends the following for good.
     #[inline(always)]
-    pub fn lose(&mut self, why: Lost) {
+    pub fn stop_tracking(&mut self, why: Untracked) {
         self.lost = why as u32;
     }
 
@@ -166,7 +166,7 @@ impl Exchange {
         if REQUESTS { &mut self.requests } else { &mut self.responses }
     }
 
-    /// Where a segment's bytes stand. A gap is passed over where only a body's bytes lie in it.
+    /// Where a segment's bytes lie. A gap is skipped where only a body's bytes lie in it.
     #[inline(always)]
     pub fn align<const REQUESTS: bool>(&mut self, sequence: u32, length: u32) -> Alignment {
         let stream = self.stream::<REQUESTS>();
@@ -177,8 +177,8 @@ impl Exchange {
         }
         let gap = ahead as u32;
         if stream.message.body_bytes(gap) != gap {
-            self.lose(Lost::Gap);
-            return Alignment::Lost;
+            self.stop_tracking(Untracked::Gap);
+            return Alignment::Untracked;
         }
         self.pass::<REQUESTS>(gap);
         Alignment::From(0)
@@ -239,7 +239,7 @@ impl Exchange {
                     self.response_ends();
                 }
             }
-            Event::Foreign => self.lose(Lost::Foreign),
+            Event::NotHttp => self.stop_tracking(Untracked::NotHttp),
             Event::None | Event::Head => {}
         }
     }
@@ -248,7 +248,7 @@ impl Exchange {
     #[inline(always)]
     fn request_begins(&mut self) -> Event {
         if self.asked.wrapping_sub(self.answered) >= MOST_OPEN as u32 {
-            self.lose(Lost::TooMany);
+            self.stop_tracking(Untracked::TooMany);
             return Event::None;
         }
         let message = &mut self.requests.message;
@@ -267,14 +267,14 @@ impl Exchange {
     #[inline(always)]
     fn response_begins(&mut self) -> Event {
         if self.asked == self.answered {
-            self.lose(Lost::Unasked);
+            self.stop_tracking(Untracked::Unasked);
             return Event::None;
         }
         let kind = self.open.get(self.answered as usize % MOST_OPEN).map_or(0, |request| request.kind);
         let message = &mut self.responses.message;
         match message.status() {
             101 => {
-                self.lose(Lost::Tunnel);
+                self.stop_tracking(Untracked::Tunnel);
                 Event::None
             }
             // Another head follows for the same request.
@@ -283,14 +283,14 @@ impl Exchange {
                 Event::None
             }
             200..=299 if kind & IS_CONNECT != 0 => {
-                self.lose(Lost::Tunnel);
+                self.stop_tracking(Untracked::Tunnel);
                 Event::None
             }
             204 | 304 => message.expect_no_body(),
             200..=999 if kind & IS_HEAD != 0 => message.expect_no_body(),
             200..=999 if message.framing() == Framing::Unnamed => message.expect_the_rest(),
             200..=999 => message.expect_body(),
-            _ => Event::Foreign,
+            _ => Event::NotHttp,
         }
     }
 

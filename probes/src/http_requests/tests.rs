@@ -14,26 +14,26 @@ const FIRST: [u32; 2] = [u32::MAX - 40, u32::MAX - 20];
 
 /// One end of a connection: what the kernel would show of it, and the exchange that follows it.
 struct Followed {
-    exchange: Exchange,
+    http_requests: HttpRequests,
     at: Position,
     client: bool,
 }
 
 impl Followed {
     fn new(client: bool) -> Self {
-        let mut exchange = Exchange::default();
+        let mut http_requests = HttpRequests::default();
         let (sent, received) = if client { (FIRST[0], FIRST[1]) } else { (FIRST[1], FIRST[0]) };
-        exchange.begin(client, sent, received);
+        http_requests.begin(client, sent, received);
         let at = Position { rcv_nxt: received, copied_seq: received, snd_nxt: sent, snd_una: sent };
-        Self { exchange, at, client }
+        Self { http_requests, at, client }
     }
 
     /// A segment passes, as the kernel's program takes it.
     fn segment<const ASKS: bool>(&mut self, sequence: u32, bytes: &[u8]) {
-        let Alignment::From(seen) = self.exchange.align::<ASKS>(sequence, bytes.len() as u32) else { return };
+        let Alignment::From(seen) = self.http_requests.align::<ASKS>(sequence, bytes.len() as u32) else { return };
         let mut left = &bytes[seen as usize..];
-        while !left.is_empty() && !self.exchange.is_lost() {
-            let passed = self.exchange.pass::<ASKS>(left.len() as u32) as usize;
+        while !left.is_empty() && !self.http_requests.is_lost() {
+            let passed = self.http_requests.pass::<ASKS>(left.len() as u32) as usize;
             if passed > 0 {
                 left = &left[passed..];
                 continue;
@@ -41,7 +41,7 @@ impl Followed {
             let held = left.len().min(8);
             let mut word = [0; 8];
             word[..held].copy_from_slice(&left[..held]);
-            left = &left[self.exchange.take::<ASKS>(u64::from_le_bytes(word), held as u32) as usize..];
+            left = &left[self.http_requests.take::<ASKS>(u64::from_le_bytes(word), held as u32) as usize..];
         }
     }
 
@@ -66,7 +66,7 @@ impl Followed {
     }
 
     fn broken_by(&self, sends: bool) -> Option<u64> {
-        self.exchange.broken(&self.at, sends).map(|context| context.span)
+        self.http_requests.broken(&self.at, sends).map(|context| context.span)
     }
 }
 
@@ -115,12 +115,12 @@ fn of_several_the_oldest_is_broken() {
         one.passes::<RESPONSES>(OK);
     }
     assert_eq!(one.broken(), None);
-    assert!(!one.exchange.is_lost());
+    assert!(!one.http_requests.is_lost());
     let all: Vec<u8> = (1..=MOST_OPEN as u64).flat_map(get).collect();
     one.passes::<REQUESTS>(&all);
     assert_eq!(one.broken(), Some(1));
     one.passes::<REQUESTS>(&get(99));
-    assert_eq!((one.broken(), one.exchange.lost), (None, Lost::TooMany as u32));
+    assert_eq!((one.broken(), one.http_requests.lost), (None, Untracked::TooMany as u32));
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn the_end_of_a_response_depends_on_what_it_answers() {
             one.passes::<RESPONSES>(&response[..response.len() - 1]);
             assert_eq!(one.broken(), Some(1), "{first}");
             one.passes::<RESPONSES>(&response[response.len() - 1..]);
-            assert_eq!((one.broken(), one.exchange.is_lost()), (None, false), "{first}");
+            assert_eq!((one.broken(), one.http_requests.is_lost()), (None, false), "{first}");
             one.passes::<REQUESTS>(&get(2));
             assert_eq!(one.broken(), Some(2), "{first}");
         }
@@ -152,7 +152,7 @@ fn the_end_of_a_response_depends_on_what_it_answers() {
         let mut one = Followed::new(true);
         one.passes::<REQUESTS>(&request(1, first, "", ""));
         one.passes::<RESPONSES>(response);
-        assert_eq!((one.broken(), one.exchange.lost), (None, Lost::Tunnel as u32));
+        assert_eq!((one.broken(), one.http_requests.lost), (None, Untracked::Tunnel as u32));
     }
 }
 
@@ -162,14 +162,14 @@ fn without_a_length_a_response_ends_with_the_connection() {
     one.passes::<REQUESTS>(&get(1));
     one.passes::<RESPONSES>(b"HTTP/1.0 200 OK\r\n\r\nand so on");
     assert_eq!(one.broken(), Some(1));
-    one.exchange.close::<RESPONSES>();
+    one.http_requests.close::<RESPONSES>();
     one.at.rcv_nxt = one.at.rcv_nxt.wrapping_add(1);
     assert_eq!(one.broken(), None);
     // The end of the stream in the middle of a response is not the response's.
     let mut one = Followed::new(true);
     one.passes::<REQUESTS>(&get(1));
     one.passes::<RESPONSES>(&OK[..OK.len() - 1]);
-    one.exchange.close::<RESPONSES>();
+    one.http_requests.close::<RESPONSES>();
     one.at.rcv_nxt = one.at.rcv_nxt.wrapping_add(1);
     assert_eq!(one.broken(), Some(1));
 }
@@ -206,11 +206,11 @@ fn what_was_not_seen_names_nothing() {
     let mut one = Followed::new(true);
     one.at.snd_nxt = one.at.snd_nxt.wrapping_add(100);
     one.passes::<REQUESTS>(&get(1));
-    assert_eq!((one.broken(), one.exchange.lost), (None, Lost::Gap as u32));
+    assert_eq!((one.broken(), one.http_requests.lost), (None, Untracked::Gap as u32));
     // A response that nobody asked for.
     let mut one = Followed::new(false);
     one.passes::<RESPONSES>(b"HTTP/1.1 408 Request Timeout\r\n\r\n");
-    assert_eq!((one.broken(), one.exchange.lost), (None, Lost::Unasked as u32));
+    assert_eq!((one.broken(), one.http_requests.lost), (None, Untracked::Unasked as u32));
     one.passes::<REQUESTS>(&get(1));
     assert_eq!(one.broken(), None);
     // The kernel has come further than what was looked at.
@@ -241,7 +241,7 @@ fn segments_come_again_and_out_of_order() {
     // A hole that reaches beyond the body.
     let beyond = at(bytes.len() + 1);
     one.segment::<REQUESTS>(beyond, b"ET / HTTP/1.1\r\n\r\n");
-    assert_eq!(one.exchange.lost, Lost::Gap as u32);
+    assert_eq!(one.http_requests.lost, Untracked::Gap as u32);
 }
 
 proptest! {
@@ -288,7 +288,7 @@ proptest! {
                 offset = end;
             }
             prop_assert_eq!(one.broken(), None);
-            prop_assert!(!one.exchange.is_lost());
+            prop_assert!(!one.http_requests.is_lost());
         }
     }
 }
