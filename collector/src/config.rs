@@ -7,6 +7,7 @@ mod destination;
 mod diagnostic;
 mod dump;
 pub mod environment;
+mod exposure;
 mod field_types;
 mod matching;
 mod reader;

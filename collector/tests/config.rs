@@ -279,6 +279,37 @@ export:
 }
 
 #[test]
+fn exposed_secrets_and_unverified_tls_are_warned_of() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let [key, token] = ["key.pem", "token"].map(|name| directory.path().join(name));
+    let warnings = |mode: u32| {
+        for file in [&key, &token] {
+            std::fs::write(file, "hunter2").unwrap();
+            std::fs::set_permissions(file, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let (key, token) = (key.display(), token.display());
+        let text = format!(
+            "export:
+  otlp:
+    endpoint: https://c:4317
+    headers: {{ authorization: \"Bearer ${{file:{token}}}\" }}
+    tls: {{ insecure_skip_verify: true, cert_file: /cert.pem, key_file: {key} }}
+"
+        );
+        let warnings = parse(&text).unwrap().warnings;
+        warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let exposed = warnings(0o644).join("\n");
+    for place in [&key, &token] {
+        assert!(exposed.contains(&format!("every user of this host may read {}", place.display())), "{exposed}");
+    }
+    assert!(!exposed.contains("hunter2"), "{exposed}");
+    let [unverified] = &warnings(0o600)[..] else { panic!("{:?}", warnings(0o600)) };
+    assert!(unverified.contains("any certificate is accepted"), "{unverified}");
+}
+
+#[test]
 fn files_that_are_no_text_are_explained() {
     assert_eq!(
         load_error(b"capture: {}\n# caf\xe9\n"),

@@ -8,6 +8,7 @@ use crate::config::settings::{
     Batch, Compression, Destination, FsyncPolicy, OnOverflow, Protocol, Queue, Retry, Secret, Signals, Storage, Tls,
 };
 use crate::config::{
+    exposure,
     field_types::{
         Codec, FilePath, OrNull, Shown, Switch, Word, count, or_variable, period, read_scalar, show_duration, size,
     },
@@ -220,6 +221,7 @@ fn check_endpoint(reader: &mut Reader<'_>, node: NodeId, destination: &Destinati
 /// What must hold between the keys of a destination.
 fn check(reader: &mut Reader<'_>, node: NodeId, destination: &Destination) {
     check_endpoint(reader, node, destination);
+    exposure::check(reader, node, destination);
     let tls = &destination.tls;
     let tls_node = reader.find(node, &["tls"]);
     if tls.cert_file.is_some() != tls.key_file.is_some() {

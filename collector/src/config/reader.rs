@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use crate::config::{
     diagnostic::{Place, Problem, Problems},
+    exposure,
     substitute::{self, Sources},
     yaml::{Content, NodeId, Tree},
 };
@@ -113,6 +114,9 @@ impl<'a> Reader<'a> {
                     if substitute::has_bare_name(text) {
                         let allowed = "${env:NAME}, or $$ for a plain $";
                         self.warning(node, "`$NAME` without braces is not replaced", allowed);
+                    }
+                    if files {
+                        exposure::check_files(self, node, text);
                     }
                     Some(Scalar { text: substituted, written: text, plain: *plain })
                 }
