@@ -26,7 +26,7 @@ use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
 pub use crate::export::storage::StorageError;
 use crate::{
-    account::{Account, lane_name},
+    account::{Account, queue_name},
     config::settings::{self, FsyncPolicy, Signals},
     export::{
         queue::Queue,
@@ -119,7 +119,7 @@ impl Exporter {
             };
             match body {
                 Some(body) => worker.queue.push(batch.resets, body.clone()),
-                None => worker.account.delivered_elsewhere(worker.id, u64::from(batch.resets)),
+                None => worker.account.ledger.delivered_on_app_span(worker.id, u64::from(batch.resets)),
             }
         }
     }
@@ -179,10 +179,9 @@ impl Exporter {
         accepted_signals: &Arc<AcceptedSignals>,
         policy: &RefusalPolicy,
     ) -> Result<(), ExportError> {
-        let (id, name) = account.open_lane(&destination.endpoint, signal);
+        let (id, name) = account.open_queue(&destination.endpoint, signal);
         let below = storage_path(&name, signal);
-        let queue = Queue::open(account.clone(), id, &destination.queue, &destination.batch, &below)
-            .inspect_err(|_| account.release_lane(id))?;
+        let queue = Queue::open(account.clone(), id, &destination.queue, &destination.batch, &below)?;
         let worker = Arc::new(ExportWorker::new(
             name,
             destination,
@@ -208,7 +207,6 @@ impl Exporter {
 impl Drop for Exporter {
     fn drop(&mut self) {
         self.consumers.iter().chain(&self.syncers).for_each(JoinHandle::abort);
-        self.workers.iter().for_each(|worker| worker.account.release_lane(worker.id));
     }
 }
 
@@ -243,7 +241,7 @@ pub fn orphaned_storage(destinations: &[settings::Destination]) -> Vec<PathBuf> 
         let Some(storage) = &destination.queue.storage else { continue };
         let same = destinations[..at].iter().filter(|earlier| earlier.endpoint == destination.endpoint).count();
         for number in 1..=same + 1 {
-            let name = lane_name(&destination.endpoint, number);
+            let name = queue_name(&destination.endpoint, number);
             used.extend(Signal::ALL.iter().map(|signal| storage.directory.join(storage_path(&name, *signal))));
         }
     }

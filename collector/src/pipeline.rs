@@ -202,7 +202,7 @@ impl Pipeline {
 
     /// Gives a sign of life.
     pub fn beat(&self) {
-        self.stages.account.beat();
+        self.stages.account.heartbeat.beat();
     }
 
     /// Takes other rules; what has been decided stays.
@@ -307,10 +307,10 @@ impl Pipeline {
         if tally == Tally::default() {
             return;
         }
-        self.stages.account.read(tally.read);
-        self.stages.account.filtered(tally.filtered);
-        self.stages.account.sampled_out(tally.sampled_out);
-        self.stages.account.dropped_in_pipeline(DropReason::InvalidRecord, tally.undecodable);
+        self.stages.account.ledger.add_captured(tally.read);
+        self.stages.account.ledger.filtered(tally.filtered);
+        self.stages.account.ledger.sampled_out(tally.sampled_out);
+        self.stages.account.ledger.dropped_in_pipeline(DropReason::InvalidRecord, tally.undecodable);
     }
 
     /// Lines before the end of a round: what they tell of goes to the storages first.

@@ -196,7 +196,7 @@ fn instruments(provider: &SdkMeterProvider, sources: &Arc<Sources>) {
                 let builder = meter.f64_histogram(*name).with_unit(*unit).with_description(*description);
                 let durations = builder.with_boundaries(DURATION_BOUNDS.to_vec()).build();
                 // The SDK has no observable histogram: requests are recorded one by one.
-                account.on_request(move |destination, signal, duration| {
+                account.health.on_request(move |destination, signal, duration| {
                     let labels = [("destination", destination.to_owned()), ("signal", signal.word().to_owned())];
                     let labels = labels.map(|(name, value)| KeyValue::new(name, value));
                     durations.record(duration.as_secs_f64(), &labels);

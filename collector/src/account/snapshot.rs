@@ -1,4 +1,4 @@
-//! What the account says at one instant: the terms of the law, and how each lane is doing.
+//! A snapshot of the account: the terms of the accounting invariant, and how each queue is doing.
 
 use std::{
     sync::Arc,
@@ -18,16 +18,16 @@ pub type Dropped = [u64; REASONS];
 pub const DURATION_BOUNDS: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
-/// How a lane is doing, beside the law.
+/// How a queue is doing.
 #[derive(Clone, Debug, Default)]
-pub struct Health {
-    /// Requests by the bound of their duration; the last is those above every bound.
+pub struct QueueHealth {
+    /// Requests by the upper bound of their duration; the last counts those above every bound.
     pub durations: [u64; DURATION_BOUNDS.len() + 1],
     /// Sum of the durations.
     pub duration_sum: Duration,
     /// Requests that were sent again.
     pub retries: u64,
-    /// Requests that ended without the backend's acceptance.
+    /// Requests that the backend did not accept.
     pub failed_requests: u64,
     /// Resets accepted after an earlier attempt with an unknown outcome: the backend may have them twice.
     pub resent: u64,
@@ -39,7 +39,7 @@ pub struct Health {
     pub signal_disabled: bool,
     /// What is wrong now, empty where all is well.
     pub degraded: Vec<Degraded>,
-    /// Resets that may wait at most.
+    /// Maximum number of queued resets.
     pub capacity: u64,
     /// Bytes on disk.
     pub storage_bytes: u64,
@@ -84,87 +84,87 @@ pub struct Degraded {
 /// Whether a hook sees its resets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookCoverage {
-    /// The hook by its kernel name.
+    /// The hook's kernel name.
     pub hook: &'static str,
     /// It is attached.
     pub active: bool,
     /// Without it the collector is not ready: resets go unseen.
     pub essential: bool,
-    /// Why not, and what helps; empty when active.
+    /// Why it is not attached, with a remedy; empty when active.
     pub why: String,
-    /// Runs that the kernel passed over, each of which may have been a reset; of hooks that tell of resets.
-    pub passed_over: u64,
+    /// Runs that the kernel missed, each of which may have been a reset; of essential hooks.
+    pub missed_runs: u64,
 }
 
 /// All counters at one instant.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Resets that the kernel counted.
     pub captured: u64,
-    /// The same by direction, origin and cause; zeros left out.
+    /// The same by direction, origin and cause, without zeros.
     pub resets: Vec<(Direction, Origin, Cause, u64)>,
-    /// Dropped by the filters' rules.
+    /// Dropped by the filters.
     pub filtered: u64,
     /// Not chosen by sampling.
     pub sampled_out: u64,
-    /// Lost before any destination, by [`DropReason`] number.
-    pub dropped_before_lanes: Dropped,
-    /// In the ring buffer: counted by the kernel, not read.
+    /// Lost before any queue, by [`DropReason`] number.
+    pub dropped_before_queues: Dropped,
+    /// In the ring buffer: counted by the kernel, not read yet.
     pub in_ring_buffer: u64,
-    /// Each destination and signal.
-    pub lanes: Vec<LaneSnapshot>,
+    /// The queue of each destination and signal.
+    pub queues: Vec<QueueSnapshot>,
     /// The hooks.
     pub hooks: Vec<HookCoverage>,
-    /// Each step of the hardening by its word, and whether it was done; empty where it is switched off.
+    /// The steps of the hardening, and whether each was done; empty where it is off.
     pub hardening: Vec<(&'static str, bool)>,
-    /// How long the pipeline has left a question for a sign of life unanswered; `None` before its first sign.
-    pub since_beat: Option<Duration>,
-    /// When the account was opened, seconds since 1970.
+    /// How long a request for a heartbeat has been open; `None` before the first heartbeat.
+    pub heartbeat_age: Option<Duration>,
+    /// When the account was created, seconds since 1970.
     pub started_unix_s: f64,
 }
 
-/// A lane's terms at one instant.
+/// A queue's terms at one instant.
 #[derive(Clone, Debug)]
-pub struct LaneSnapshot {
+pub struct QueueSnapshot {
     /// The destination's name: its endpoint.
     pub destination: Arc<str>,
     /// The signal.
     pub signal: Signal,
-    /// Found in storage at the start, with what storage had lost.
+    /// Resets of an earlier run: found in storage, or lost there.
     pub recovered: u64,
     /// Accepted by the backend.
     pub exported: u64,
-    /// Lost, by [`DropReason`] number; what was lost before the lanes is in it.
+    /// Lost, by [`DropReason`] number, with those lost before the queues.
     pub dropped: Dropped,
-    /// Without a fate: ring buffer, pipeline, waiting, in flight.
+    /// Without an outcome: in the ring buffer, in the pipeline, waiting, in flight.
     pub queued: u64,
-    /// Of these: in the lane's own queue.
+    /// Of these: in the queue itself.
     pub waiting: u64,
     /// Of these: in a request.
     pub in_flight: u64,
     /// How it is doing.
-    pub health: Health,
+    pub health: QueueHealth,
 }
 
 impl Snapshot {
-    /// Without a sign of life for so long the pipeline is broken; asked, it gives one within its next turn.
-    pub const LONGEST_SILENCE: Duration = Duration::from_secs(15);
+    /// The reader answers a request for a heartbeat within its next turn; one that is open longer means that it hangs.
+    pub const MAX_HEARTBEAT_AGE: Duration = Duration::from_secs(15);
 
-    /// For how long the pipeline has been broken; `None` while it is not.
+    /// How long the reader has been hanging; `None` while it is not.
     pub fn stuck_for(&self) -> Option<Duration> {
-        self.since_beat.filter(|silence| *silence > Self::LONGEST_SILENCE)
+        self.heartbeat_age.filter(|age| *age > Self::MAX_HEARTBEAT_AGE)
     }
 
-    /// What the law leaves unexplained for a lane: always 0.
-    pub fn imbalance(&self, lane: &LaneSnapshot) -> i128 {
-        let sources = i128::from(self.captured) + i128::from(lane.recovered);
-        let fates = [lane.exported, self.filtered, self.sampled_out, lane.queued];
-        let dropped: i128 = lane.dropped.iter().map(|count| i128::from(*count)).sum();
-        sources - fates.iter().map(|count| i128::from(*count)).sum::<i128>() - dropped
+    /// What the accounting invariant leaves unexplained for a queue: always 0.
+    pub fn imbalance(&self, queue: &QueueSnapshot) -> i128 {
+        let sources = i128::from(self.captured) + i128::from(queue.recovered);
+        let outcomes = [queue.exported, self.filtered, self.sampled_out, queue.queued];
+        let dropped: i128 = queue.dropped.iter().map(|count| i128::from(*count)).sum();
+        sources - outcomes.iter().map(|count| i128::from(*count)).sum::<i128>() - dropped
     }
 }
 
-impl Health {
+impl QueueHealth {
     /// Counts one request that took this long.
     pub(crate) fn request_took(&mut self, duration: Duration) {
         let seconds = duration.as_secs_f64();
@@ -173,14 +173,17 @@ impl Health {
         self.duration_sum += duration;
     }
 
+    /// Notes a request that was accepted.
+    pub(crate) fn request_succeeded(&mut self) {
+        self.last_success_unix_s = Some(unix_seconds(SystemTime::now()));
+    }
+
     /// Notes a request that was not accepted.
     pub(crate) fn request_failed(&mut self) {
         self.failed_requests += 1;
         self.last_error_unix_s = Some(unix_seconds(SystemTime::now()));
     }
-}
 
-impl Health {
     /// Notes a degradation with its latest error.
     pub(crate) fn degrade(&mut self, kind: Degradation, error: &str) {
         match self.degraded.iter_mut().find(|degraded| degraded.kind == kind) {

@@ -96,7 +96,7 @@ pub fn run(settings: &Settings, options: &Options, log: &Log) -> Result<()> {
     let mut degraded = report::less_known(&report::Host::read(&btf_of(options)));
     let manager = Arc::new(Manager::from_environment());
     let hardened = harden(settings, || kernel.still_works())?;
-    account.set_hardening(hardened.steps.iter().map(|(step, done)| (*step, done.is_ok())).collect());
+    account.health.set_hardening(hardened.steps.iter().map(|(step, done)| (*step, done.is_ok())).collect());
     log.spawn().context("cannot start the log's thread")?;
     let stdout = console::stdout_writer(settings.export.console).context("cannot use standard output")?;
     stdout.spawn("console").context("cannot start the console's thread")?;
@@ -136,7 +136,7 @@ impl Started<'_> {
         let mut services = Services::new();
         sources.traffic = self.runtime.block_on(services.start_receivers(self, &correlator))?;
         sources.pods = self.runtime.block_on(services.watch_pods(self.settings))?;
-        self.account.set_hooks(hooks(&kernel));
+        self.account.health.set_hooks(hooks(&kernel));
         let listeners = self.runtime.block_on(async { shutdown::Listeners::new() })?;
         announce_host();
         let status = announce(&kernel);
@@ -255,12 +255,12 @@ fn try_hooks(kernel: &mut Kernel, btf: &Path, account: &Account) -> Result<()> {
     if let Some(difference) = difference.as_ref().filter(|_| lacks_hooks) {
         return Err(anyhow!("--btf: {difference}, and the kernel refuses hooks that were made for it"));
     }
-    let strangers = |_: &[u8]| account.read_and_dropped(DropReason::SelfTest, 1);
+    let strangers = |_: &[u8]| account.ledger.add_captured_and_dropped(DropReason::SelfTest, 1);
     let tables = kernel.reasons().clone();
     let decoder = Decoder::new(ReasonNames::new(tables.reset, tables.drop), Arc::default());
     match selftest::run(kernel, &decoder, btf, Path::new(PROC), strangers)? {
         selftest::Outcome::Passed { resets } => {
-            account.read_and_dropped(DropReason::SelfTest, resets);
+            account.ledger.add_captured_and_dropped(DropReason::SelfTest, resets);
             tracing::info!("--btf: {resets} resets made to try the hooks came out right");
         }
         skipped => tracing::warn!("--btf: the hooks could not be tried: {skipped:?}"),
@@ -277,7 +277,7 @@ fn hooks(kernel: &Kernel) -> Vec<HookCoverage> {
             active: hook.missing.is_none(),
             essential: hook.sees_resets,
             why: hook.missing.clone().unwrap_or_default(),
-            passed_over: 0,
+            missed_runs: 0,
         })
         .collect()
 }
@@ -358,15 +358,15 @@ fn start_reader(mut kernel: Kernel, stages: Stages) -> Result<(Orders, Reader)> 
 /// Whoever looks at the account sees the kernel's counters of that moment, and whether the reader lives.
 fn look_after(account: &Account, counters: &Arc<Counters>, orders: &Orders) {
     let (counters, orders) = (Arc::clone(counters), orders.clone());
-    account.before_look(move |account| {
-        account.ask_for_beat();
+    account.on_snapshot(move |account| {
+        account.heartbeat.request();
         orders.wake();
         let tallies = counters.read();
         if let Ok(captured) = <&[u64; COUNTERS as usize]>::try_from(tallies.captured.as_slice()) {
             let lost = [(DropReason::RingBufferFull, tallies.lost), (DropReason::RateLimited, tallies.over_ceiling)];
-            account.kernel_counted(captured, tallies.filtered, &lost);
+            account.ledger.set_kernel_counts(captured, tallies.filtered, &lost);
         }
-        account.kernel_passed_over(&tallies.passed_over);
+        account.health.set_missed_runs(&tallies.passed_over);
     });
 }
 

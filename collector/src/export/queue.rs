@@ -1,11 +1,11 @@
-//! What waits for one lane (destination and signal): bounded, counted in resets, in memory or on disk.
+//! The queue of one destination and signal: bounded, counted in resets, in memory or on disk.
 //!
-//! A batch is in one place at any time: waiting, taken by a consumer, or settled. A batch that was taken and not
-//! settled (its consumer was cut off) goes back to the front. Sends nothing itself ([`crate::export`]).
+//! A batch is in one place at any time: waiting, in flight, or settled. A batch in flight that is not settled (its
+//! consumer was cut off) returns to the front. Sends nothing itself ([`crate::export`]).
 //!
-//! On disk the batches come small, as soon as there are resets, so that a killed process loses none that it has told
-//! of; they wait here for more and go out together. OTLP's requests one after the other are one request (protobuf
-//! appends repeated fields), so nothing is decoded for that.
+//! With storage the batches are small, one for each turn of the pipeline, so that a killed process loses no reset that it
+//! has printed; the queue gathers them into requests. Concatenated OTLP requests are one request (protobuf appends
+//! repeated fields), so nothing is decoded for that.
 
 use std::{
     collections::VecDeque,
@@ -21,7 +21,7 @@ use bytes::Bytes;
 use tokio::{sync::Notify, time::timeout_at};
 
 use crate::{
-    account::{Account, DropReason, LaneId},
+    account::{Account, Degradation, DropReason, QueueId},
     config::settings::{self, OnOverflow},
     export::{
         log_throttle::LogThrottle,
@@ -30,32 +30,32 @@ use crate::{
     },
 };
 
-/// What became of a batch that was taken.
+/// The outcome of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BatchOutcome {
-    /// Accepted, all but `rejected` resets of it.
+    /// Accepted, except `rejected` resets.
     Exported {
-        /// Lost by the backend's own word.
+        /// Rejected by the backend, as its response says.
         rejected: u64,
     },
     /// Lost.
     Dropped(DropReason),
 }
 
-/// The queue of one lane.
+/// The queue of one destination and signal.
 pub(crate) struct Queue {
     account: Arc<Account>,
-    lane: LaneId,
-    /// Resets, waiting and in flight, at most.
+    id: QueueId,
+    /// Maximum number of resets, waiting and in flight.
     size: u64,
     on_overflow: OnOverflow,
-    /// How batches are put together here; `None` where they come as they go out.
+    /// How batches are gathered into requests; `None` without storage, where each is a request.
     gather: Option<settings::Batch>,
     state: Mutex<State>,
     /// Set without the lock: a disk that hangs under it must not hold up the shutdown.
     closed: AtomicBool,
     changed: Notify,
-    storage_throttle: LogThrottle,
+    throttle: LogThrottle,
 }
 
 #[derive(Default)]
@@ -70,32 +70,32 @@ struct State {
 #[derive(Clone)]
 struct Item {
     resets: u32,
-    place: Place,
-    /// A request was made of it in an earlier run: the backend may have it.
+    body: Body,
+    /// It was in a request of an earlier run: the backend may have it.
     sent_before: bool,
-    /// When it goes out, whatever else waits.
+    /// When it is sent, whatever else waits.
     due: Instant,
 }
 
 #[derive(Clone)]
-enum Place {
+enum Body {
     Memory(Bytes),
     Disk(Slot),
 }
 
-/// A request's worth of batches in a consumer's hands; dropped without [`InFlightBatch::settle`], they wait again.
+/// The batches of one request. Dropped without [`InFlightBatch::settle`], they return to the queue.
 pub(crate) struct InFlightBatch {
     queue: Arc<Queue>,
     items: Vec<Item>,
 }
 
-/// What a consumer finds.
+/// What a consumer does next.
 enum Next {
-    /// To be sent now.
+    /// Send these.
     Items(Vec<Item>),
-    /// Nothing before then, unless more comes.
+    /// Wait until then, or for a change.
     Wait(Option<Instant>),
-    /// Nothing any more.
+    /// End: the queue is closed and empty.
     End,
 }
 
@@ -104,86 +104,85 @@ impl Queue {
     /// left there.
     pub(crate) fn open(
         account: Arc<Account>,
-        lane: LaneId,
+        id: QueueId,
         settings: &settings::Queue,
         batch: &settings::Batch,
         below: &Path,
     ) -> Result<Self, StorageError> {
         let size = settings.size as u64;
-        account.health(lane, |health| health.capacity = size);
+        account.health.update(id, |health| health.capacity = size);
         let mut state = State::default();
         if let Some(storage) = &settings.storage {
-            let opened = Storage::open(&storage.directory, below, storage.max_bytes, storage.fsync)?;
-            report(&storage.directory.join(below), &opened);
-            let found = opened.found.iter().map(|found| u64::from(found.resets)).sum();
+            let recovered = Storage::open(&storage.directory, below, storage.max_bytes, storage.fsync)?;
+            log_recovery(&storage.directory.join(below), &recovered);
+            let found = recovered.found.iter().map(|found| u64::from(found.resets)).sum();
             let lost = [
-                (DropReason::StorageCorrupt, opened.corrupt),
-                (DropReason::StorageUnsynced, opened.unsynced),
-                (DropReason::ProcessKilled, opened.unstored),
+                (DropReason::StorageCorrupt, recovered.corrupt),
+                (DropReason::StorageUnsynced, recovered.unsynced),
+                (DropReason::ProcessKilled, recovered.unstored),
             ];
-            account.recovered(lane, found, &lost);
+            account.ledger.recovered(id, found, &lost);
             let due = Instant::now();
-            for found in opened.found {
+            for found in recovered.found {
                 let (resets, sent_before) = (found.resets, found.sent);
-                state.push_back(Item { resets, place: Place::Disk(found.slot), sent_before, due });
+                state.push_back(Item { resets, body: Body::Disk(found.slot), sent_before, due });
             }
-            account.health(lane, |health| health.storage_bytes = opened.storage.bytes());
-            state.storage = Some(opened.storage);
+            account.health.update(id, |health| health.storage_bytes = recovered.storage.bytes());
+            state.storage = Some(recovered.storage);
         }
-        let (changed, storage_throttle) = (Notify::new(), LogThrottle::default());
-        // One permit for what was found; each consumer that takes a batch wakes the next.
+        let (changed, throttle) = (Notify::new(), LogThrottle::default());
+        // One permit for the recovered batches; each consumer that takes one wakes the next.
         changed.notify_one();
         Ok(Self {
             account,
-            lane,
+            id,
             size,
             on_overflow: settings.on_overflow,
             gather: settings.storage.as_ref().map(|_| batch.clone()),
             state: Mutex::new(state),
             closed: AtomicBool::new(false),
             changed,
-            storage_throttle,
+            throttle,
         })
     }
 
-    /// Takes a batch from the pipeline, without waiting for the network; what does not fit is dropped and counted.
-    /// With storage it is written before this returns: to the page cache, and to the disk if `fsync` is `always`.
+    /// Takes a batch from the pipeline. Never waits for the network; what does not fit is dropped and counted. With
+    /// storage the batch is written before this returns: to the page cache, and to the disk if `fsync` is `always`.
     pub(crate) fn push(&self, resets: u32, body: Bytes) {
         let mut state = self.lock();
-        self.account.enqueued(self.lane, u64::from(resets));
-        let placed = match self.is_closed() {
+        self.account.ledger.enqueued(self.id, u64::from(resets));
+        let stored = match self.is_closed() {
             true => Err(DropReason::Shutdown),
-            false => self.place(&mut state, resets, body),
+            false => self.store(&mut state, resets, body),
         };
-        match placed {
-            Ok(place) => {
+        match stored {
+            Ok(body) => {
                 let due = self.due(Instant::now());
-                state.push_back(Item { resets, place, sent_before: false, due });
+                state.push_back(Item { resets, body, sent_before: false, due });
             }
-            Err(reason) => return self.account.dropped_waiting(self.lane, reason, u64::from(resets)),
+            Err(reason) => return self.account.ledger.dropped_waiting(self.id, reason, u64::from(resets)),
         }
         drop(state);
         self.changed.notify_one();
     }
 
-    /// Whether what was pushed outlives the process.
+    /// Whether pushed batches outlive the process.
     pub(crate) fn is_stored(&self) -> bool {
         self.gather.is_some()
     }
 
-    /// Notes in the storage how many resets have no fate and are not in it: they are what a kill would lose, and the next
-    /// start counts them. `before` are those that the account does not know of yet.
+    /// Notes in the storage how many resets have no outcome and are not stored: a kill would lose them, and the next start
+    /// counts them. The ledger does not know `before` of them yet.
     pub(crate) fn note_unstored(&self, before: u64) {
         if self.is_stored() {
-            let unstored = self.account.in_pipeline(self.lane) + before;
+            let unstored = self.account.ledger.in_pipeline(self.id) + before;
             if let Some(storage) = &mut self.lock().storage {
                 storage.note_unstored(unstored);
             }
         }
     }
 
-    /// The batches that have waited longest, as soon as they fill a request or have waited enough; `None` when the queue
-    /// is closed and empty.
+    /// The oldest batches, as soon as they fill a request or are due; `None` when the queue is closed and empty.
     pub(crate) async fn take(self: &Arc<Self>) -> Option<InFlightBatch> {
         loop {
             let changed = self.changed.notified();
@@ -191,7 +190,7 @@ impl Queue {
                 Next::Items(items) => return Some(InFlightBatch { queue: self.clone(), items }),
                 Next::End => return None,
                 Next::Wait(None) => changed.await,
-                // Over or changed: either way there is a look.
+                // Due or changed: either way the queue is checked again.
                 Next::Wait(Some(due)) => drop(timeout_at(due.into(), changed).await),
             }
         }
@@ -219,7 +218,7 @@ impl Queue {
         Next::Items(items)
     }
 
-    /// One batch, and of those behind it as many as a request takes.
+    /// The oldest batch, and as many of the following as fit into its request.
     fn pop_request(&self, state: &mut State) -> Vec<Item> {
         let (mut items, mut resets, mut bytes) = (Vec::new(), 0, 0);
         while let Some(next) = state.waiting.front() {
@@ -236,33 +235,33 @@ impl Queue {
             items.push(item);
         }
         state.in_flight_resets += resets;
-        self.account.taken(self.lane, resets);
+        self.account.ledger.begin_export(self.id, resets);
         items
     }
 
     fn due(&self, now: Instant) -> Instant {
-        // A flush_timeout beyond what the clock can count is no wait for company.
+        // A flush_timeout beyond the range of the clock counts as none.
         self.gather.as_ref().and_then(|gather| now.checked_add(gather.flush_timeout)).unwrap_or(now)
     }
 
-    /// Takes no more; consumers drain what is there and end.
+    /// Refuses further batches; consumers drain the queue and end.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.changed.notify_one();
     }
 
-    /// Ends the queue: what still waits is kept on disk, or dropped where it is in memory.
+    /// Ends the queue: waiting batches stay on disk, or are dropped where they are in memory.
     pub(crate) fn abandon(&self) {
         let mut state = self.lock();
         if let Some(mut storage) = state.storage.take() {
             return storage.close();
         }
         while let Some(item) = state.pop_front() {
-            self.account.dropped_waiting(self.lane, DropReason::Shutdown, u64::from(item.resets));
+            self.account.ledger.dropped_waiting(self.id, DropReason::Shutdown, u64::from(item.resets));
         }
     }
 
-    /// Tells the disk to keep what was written since the last call. Blocks.
+    /// Syncs what was written since the last call. Blocks.
     pub(crate) fn sync(&self) {
         let files = self.lock().storage.as_mut().map(Storage::take_unsynced).unwrap_or_default();
         let synced = files.iter().try_for_each(|file| file.sync_data());
@@ -271,27 +270,36 @@ impl Queue {
         }
     }
 
-    /// Finds a place for so many resets. A batch above the whole size is taken by an empty queue: else it could never
-    /// go out.
-    fn place(&self, state: &mut State, resets: u32, body: Bytes) -> Result<Place, DropReason> {
+    /// Stores a batch, and drops others for it as configured. An empty queue takes a batch of any size: else it could
+    /// never be sent.
+    fn store(&self, state: &mut State, resets: u32, body: Bytes) -> Result<Body, DropReason> {
         while state.occupied() > 0 && state.occupied() + u64::from(resets) > self.size {
             self.drop_oldest(state)?;
         }
         loop {
-            let Some(storage) = &mut state.storage else { return Ok(Place::Memory(body)) };
+            let Some(storage) = &mut state.storage else { return Ok(Body::Memory(body)) };
             let stored = storage.append(resets, &body);
             let bytes = storage.bytes();
-            self.account.health(self.lane, |health| health.storage_bytes = bytes);
+            self.account.health.update(self.id, |health| {
+                health.storage_bytes = bytes;
+                health.recovered_from(if stored.is_ok() { &[Degradation::StorageFailing] } else { &[] });
+            });
             match stored {
-                Ok(slot) => return Ok(Place::Disk(slot)),
+                Ok(slot) => return Ok(Body::Disk(slot)),
                 Err(StorageError::Limit { .. }) if self.drop_oldest(state).is_ok() => {}
                 Err(error) => {
-                    if self.storage_throttle.due("storage_full", Instant::now()).is_some() {
-                        tracing::warn!("{error}; resets are dropped (storage_full)");
-                    }
+                    self.storage_failed(&error);
                     return Err(DropReason::StorageFull);
                 }
             }
+        }
+    }
+
+    fn storage_failed(&self, error: &StorageError) {
+        let error = error.to_string();
+        self.account.health.update(self.id, |health| health.degrade(Degradation::StorageFailing, &error));
+        if self.throttle.due("storage_full", Instant::now()).is_some() {
+            tracing::warn!(event = "storage_full", error, "cannot store a batch, dropping it");
         }
     }
 
@@ -302,20 +310,20 @@ impl Queue {
         items.iter().for_each(|item| state.mark(item, Mark::Done));
         let stored = state.storage.as_ref().map_or(0, Storage::bytes);
         match outcome {
-            BatchOutcome::Exported { rejected } => self.account.exported(self.lane, resets, rejected),
-            BatchOutcome::Dropped(reason) => self.account.dropped_in_flight(self.lane, reason, resets),
+            BatchOutcome::Exported { rejected } => self.account.ledger.exported(self.id, resets, rejected),
+            BatchOutcome::Dropped(reason) => self.account.ledger.dropped_in_flight(self.id, reason, resets),
         }
-        self.account.health(self.lane, |health| health.storage_bytes = stored);
+        self.account.health.update(self.id, |health| health.storage_bytes = stored);
     }
 
-    /// Makes room as configured, or fails: nothing waits, or the newest is to go.
+    /// Drops the oldest batch, or fails: none waits, or the newest is to be dropped.
     fn drop_oldest(&self, state: &mut State) -> Result<(), DropReason> {
         if self.on_overflow == OnOverflow::DropNewest {
             return Err(DropReason::QueueFull);
         }
         let oldest = state.pop_front().ok_or(DropReason::QueueFull)?;
         state.mark(&oldest, Mark::Done);
-        self.account.dropped_waiting(self.lane, DropReason::QueueFull, u64::from(oldest.resets));
+        self.account.ledger.dropped_waiting(self.id, DropReason::QueueFull, u64::from(oldest.resets));
         Ok(())
     }
 
@@ -353,7 +361,7 @@ impl State {
     }
 
     fn mark(&mut self, item: &Item, mark: Mark) {
-        if let (Some(storage), Place::Disk(slot)) = (&mut self.storage, &item.place) {
+        if let (Some(storage), Body::Disk(slot)) = (&mut self.storage, &item.body) {
             storage.mark(slot, mark);
         }
     }
@@ -362,45 +370,46 @@ impl State {
 impl Item {
     /// Bytes of its message.
     fn length(&self) -> usize {
-        match &self.place {
-            Place::Memory(body) => body.len(),
-            Place::Disk(slot) => slot.length(),
+        match &self.body {
+            Body::Memory(body) => body.len(),
+            Body::Disk(slot) => slot.length(),
         }
     }
 }
 
-fn report(directory: &Path, opened: &RecoveredStorage) {
-    let directory = directory.display();
-    if !opened.found.is_empty() {
-        tracing::info!("sending_queue.storage {directory}: {} requests of an earlier run wait", opened.found.len());
+fn log_recovery(path: &Path, recovered: &RecoveredStorage) {
+    let path = path.display();
+    if !recovered.found.is_empty() {
+        let batches = recovered.found.len();
+        tracing::info!(event = "storage_recovered", %path, batches, "batches of an earlier run are queued");
     }
-    let (corrupt, unsynced, unstored) = (opened.corrupt, opened.unsynced, opened.unstored);
+    let (corrupt, unsynced, unstored) = (recovered.corrupt, recovered.unsynced, recovered.unstored);
     if corrupt + unsynced + unstored > 0 {
         tracing::warn!(
-            "sending_queue.storage {directory}: resets lost: {corrupt} in damaged records, {unsynced} that had not \
-             reached the disk when the machine stopped, {unstored} that waited for the storage when the collector was killed"
+            event = "storage_lost_resets", %path, corrupt, unsynced, unstored,
+            "resets of an earlier run are lost: in damaged records, not synced before the machine stopped, or not stored \
+             before the collector was killed"
         );
     }
 }
 
 impl InFlightBatch {
-    /// How many resets.
+    /// The number of resets.
     pub(crate) fn resets(&self) -> u64 {
         self.items.iter().map(|item| u64::from(item.resets)).sum()
     }
 
-    /// How many of them the backend may have from an earlier run.
+    /// The number of resets that the backend may have from an earlier run.
     pub(crate) fn sent_before(&self) -> u64 {
         self.items.iter().filter(|item| item.sent_before).map(|item| u64::from(item.resets)).sum()
     }
 
-    /// The request's message. Batches that cannot be read any more are lost by it, and counted; the error is that of the
-    /// last of them, where none is left.
+    /// The request's message. Batches that cannot be read from disk are dropped; the error is returned where none is left.
     pub(crate) async fn body(&mut self) -> Result<Bytes, StorageError> {
         let mut reads = Vec::with_capacity(self.items.len());
-        // The batches stay in `self` meanwhile: a consumer that is cut off here puts them back.
+        // The batches stay in `self` meanwhile: a consumer that is cut off here returns them.
         for item in &self.items {
-            reads.push(item.place.read().await);
+            reads.push(item.body.read().await);
         }
         let (mut parts, mut damaged) = (Vec::with_capacity(reads.len()), Ok(()));
         for (item, read) in std::mem::take(&mut self.items).into_iter().zip(reads) {
@@ -422,21 +431,21 @@ impl InFlightBatch {
         }
     }
 
-    /// Ends the batches.
+    /// Gives the batches their outcome.
     pub(crate) fn settle(mut self, outcome: BatchOutcome) {
         self.queue.settle(&std::mem::take(&mut self.items), outcome);
     }
 }
 
-impl Place {
+impl Body {
     async fn read(&self) -> Result<Bytes, StorageError> {
         match self.clone() {
             Self::Memory(body) => Ok(body),
             Self::Disk(slot) => {
-                let again = slot.clone();
+                let retried = slot.clone();
                 let read = tokio::task::spawn_blocking(move || slot.read()).await;
-                // The runtime gives up such work only when it ends: then it is done here.
-                read.unwrap_or_else(|_| again.read())
+                // The runtime is ending and runs no more blocking work.
+                read.unwrap_or_else(|_| retried.read())
             }
         }
     }
@@ -448,7 +457,7 @@ impl Drop for InFlightBatch {
         let mut state = self.queue.lock();
         state.in_flight_resets -= resets;
         std::mem::take(&mut self.items).into_iter().rev().for_each(|item| state.push_front(item));
-        self.queue.account.put_back(self.queue.lane, resets);
+        self.queue.account.ledger.requeue(self.queue.id, resets);
         self.queue.changed.notify_one();
     }
 }

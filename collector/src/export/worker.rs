@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    account::{Account, Degradation, DropReason, LaneId},
+    account::{Account, Degradation, DropReason, QueueId},
     config::settings,
     export::{
         log_throttle::LogThrottle,
@@ -55,7 +55,7 @@ pub(super) struct ExportWorker {
     pub(super) base_endpoint: Option<String>,
     pub(super) signal: Signal,
     pub(super) account: Arc<Account>,
-    pub(super) id: LaneId,
+    pub(super) id: QueueId,
     pub(super) queue: Arc<Queue>,
     pub(super) client: Client,
     pub(super) retry: settings::Retry,
@@ -83,7 +83,7 @@ impl ExportWorker {
         settings: &settings::Destination,
         signal: Signal,
         account: Arc<Account>,
-        id: LaneId,
+        id: QueueId,
         queue: Queue,
         client: Client,
         accepted_signals: Arc<AcceptedSignals>,
@@ -153,12 +153,12 @@ impl ExportWorker {
             }
             let Some(request) = &prepared else { continue };
             if sends > 0 {
-                self.account.health(self.id, |health| health.retries += 1);
+                self.account.health.update(self.id, |health| health.retries += 1);
             }
             sends += 1;
             let sent = Instant::now();
             let answer = self.client.send_prepared(request).await;
-            self.account.request_took(self.id, sent.elapsed());
+            self.account.health.request_took(self.id, sent.elapsed());
             let decision = self.decide(&answer);
             outcome_unknown |= answer.is_err_and(|error| !error.never_sent());
             let (after, reason) = match decision {
@@ -223,7 +223,8 @@ impl ExportWorker {
             tracing::info!(event = "export_recovered", %destination, signal, attempts, "export recovered");
         }
         let resent = if outcome_unknown { batch.resets() } else { batch.sent_before() };
-        self.account.health(self.id, |health| {
+        self.account.health.update(self.id, |health| {
+            health.request_succeeded();
             health.resent += resent;
             health.signal_disabled = false;
             health.recovered_from(&[
@@ -245,7 +246,7 @@ impl ExportWorker {
     }
 
     fn refused(&self, batch: &InFlightBatch, reason: DropReason, error: &str) -> BatchOutcome {
-        self.account.health(self.id, |health| {
+        self.account.health.update(self.id, |health| {
             health.request_failed();
             health.degrade(Degradation::ExportFailing, error);
         });
@@ -260,7 +261,7 @@ impl ExportWorker {
     }
 
     fn attempt_failed(&self, attempts: u64, error: &str) {
-        self.account.health(self.id, |health| {
+        self.account.health.update(self.id, |health| {
             health.request_failed();
             health.degrade(Degradation::ExportFailing, error);
         });
@@ -287,7 +288,7 @@ impl ExportWorker {
             Refusal::Hold => (Degradation::SignalRefused, false),
             Refusal::Disabled | Refusal::StillDisabled => (Degradation::SignalDisabled, true),
         };
-        self.account.health(self.id, |health| {
+        self.account.health.update(self.id, |health| {
             health.request_failed();
             health.signal_disabled = disabled;
             if disabled {

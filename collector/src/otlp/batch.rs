@@ -37,8 +37,8 @@ pub struct Batcher {
     resets: u32,
     first: Option<Instant>,
     groups: Groups,
-    logs: Lane,
-    spans: Lane,
+    logs: SignalBatch,
+    spans: SignalBatch,
     closed: VecDeque<Batch>,
     record: Vec<u8>,
 }
@@ -58,8 +58,8 @@ impl Batcher {
             resets: 0,
             first: None,
             groups: Groups::default(),
-            logs: Lane::new(&scope),
-            spans: Lane::new(&scope),
+            logs: SignalBatch::new(&scope),
+            spans: SignalBatch::new(&scope),
             closed: VecDeque::new(),
             record: Vec::new(),
         }
@@ -209,7 +209,7 @@ impl Groups {
 /// The records of one signal. Logs and traces have the same shape: request { 1: Resource… { 1: resource,
 /// 2: Scope… { 1: scope, 2: record…, 3: schema_url }, 3: schema_url } }.
 #[derive(Debug)]
-struct Lane {
+struct SignalBatch {
     /// The scope's field and the schema's, as they stand before and after the records.
     scope: Vec<u8>,
     schema: Vec<u8>,
@@ -237,7 +237,7 @@ const SCOPE: u32 = 1;
 const RECORD: u32 = 2;
 const SCHEMA_URL: u32 = 3;
 
-impl Lane {
+impl SignalBatch {
     fn new(scope: &[u8]) -> Self {
         let mut scope_field = Vec::new();
         protobuf::bytes(&mut scope_field, SCOPE, scope);

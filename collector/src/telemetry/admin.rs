@@ -171,7 +171,7 @@ fn healthy(snapshot: &Snapshot) -> Result<String, String> {
 fn ready(sources: &Sources) -> Result<String, String> {
     let snapshot = sources.account.snapshot();
     healthy(&snapshot)?;
-    if snapshot.since_beat.is_none() || snapshot.hooks.is_empty() {
+    if snapshot.heartbeat_age.is_none() || snapshot.hooks.is_empty() {
         return Err("starting: the probes are not attached yet\n".into());
     }
     let reasons = degraded(sources, &snapshot);
@@ -189,7 +189,7 @@ fn report(snapshot: &Snapshot) -> String {
         let state = if hook.active { "attached" } else { "not attached: " };
         line(&mut lines, format_args!("probe {}: {state}{}\n", hook.hook, if hook.active { "" } else { &hook.why }));
     }
-    for queue in &snapshot.lanes {
+    for queue in &snapshot.queues {
         let (destination, signal) = (&queue.destination, queue.signal.word());
         let (exported, queued) = (queue.exported, queue.queued);
         line(&mut lines, format_args!("{signal} to {destination}: {exported} exported, {queued} queued\n"));

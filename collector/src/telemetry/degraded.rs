@@ -31,7 +31,7 @@ pub fn degraded(sources: &Sources, snapshot: &Snapshot) -> Vec<Reason> {
         let text = format!("probe {} is not attached: {}", probe.hook, probe.why);
         add("probe_not_attached", vec![("probe", probe.hook.into())], text);
     }
-    for queue in &snapshot.lanes {
+    for queue in &snapshot.queues {
         for Degraded { kind, since_unix_s, error } in &queue.health.degraded {
             let (signal, destination, age) = (queue.signal.word(), &queue.destination, now - since_unix_s);
             let text = format!("{signal} to {destination}: {} for {age:.0} s: {error}", kind.as_str());

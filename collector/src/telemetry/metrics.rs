@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    account::{Account, DropReason, Dropped, LaneSnapshot, Snapshot, exemplar::Exemplar, snapshot::unix_seconds},
+    account::{Account, DropReason, Dropped, QueueSnapshot, Snapshot, exemplar::Exemplar, snapshot::unix_seconds},
     correlate::Correlator,
     enrich::{self, pods::Pods},
     export::line_writer::LineWriter,
@@ -138,8 +138,8 @@ impl Points {
     }
 
     /// A point for each destination and signal.
-    fn per_queue(&mut self, observed: &Observed<'_>, value: impl Fn(&LaneSnapshot) -> u64) {
-        observed.snapshot.lanes.iter().for_each(|queue| self.push(value(queue), queue_labels(queue)));
+    fn per_queue(&mut self, observed: &Observed<'_>, value: impl Fn(&QueueSnapshot) -> u64) {
+        observed.snapshot.queues.iter().for_each(|queue| self.push(value(queue), queue_labels(queue)));
     }
 }
 
@@ -234,18 +234,18 @@ pub const METRICS: &[Metric] = &[
         "1",
         "1 while nothing is sent because the backend does not support the signal",
         |observed, points| {
-            for queue in &observed.snapshot.lanes {
+            for queue in &observed.snapshot.queues {
                 points.push_float(flag(queue.health.signal_disabled), queue_labels(queue));
             }
         },
     ),
     gauge("reset_collector.last_failure_timestamp", "s", "Time of the last failed request", |observed, points| {
-        for queue in &observed.snapshot.lanes {
+        for queue in &observed.snapshot.queues {
             queue.health.last_error_unix_s.into_iter().for_each(|time| points.push_float(time, queue_labels(queue)));
         }
     }),
     gauge("reset_collector.last_success_timestamp", "s", "Time of the last accepted request", |observed, points| {
-        for queue in &observed.snapshot.lanes {
+        for queue in &observed.snapshot.queues {
             queue.health.last_success_unix_s.into_iter().for_each(|time| points.push_float(time, queue_labels(queue)));
         }
     }),
@@ -255,7 +255,7 @@ pub const METRICS: &[Metric] = &[
         kind: Kind::Histogram,
         description: "Duration of export requests",
         observe: |observed, points| {
-            for queue in &observed.snapshot.lanes {
+            for queue in &observed.snapshot.queues {
                 let health = &queue.health;
                 let value = Value::Durations(health.durations.to_vec(), health.duration_sum.as_secs_f64());
                 points.0.push(Point { value, labels: queue_labels(queue), exemplar: None });
@@ -279,7 +279,7 @@ pub const METRICS: &[Metric] = &[
         "Probe runs that the kernel skipped, each of which may have been a reset",
         |observed, points| {
             for probe in observed.snapshot.hooks.iter().filter(|probe| probe.essential) {
-                points.push(probe.passed_over, vec![("probe", probe.hook.into())]);
+                points.push(probe.missed_runs, vec![("probe", probe.hook.into())]);
             }
         },
     ),
@@ -293,7 +293,7 @@ pub const METRICS: &[Metric] = &[
         "s",
         "Time since the reader was asked for a heartbeat",
         |observed, points| {
-            observed.snapshot.since_beat.iter().for_each(|age| points.push_float(age.as_secs_f64(), vec![]));
+            observed.snapshot.heartbeat_age.iter().for_each(|age| points.push_float(age.as_secs_f64(), vec![]));
         },
     ),
     gauge("reset_collector.degraded", "1", "1 for each reason that /readyz names", |observed, points| {
@@ -408,10 +408,10 @@ fn dropped(observed: &Observed<'_>, points: &mut Points) {
             points.push(counts[*reason as usize], labels.iter().cloned().chain([reason_label]).collect());
         }
     };
-    if observed.snapshot.lanes.is_empty() {
-        push(&vec![], &observed.snapshot.dropped_before_lanes);
+    if observed.snapshot.queues.is_empty() {
+        push(&vec![], &observed.snapshot.dropped_before_queues);
     }
-    observed.snapshot.lanes.iter().for_each(|queue| push(&queue_labels(queue), &queue.dropped));
+    observed.snapshot.queues.iter().for_each(|queue| push(&queue_labels(queue), &queue.dropped));
 }
 
 fn correlated(observed: &Observed<'_>, points: &mut Points) {
@@ -428,7 +428,7 @@ fn correlated(observed: &Observed<'_>, points: &mut Points) {
 }
 
 /// The labels of a sending queue.
-pub(crate) fn queue_labels(queue: &LaneSnapshot) -> Labels {
+pub(crate) fn queue_labels(queue: &QueueSnapshot) -> Labels {
     vec![("destination", queue.destination.to_string().into()), ("signal", queue.signal.word().into())]
 }
 

@@ -155,16 +155,16 @@ mod tests {
     #[test]
     fn the_law_can_be_checked_from_the_page_alone() {
         let account = Arc::new(Account::new());
-        let (id, _) = account.open_lane("http://a\"b:4317", Signal::Logs);
+        let (id, _) = account.open_queue("http://a\"b:4317", Signal::Logs);
         let mut resets = [0; COUNTERS as usize];
         resets[counter_index(Cause::LingerZero, Origin::Active, Direction::Transmit) as usize] = 50;
-        account.kernel_counted(&resets, 0, &[(DropReason::RingBufferFull, 5)]);
-        account.read(40);
-        account.filtered(3);
-        account.sampled_out(2);
-        account.enqueued(id, 30);
-        account.taken(id, 20);
-        account.exported(id, 20, 1);
+        account.ledger.set_kernel_counts(&resets, 0, &[(DropReason::RingBufferFull, 5)]);
+        account.ledger.add_captured(40);
+        account.ledger.filtered(3);
+        account.ledger.sampled_out(2);
+        account.ledger.enqueued(id, 30);
+        account.ledger.begin_export(id, 20);
+        account.ledger.exported(id, 20, 1);
         let page = render(&Sources::new(account), Format::Text);
 
         let mut sums: HashMap<&str, u64> = HashMap::new();
@@ -187,9 +187,9 @@ mod tests {
     #[test]
     fn the_histogram_is_cumulative() {
         let account = Arc::new(Account::new());
-        let (id, _) = account.open_lane("http://b:4317", Signal::Traces);
+        let (id, _) = account.open_queue("http://b:4317", Signal::Traces);
         for milliseconds in [1, 20, 20_000] {
-            account.health(id, |health| health.request_took(std::time::Duration::from_millis(milliseconds)));
+            account.health.update(id, |health| health.request_took(std::time::Duration::from_millis(milliseconds)));
         }
         let page = render(&Sources::new(account), Format::Text);
         for (bound, count) in [("0.005", 1), ("0.025", 2), ("10", 2), ("+Inf", 3)] {
@@ -231,7 +231,7 @@ mod tests {
         let mut counts = [0; COUNTERS as usize];
         let reset = Reset { trace: Some(trace()), ..sample::reset() };
         counts[counter_index(reset.cause, reset.origin, reset.direction) as usize] = 3;
-        account.kernel_counted(&counts, 0, &[]);
+        account.ledger.set_kernel_counts(&counts, 0, &[]);
         let identity = EventBuilder::new(true, 1).build(&reset).contexts;
         account.exemplars.keep(&reset, &identity);
         let sources = Sources::new(account);

@@ -26,7 +26,7 @@ use crate::account::Account;
 /// A manager that does not read must not hold the program up.
 const SEND_TIME: Duration = Duration::from_secs(1);
 /// Signs of life within the time after which the manager takes the program for dead. The pipeline may be silent for
-/// [`Snapshot::LONGEST_SILENCE`](crate::account::Snapshot::LONGEST_SILENCE), so `WatchdogSec` should be longer than that.
+/// [`Snapshot::MAX_HEARTBEAT_AGE`](crate::account::Snapshot::MAX_HEARTBEAT_AGE), so `WatchdogSec` should be longer than that.
 const SIGNS_IN_WATCHDOG_TIME: u32 = 3;
 
 /// The service manager, where there is one.

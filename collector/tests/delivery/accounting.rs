@@ -73,7 +73,7 @@ async fn feed_and_sample(destinations: &[Destination], seed: u64, time_to_end: D
             let mut samples = 0;
             while !over.load(Ordering::Relaxed) {
                 let snapshot = account.snapshot();
-                for lane in &snapshot.lanes {
+                for lane in &snapshot.queues {
                     assert_eq!(snapshot.imbalance(lane), 0, "seed {seed}: {lane:?}");
                 }
                 samples += 1;
@@ -88,11 +88,11 @@ async fn feed_and_sample(destinations: &[Destination], seed: u64, time_to_end: D
     let end = Instant::now() + Duration::from_millis(1500);
     while Instant::now() < end {
         let read = random.random_range(1..80);
-        account.read(u64::from(read));
+        account.ledger.add_captured(u64::from(read));
         let filtered = random.random_range(0..=read / 4);
-        account.filtered(u64::from(filtered));
+        account.ledger.filtered(u64::from(filtered));
         let sampled_out = random.random_range(0..=read / 4);
-        account.sampled_out(u64::from(sampled_out));
+        account.ledger.sampled_out(u64::from(sampled_out));
         let resets = read - filtered - sampled_out;
         if resets > 0 {
             let message = logs(next, resets);
@@ -105,7 +105,7 @@ async fn feed_and_sample(destinations: &[Destination], seed: u64, time_to_end: D
     }
     // A last burst, so that the end comes with something left.
     for _ in 0..50 {
-        account.read(5);
+        account.ledger.add_captured(5);
         let batch = Batch { resets: 5, logs: Some(logs(next, 5)), traces: Some(logs(next, 5)) };
         exporters.iter().for_each(|exporter| exporter.push(&batch));
         next += 5;
@@ -132,16 +132,16 @@ async fn it_holds_in_memory_while_everything_fails() {
         let destinations = [&first, &second].map(|backend| destination(backend, protocol, on_overflow));
         let account = feed_and_sample(&destinations, seed, Duration::from_millis(100)).await;
         let snapshot = account.snapshot();
-        assert_eq!(snapshot.lanes.len(), 4);
-        for lane in &snapshot.lanes {
+        assert_eq!(snapshot.queues.len(), 4);
+        for lane in &snapshot.queues {
             assert_eq!((snapshot.imbalance(lane), lane.queued), (0, 0), "seed {seed}");
             assert!(lane.exported > 0 && lane.health.retries > 0, "seed {seed}: {lane:?}");
         }
-        let refused: u64 = snapshot.lanes.iter().map(|lane| lane.dropped[DropReason::NonRetryableError as usize]).sum();
+        let refused: u64 = snapshot.queues.iter().map(|lane| lane.dropped[DropReason::NonRetryableError as usize]).sum();
         assert!(refused > 0, "seed {seed}: nothing was refused, nothing is shown");
         // What counts as exported is there; what is there more is answers that were lost.
         let there = taken.lock().unwrap().len() as u64;
-        assert!(there >= snapshot.lanes[0].exported, "seed {seed}: {there} there, {:?}", snapshot.lanes[0]);
+        assert!(there >= snapshot.queues[0].exported, "seed {seed}: {there} there, {:?}", snapshot.queues[0]);
     }
 }
 
@@ -160,15 +160,15 @@ async fn it_holds_on_disk_and_what_is_left_is_found_again() {
         let again = Arc::new(Account::new());
         let exporter = Exporter::start(&destination, BOTH, again.clone(), &Handle::current()).unwrap();
         let after = again.snapshot();
-        for (left, found) in before.lanes.iter().zip(&after.lanes) {
+        for (left, found) in before.queues.iter().zip(&after.queues) {
             assert_eq!(before.imbalance(left), 0, "seed {seed}");
             assert_eq!(left.dropped[DropReason::Shutdown as usize], 0, "seed {seed}");
             assert_eq!(found.recovered, left.queued, "seed {seed}");
         }
-        assert!(before.lanes.iter().any(|lane| lane.queued > 0), "seed {seed}: nothing was left, nothing is shown");
+        assert!(before.queues.iter().any(|lane| lane.queued > 0), "seed {seed}: nothing was left, nothing is shown");
         exporter.shutdown(Instant::now() + Duration::from_secs(20)).await;
         let after = again.snapshot();
-        for lane in &after.lanes {
+        for lane in &after.queues {
             assert_eq!((after.imbalance(lane), lane.queued), (0, 0), "seed {seed}");
         }
     }
@@ -186,18 +186,18 @@ async fn a_full_queue_drops_what_is_configured() {
         let signals = Signals { traces: false, ..BOTH };
         let exporter = Exporter::start(&destination, signals, account.clone(), &Handle::current()).unwrap();
         for first in (0..100).step_by(10) {
-            account.read(10);
+            account.ledger.add_captured(10);
             exporter.push(&Batch { resets: 10, logs: Some(logs(first, 10)), traces: None });
             while first == 0 && backend.requests().is_empty() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
         let snapshot = account.snapshot();
-        assert_eq!((snapshot.lanes[0].in_flight, snapshot.lanes[0].waiting), (10, 10));
+        assert_eq!((snapshot.queues[0].in_flight, snapshot.queues[0].waiting), (10, 10));
         exporter.shutdown(Instant::now() + Duration::from_secs(5)).await;
         let snapshot = account.snapshot();
-        assert_eq!(snapshot.lanes[0].dropped[DropReason::QueueFull as usize], 80, "{on_overflow:?}");
-        assert_eq!(snapshot.imbalance(&snapshot.lanes[0]), 0);
+        assert_eq!(snapshot.queues[0].dropped[DropReason::QueueFull as usize], 80, "{on_overflow:?}");
+        assert_eq!(snapshot.imbalance(&snapshot.queues[0]), 0);
         assert_eq!(numbers(&backend.requests().pop().unwrap().message), Vec::from_iter(kept));
     }
 }
@@ -207,13 +207,13 @@ async fn an_end_without_a_backend_is_counted() {
     let account = Arc::new(Account::new());
     let destination = Destination { endpoint: "http://127.0.0.1:1".into(), ..Destination::default() };
     let exporter = Exporter::start(&destination, BOTH, account.clone(), &Handle::current()).unwrap();
-    account.read(10);
+    account.ledger.add_captured(10);
     exporter.push(&Batch { resets: 10, logs: Some(logs(0, 10)), traces: Some(logs(0, 10)) });
     let started = Instant::now();
     exporter.shutdown(started + Duration::from_millis(200)).await;
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     let snapshot = account.snapshot();
-    for lane in &snapshot.lanes {
+    for lane in &snapshot.queues {
         assert_eq!((lane.dropped[DropReason::Shutdown as usize], lane.queued), (10, 0));
         assert_eq!(snapshot.imbalance(lane), 0);
     }

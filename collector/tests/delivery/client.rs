@@ -6,7 +6,7 @@ use std::{
 };
 
 use reset_collector::{
-    account::{Account, DropReason, LaneSnapshot},
+    account::{Account, DropReason, QueueSnapshot},
     config::settings::{Destination, Protocol, Retry, Signals},
     export::{
         Exporter,
@@ -38,20 +38,20 @@ pub(crate) fn to(endpoint: &str, protocol: Protocol) -> Destination {
 }
 
 /// Sends one batch of ten records and waits for its outcome.
-pub(crate) async fn outcome_of_one(destination: &Destination) -> LaneSnapshot {
+pub(crate) async fn outcome_of_one(destination: &Destination) -> QueueSnapshot {
     let account = Arc::new(Account::new());
     let exporter = Exporter::start(destination, LOGS, account.clone(), &Handle::current()).unwrap();
-    account.read(10);
+    account.ledger.add_captured(10);
     exporter.push(&Batch { resets: 10, logs: Some(logs(0, 10)), traces: None });
     exporter.shutdown(Instant::now() + Duration::from_secs(10)).await;
     let snapshot = account.snapshot();
-    let lane = snapshot.lanes[0].clone();
+    let lane = snapshot.queues[0].clone();
     assert_eq!(snapshot.imbalance(&lane), 0);
     assert_eq!(lane.queued, 0);
     lane
 }
 
-pub(crate) fn dropped(lane: &LaneSnapshot) -> Option<DropReason> {
+pub(crate) fn dropped(lane: &QueueSnapshot) -> Option<DropReason> {
     DropReason::ALL.iter().copied().find(|reason| lane.dropped[*reason as usize] > 0)
 }
 

@@ -49,7 +49,7 @@ async fn child_that_is_killed() {
         Exporter::start(&stored(endpoint, Path::new(directory)), LOGS, account.clone(), &Handle::current()).unwrap();
     let mut next: u32 = first.parse().unwrap();
     loop {
-        account.read(10);
+        account.ledger.add_captured(10);
         exporter.push(&Batch { resets: 10, logs: Some(logs(next, 10)), traces: None });
         next += 10;
         eprintln!("pushed {next}");
@@ -89,7 +89,7 @@ async fn a_killed_process_loses_nothing() {
     let exporter = Exporter::start(&destination, LOGS, account.clone(), &Handle::current()).unwrap();
     exporter.shutdown(Instant::now() + Duration::from_secs(60)).await;
     let snapshot = account.snapshot();
-    let lane = &snapshot.lanes[0];
+    let lane = &snapshot.queues[0];
     assert_eq!((snapshot.imbalance(lane), lane.queued), (0, 0));
     assert_eq!(lane.dropped[DropReason::StorageCorrupt as usize], 0);
     let mut arrived = HashSet::new();
@@ -115,14 +115,14 @@ async fn small_batches_on_disk_go_out_together() {
     let account = Arc::new(Account::new());
     let exporter = Exporter::start(&destination, LOGS, account.clone(), &Handle::current()).unwrap();
     for first in (0..1_010).step_by(10) {
-        account.read(10);
+        account.ledger.add_captured(10);
         exporter.push(&Batch { resets: 10, logs: Some(logs(first, 10)), traces: None });
     }
     let deadline = Instant::now() + Duration::from_secs(20);
     while backend.requests().len() < 4 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(account.snapshot().lanes[0].waiting, 10, "they wait for more");
+    assert_eq!(account.snapshot().queues[0].waiting, 10, "they wait for more");
     exporter.shutdown(Instant::now() + Duration::from_secs(20)).await;
     let sent: Vec<Vec<u32>> = backend.requests().iter().map(|request| numbers(&request.message)).collect();
     assert_eq!(sent.iter().map(Vec::len).collect::<Vec<_>>(), [250, 250, 250, 250, 10]);
@@ -139,13 +139,13 @@ async fn a_damaged_batch_takes_no_other_with_it() {
     let account = Arc::new(Account::new());
     let exporter = Exporter::start(&destination, LOGS, account.clone(), &Handle::current()).unwrap();
     for first in [0, 10, 20] {
-        account.read(10);
+        account.ledger.add_captured(10);
         exporter.push(&Batch { resets: 10, logs: Some(logs(first, 10)), traces: None });
     }
     damage_last_byte_of_second_record(directory.path(), logs(0, 10).len());
     exporter.shutdown(Instant::now() + Duration::from_secs(20)).await;
     let snapshot = account.snapshot();
-    let lane = &snapshot.lanes[0];
+    let lane = &snapshot.queues[0];
     assert_eq!((lane.exported, lane.dropped[DropReason::StorageCorrupt as usize]), (20, 10));
     assert_eq!((lane.queued, snapshot.imbalance(lane)), (0, 0));
     let arrived: HashSet<u32> = backend.requests().iter().flat_map(|request| numbers(&request.message)).collect();
@@ -182,10 +182,10 @@ async fn what_waits_for_an_endpoint_that_is_gone_is_named() {
     let [old, new] = ["http://127.0.0.1:1", "http://127.0.0.1:2"].map(|endpoint| stored(endpoint, directory.path()));
     let account = Arc::new(Account::new());
     let exporter = Exporter::start(&old, LOGS, account.clone(), &Handle::current()).unwrap();
-    account.read(10);
+    account.ledger.add_captured(10);
     exporter.push(&Batch { resets: 10, logs: Some(logs(0, 10)), traces: None });
     exporter.shutdown(Instant::now()).await;
-    assert_eq!(account.snapshot().lanes[0].queued, 10, "kept on disk");
+    assert_eq!(account.snapshot().queues[0].queued, 10, "kept on disk");
     assert_eq!(orphaned_storage(&[old.clone(), new.clone()]), Vec::<std::path::PathBuf>::new());
     let forgotten = orphaned_storage(&[new]);
     assert!(forgotten.len() == 1 && forgotten[0].ends_with("logs"), "{forgotten:?}");
@@ -221,14 +221,14 @@ async fn a_full_disk_is_counted_and_what_fits_arrives() {
     let destination = stored(&backend.endpoint(), tmpfs.0.path());
     let exporter = Exporter::start(&destination, LOGS, account.clone(), &Handle::current()).unwrap();
     for first in (0..200_000).step_by(1000) {
-        account.read(1000);
+        account.ledger.add_captured(1000);
         exporter.push(&Batch { resets: 1000, logs: Some(logs(first, 1000)), traces: None });
         let snapshot = account.snapshot();
-        assert_eq!(snapshot.imbalance(&snapshot.lanes[0]), 0);
+        assert_eq!(snapshot.imbalance(&snapshot.queues[0]), 0);
     }
     exporter.shutdown(Instant::now() + Duration::from_secs(20)).await;
     let snapshot = account.snapshot();
-    let lane = &snapshot.lanes[0];
+    let lane = &snapshot.queues[0];
     let full = lane.dropped[DropReason::StorageFull as usize];
     assert!(full > 0 && lane.exported > 0, "{lane:?}");
     assert_eq!((lane.exported + full, snapshot.imbalance(lane)), (200_000, 0));

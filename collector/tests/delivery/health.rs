@@ -56,23 +56,23 @@ async fn a_quiet_host_and_a_broken_collector_are_told_apart() {
     let account = Arc::new(Account::new());
     let address = admin(&account).await;
     assert_eq!(get(address, "/readyz").await.0, 503, "not attached yet");
-    account.beat();
+    account.heartbeat.beat();
     let hook = |active| HookCoverage {
         hook: "tcp_send_reset",
         active,
         essential: true,
         why: if active { String::new() } else { "no BTF: install the kernel's BTF".into() },
-        passed_over: 0,
+        missed_runs: 0,
     };
-    account.set_hooks(vec![hook(true)]);
+    account.health.set_hooks(vec![hook(true)]);
     assert_eq!(get(address, "/readyz").await.0, 200, "quiet is well");
-    account.set_hooks(vec![hook(false)]);
+    account.health.set_hooks(vec![hook(false)]);
     let (status, body) = get(address, "/readyz").await;
     assert!(status == 503 && body.contains("no BTF: install the kernel's BTF"), "{status} {body}");
     assert_eq!(get(address, "/healthz").await.0, 200, "alive all the same");
     let (status, body) = get(address, "/metrics").await;
     assert!(status == 200 && body.contains("reset_collector_probe_attached{probe=\"tcp_send_reset\"} 0\n"), "{body}");
-    account.kernel_passed_over(&[("tcp_send_reset", 2), ("tcp_send_reset", 1), ("kfree_skb", 9)]);
+    account.health.set_missed_runs(&[("tcp_send_reset", 2), ("tcp_send_reset", 1), ("kfree_skb", 9)]);
     let (_, body) = get(address, "/metrics").await;
     assert!(body.contains("reset_collector_probe_missed_runs_total{probe=\"tcp_send_reset\"} 3\n"), "{body}");
     assert!(body.contains("process_memory_usage_bytes "));
@@ -114,12 +114,12 @@ async fn metrics_arrive_exact_over_both_protocols() {
         let account = Arc::new(Account::new());
         let mut resets = [0; COUNTERS as usize];
         resets[counter_index(Cause::PortClosed, Origin::Passive, Direction::Transmit) as usize] = 41;
-        account.kernel_counted(&resets, 0, &[]);
+        account.ledger.set_kernel_counts(&resets, 0, &[]);
         let destination = destination(&backend, protocol);
         let sources = Arc::new(Sources::new(account.clone()));
         let telemetry = start(&destination, &sources, Duration::from_secs(3600));
         let exporter = Exporter::start(&destination, LOGS, account.clone(), &Handle::current()).unwrap();
-        account.read(10);
+        account.ledger.add_captured(10);
         exporter.push(&Batch { resets: 10, logs: Some(logs(0, 10)), traces: None });
         exporter.shutdown(Instant::now() + Duration::from_secs(10)).await;
         telemetry.shutdown(Instant::now() + Duration::from_secs(5)).await;
@@ -226,13 +226,13 @@ async fn what_is_degraded_is_said_and_counted() {
     let admin = Admin::bind("127.0.0.1:0".parse().unwrap(), sources).await.unwrap();
     let address = admin.address().unwrap();
     tokio::spawn(admin.run(std::future::pending()));
-    account.beat();
-    account.set_hooks(vec![HookCoverage {
+    account.heartbeat.beat();
+    account.health.set_hooks(vec![HookCoverage {
         hook: "kfree_skb",
         active: false,
         essential: false,
         why: "CAP_NET_ADMIN".into(),
-        passed_over: 0,
+        missed_runs: 0,
     }]);
     let page = get(address, "/readyz").await;
     assert!(page.0 == 200 && page.1.starts_with("degraded\n") && page.1.contains("kfree_skb"), "{page:?}");

@@ -59,7 +59,7 @@ async fn lines(batches: u32, script: impl Fn(usize) -> Reply + Send + Sync + 'st
     let account = Arc::new(Account::new());
     let exporter = Exporter::start(&destination, LOGS, account.clone(), &Handle::current()).unwrap();
     for batch in 0..batches {
-        account.read(1);
+        account.ledger.add_captured(1);
         exporter.push(&Batch { resets: 1, logs: Some(logs(batch, 1)), traces: None });
         tokio::time::sleep(Duration::from_millis(2)).await;
     }

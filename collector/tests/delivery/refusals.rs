@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use reset_collector::{
-    account::{Account, Degradation, DropReason, LaneSnapshot},
+    account::{Account, Degradation, DropReason, QueueSnapshot},
     config::settings::{Destination, Protocol, Signals},
     export::{
         Exporter,
@@ -54,27 +54,27 @@ impl Running {
     }
 
     fn push(&self) {
-        self.account.read(10);
+        self.account.ledger.add_captured(10);
         self.exporter.push(&Batch { resets: 10, logs: Some(logs(0, 10)), traces: Some(logs(0, 10)) });
     }
 
-    fn queue(&self, number: usize) -> LaneSnapshot {
+    fn queue(&self, number: usize) -> QueueSnapshot {
         let snapshot = self.account.snapshot();
-        let queue = snapshot.lanes[number].clone();
+        let queue = snapshot.queues[number].clone();
         assert_eq!(snapshot.imbalance(&queue), 0);
         queue
     }
 
     /// Pushes a batch every few milliseconds until the queue is as wanted.
-    async fn push_until(&self, number: usize, wanted: impl Fn(&LaneSnapshot) -> bool) {
+    async fn push_until(&self, number: usize, wanted: impl Fn(&QueueSnapshot) -> bool) {
         self.wait(number, true, wanted).await;
     }
 
-    async fn until(&self, number: usize, wanted: impl Fn(&LaneSnapshot) -> bool) {
+    async fn until(&self, number: usize, wanted: impl Fn(&QueueSnapshot) -> bool) {
         self.wait(number, false, wanted).await;
     }
 
-    async fn wait(&self, number: usize, push: bool, wanted: impl Fn(&LaneSnapshot) -> bool) {
+    async fn wait(&self, number: usize, push: bool, wanted: impl Fn(&QueueSnapshot) -> bool) {
         let deadline = Instant::now() + TIMEOUT;
         while !wanted(&self.queue(number)) {
             assert!(Instant::now() < deadline, "{:?}", self.queue(number));
@@ -86,7 +86,7 @@ impl Running {
     }
 }
 
-fn dropped(queue: &LaneSnapshot) -> u64 {
+fn dropped(queue: &QueueSnapshot) -> u64 {
     queue.dropped.iter().sum()
 }
 
@@ -94,7 +94,7 @@ fn is_logs(request: &Received) -> bool {
     request.path.contains("ogs")
 }
 
-fn kinds(queue: &LaneSnapshot) -> Vec<Degradation> {
+fn kinds(queue: &QueueSnapshot) -> Vec<Degradation> {
     queue.health.degraded.iter().map(|degraded| degraded.kind).collect()
 }
 

@@ -189,12 +189,12 @@ pub(crate) async fn send(destination: &Destination, message: &Bytes) {
     let account = Arc::new(Account::new());
     let exporter = Exporter::start(destination, LOGS, account.clone(), &Handle::current()).unwrap();
     for _ in 0..BATCHES {
-        while account.snapshot().lanes[0].queued > 8 * u64::from(RECORDS) {
+        while account.snapshot().queues[0].queued > 8 * u64::from(RECORDS) {
             tokio::time::sleep(Duration::from_micros(200)).await;
         }
-        account.read(u64::from(RECORDS));
+        account.ledger.add_captured(u64::from(RECORDS));
         exporter.push(&Batch { resets: RECORDS, logs: Some(message.clone()), traces: None });
     }
     exporter.shutdown(Instant::now() + Duration::from_secs(60)).await;
-    assert_eq!(account.snapshot().lanes[0].exported, u64::from(RECORDS * BATCHES));
+    assert_eq!(account.snapshot().queues[0].exported, u64::from(RECORDS * BATCHES));
 }
