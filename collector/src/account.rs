@@ -17,17 +17,15 @@ use std::{
 };
 
 pub(crate) use crate::account::ledger::queue_name;
-use crate::{account::snapshot::unix_seconds, model::signal::Signal};
 pub use crate::account::{
-        drop_reason::DropReason,
-        exemplar::Exemplars,
-        health::HealthBoard,
-        heartbeat::Heartbeat,
-        ledger::Ledger,
-        snapshot::{
-            DURATION_BOUNDS, Degradation, Degraded, Dropped, HookCoverage, QueueHealth, QueueSnapshot, Snapshot,
-        },
+    drop_reason::DropReason,
+    exemplar::Exemplars,
+    health::HealthBoard,
+    heartbeat::Heartbeat,
+    ledger::Ledger,
+    snapshot::{DURATION_BOUNDS, Degradation, Degraded, Dropped, HookCoverage, QueueHealth, QueueSnapshot, Snapshot},
 };
+use crate::{account::snapshot::unix_seconds, model::signal::Signal};
 
 /// Identifies the queue of one destination and signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -137,7 +137,8 @@ async fn it_holds_in_memory_while_everything_fails() {
             assert_eq!((snapshot.imbalance(lane), lane.queued), (0, 0), "seed {seed}");
             assert!(lane.exported > 0 && lane.health.retries > 0, "seed {seed}: {lane:?}");
         }
-        let refused: u64 = snapshot.queues.iter().map(|lane| lane.dropped[DropReason::NonRetryableError as usize]).sum();
+        let refused: u64 =
+            snapshot.queues.iter().map(|lane| lane.dropped[DropReason::NonRetryableError as usize]).sum();
         assert!(refused > 0, "seed {seed}: nothing was refused, nothing is shown");
         // What counts as exported is there; what is there more is answers that were lost.
         let there = taken.lock().unwrap().len() as u64;
