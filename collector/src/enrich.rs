@@ -37,8 +37,8 @@ use crate::{
         cgroup::Cgroups,
         container::Placement,
         pods::{Names, OwnPod, Pods},
-        process::{Process, ProcessError, Wanted},
-        reader_thread::Deadline,
+        process::{Handle, Memory, Process, ProcessError, PublishedContext, ReadScope},
+        reader_thread::ReaderThread,
         resource::{Identity, ResourceBuilder},
     },
     model::{
@@ -87,7 +87,7 @@ counters! {
     gone "gone" "Processes that had ended before they could be read; named by the kernel's record alone",
     reused "reused" "Pids that another process had by then; its facts were not taken",
     denied "denied" "Reads of procfs that were not permitted",
-    timed_out "timed_out" "Processes whose reading hung and was left behind",
+    timed_out "timed_out" "Processes of which a read hung and was left behind",
     failed "failed" "Reads of procfs that failed otherwise",
     context_refused "context_refused" "Published OpenTelemetry contexts that were malformed, lying or never at rest",
     malformed "malformed" "Pairs in OTEL_RESOURCE_ATTRIBUTES, and overlong variables, that were left out",
@@ -112,8 +112,10 @@ const REFRESH_RENAMED: Duration = Duration::from_secs(1);
 const REFRESHES_PER_SECOND: u32 = 100;
 /// How long a process may take to be read.
 const TIMEOUT: Duration = Duration::from_millis(250);
-/// Threads that read processes, hanging ones included.
+/// Maximum threads that read processes, and their memory, hanging ones included.
 const MAX_READERS: usize = 4;
+/// The same for published contexts.
+const MAX_CONTEXT_READERS: usize = 2;
 
 /// Names the workloads of resets.
 #[derive(Debug)]
@@ -129,7 +131,11 @@ pub struct Enricher {
     processes: Bounded<(u32, u64), Entry>,
     groups: Bounded<u64, Entry>,
     cgroups: Cgroups,
-    reader: Deadline<Wanted, Result<Process, ProcessError>>,
+    /// Reads what is known without a process's memory, its memory, and the context in it: apart, so that a process that
+    /// makes one kind of read hang costs the others nothing.
+    process_reader: ReaderThread<ReadScope, Result<Process, ProcessError>>,
+    memory_reader: ReaderThread<(Handle, bool), Memory>,
+    context_reader: ReaderThread<Handle, PublishedContext>,
     refreshes: (Instant, u32),
     counters: Arc<Counters>,
 }
@@ -182,7 +188,9 @@ impl Enricher {
             processes: Bounded::new(MAX_WORKLOADS, MAX_BYTES),
             groups: Bounded::new(MAX_WORKLOADS, MAX_BYTES),
             cgroups: Cgroups::new(&proc),
-            reader: Deadline::new(|wanted| process::read(&wanted), TIMEOUT, MAX_READERS),
+            process_reader: ReaderThread::new(|scope| process::read(&scope), TIMEOUT, MAX_READERS),
+            memory_reader: ReaderThread::new(|(handle, args)| process::read_memory(&handle, args), TIMEOUT, MAX_READERS),
+            context_reader: ReaderThread::new(|handle| process::read_context(&handle), TIMEOUT, MAX_CONTEXT_READERS),
             refreshes: (now, 0),
             counters: Arc::default(),
             proc,
@@ -228,7 +236,8 @@ impl Enricher {
             Ok(process) => process.dead,
             Err(error) => matches!(error, Some(ProcessError::Gone | ProcessError::Reused)),
         };
-        if let (true, Some(entry)) = (settled || read.is_err(), self.processes.get_mut(&key)) {
+        let poorer = settled || read.as_ref().map_or(true, |process| process.timed_out);
+        if let (true, Some(entry)) = (poorer, self.processes.get_mut(&key)) {
             // What was read while the process lived is better than nothing.
             entry.settled = settled;
             entry.read = now;
@@ -253,14 +262,18 @@ impl Enricher {
     fn read(&mut self, owner: &Owner, comm: &[u8]) -> Result<Process, Option<ProcessError>> {
         let start_ticks = owner.start_boot_ns / (1_000_000_000 / self.ticks_per_second);
         let pid = if self.foreign_pids { process::find(&self.proc, start_ticks, comm) } else { Some(owner.pid) };
-        let wanted = |pid| Wanted { proc: self.proc.clone(), pid, start_ticks, command_line: self.command_line };
-        let result = match pid {
+        let scope = |pid| ReadScope { proc: self.proc.clone(), pid, start_ticks };
+        let mut result = match pid {
             None => Err(Some(ProcessError::Gone)),
-            Some(pid) => self.reader.call(wanted(pid)).map_or(Err(None), |result| result.map_err(Some)),
+            Some(pid) => self.process_reader.call(scope(pid)).map_or(Err(None), |result| result.map_err(Some)),
         };
+        if let Ok(process) = &mut result {
+            self.read_memory(process);
+        }
         let counters = &self.counters;
         match &result {
             Ok(process) => {
+                count(&counters.timed_out, u64::from(process.timed_out));
                 count(&counters.denied, process.faults.denied);
                 count(&counters.failed, process.faults.failed);
                 count(&counters.context_refused, process.faults.context_refused);
@@ -273,6 +286,16 @@ impl Enricher {
             Err(Some(ProcessError::Read(_))) => count(&counters.failed, 1),
         }
         result
+    }
+
+    /// Reads what a process's memory holds, both kinds at the same time.
+    fn read_memory(&mut self, process: &mut Process) {
+        let Some(handle) = process.handle.take() else { return };
+        let deadline = Instant::now() + TIMEOUT;
+        let memory = self.memory_reader.start((Arc::clone(&handle), self.command_line));
+        let context = self.context_reader.start(handle);
+        process.add_memory(self.memory_reader.finish(memory, deadline));
+        process.add_context(self.context_reader.finish(context, deadline));
     }
 
     fn describe(

@@ -298,3 +298,32 @@ fn a_process_that_makes_its_reader_hang_is_left_behind() {
     enricher.enrich(&mut hanging, now + Duration::from_secs(61));
     assert_eq!(text(&hanging.resource, "service.name"), "late");
 }
+
+/// A process that publishes its context in a file on FUSE, under the name that a memfd has: no read of it may be tried,
+/// since none could be taken back.
+#[test]
+#[ignore = "needs root and /dev/fuse: run by `make e2e`"]
+fn memory_that_a_file_system_serves_is_never_read() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/fuse_context.py");
+    let mut server = Command::new("python3")
+        .arg(script)
+        .env("OTEL_SERVICE_NAME", "from-environment")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3");
+    let input = server.stdin.take();
+    let mut lines = BufReader::new(server.stdout.take().expect("piped")).lines().map(|line| line.expect("a line"));
+    let _server = Running(server);
+    let ready = lines.next().expect("FUSE can be mounted");
+    assert!(ready.ends_with(" /memfd:OTEL_CTX"), "{ready}");
+    let pid = ready.split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid");
+    let mut enricher = enricher(Path::new("/proc"));
+    let mut reset = reset(Some(owner(pid)), None);
+    enricher.enrich(&mut reset, Instant::now());
+    assert_eq!(text(&reset.resource, "service.name"), "from-environment");
+    assert!(text(&reset.resource, "process.executable.path").contains("python"));
+    assert_eq!((counter(&enricher, "timed_out"), counter(&enricher, "context_refused")), (0, 1));
+    drop(input);
+    assert_eq!(lines.next().as_deref(), Some("0"), "reads that came to the file system");
+}

@@ -1,13 +1,19 @@
 //! The resource that a process publishes for readers outside of it: OpenTelemetry's process context (OTEP 4719).
 //!
 //! A mapping named `OTEL_CTX` starts with a header that points at a protobuf message somewhere in the process's memory.
-//! All of it is the process's own word and may change or lie at any time: it is copied, bounded and checked. Reading it can
-//! hang ([`crate::enrich::reader_thread`]).
+//! All of it is the process's own claim and may change or lie at any time: it is copied, bounded and checked.
+//!
+//! A read of another process's memory waits for whatever backs the page: of a file on FUSE for as long as the process that
+//! serves it likes, and no signal ends that. So only mappings that `/proc/PID/maps` shows as anonymous or as a memfd are
+//! read, the header and the message both. A process that replaces such a mapping at the very moment can still make the
+//! read hang; it then costs one of the few threads that read contexts ([`crate::enrich::reader_thread`]).
 
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read},
+    ops::Range,
     os::unix::fs::FileExt,
+    sync::OnceLock,
 };
 
 use opentelemetry_proto::tonic::{
@@ -52,6 +58,9 @@ pub enum ContextError {
     /// The message is empty or larger than accepted.
     #[error("a message of {0} bytes; 1 to {MAX_PAYLOAD} are accepted")]
     Size(u32),
+    /// The header points to memory that is not readable, or that a file system may have to serve.
+    #[error("the header points out of the process's own memory")]
+    Unsafe,
     /// The process was changing it whenever it was read.
     #[error("changing while read, {MAX_ATTEMPTS} times")]
     Changing,
@@ -69,12 +78,15 @@ struct ProcessContext {
 }
 
 /// The attributes that a process publishes, `None` where it publishes none; the error is the last mapping's when none of
-/// them could be taken. `memory` is `/proc/PID/mem`, which stays bound to the memory that the process had when it was
-/// opened, whatever becomes of the pid.
-pub fn read(maps: impl Read, memory: &File) -> Result<Option<Vec<(String, ResourceValue)>>, ContextError> {
+/// them could be taken. `maps` opens `/proc/PID/maps`; `memory` is `/proc/PID/mem`, which stays bound to the memory that the
+/// process had when it was opened, whatever becomes of the pid.
+pub fn read<R: Read>(
+    maps: impl Fn() -> io::Result<R>,
+    memory: &File,
+) -> Result<Option<Vec<(String, ResourceValue)>>, ContextError> {
     let mut error = None;
-    for address in mappings(maps)? {
-        match read_mapping(memory, address) {
+    for mapping in context_mappings(maps()?)? {
+        match read_mapping(&maps, memory, &mapping) {
             Ok(payload) => match decode(&payload) {
                 Ok(attributes) => return Ok(Some(attributes)),
                 Err(malformed) => error = Some(malformed.into()),
@@ -85,44 +97,101 @@ pub fn read(maps: impl Read, memory: &File) -> Result<Option<Vec<(String, Resour
     error.map_or(Ok(None), Err)
 }
 
-/// Addresses of the mappings named OTEL_CTX in the text of `/proc/PID/maps`.
-fn mappings(maps: impl Read) -> io::Result<Vec<u64>> {
+/// Calls with each line of a mapping table until it returns `false`.
+fn for_each_line(maps: impl Read, mut visitor: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
     let mut maps = BufReader::with_capacity(64 << 10, maps.take(MAX_MAPS));
-    let mut addresses = Vec::new();
     let mut line = Vec::new();
-    while addresses.len() < MAX_MAPPINGS {
+    loop {
         line.clear();
-        if maps.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
-            break;
+        if maps.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 || !visitor(&line) {
+            return Ok(());
         }
-        addresses.extend(context_address(&line));
     }
-    Ok(addresses)
 }
 
-/// The start of a mapping if its line names it OTEL_CTX: by memfd_create, by prctl, or by both.
-fn context_address(line: &[u8]) -> Option<u64> {
+/// The mappings named OTEL_CTX in the text of `/proc/PID/maps`.
+fn context_mappings(maps: impl Read) -> io::Result<Vec<Range<u64>>> {
+    let mut found = Vec::new();
+    for_each_line(maps, |line| {
+        found.extend(context_mapping(line));
+        found.len() < MAX_MAPPINGS
+    })?;
+    Ok(found)
+}
+
+/// Whether one readable mapping that no file system serves holds all of these addresses.
+fn is_safe(maps: impl Read, wanted: &Range<u64>) -> io::Result<bool> {
+    let mut safe = false;
+    for_each_line(maps, |line| {
+        let found = std::str::from_utf8(line).ok().and_then(Mapping::parse);
+        safe = found.is_some_and(|mapping| {
+            mapping.is_safe() && mapping.range.start <= wanted.start && wanted.end <= mapping.range.end
+        });
+        !safe
+    })?;
+    Ok(safe)
+}
+
+/// The addresses of a mapping if its line names it OTEL_CTX: by memfd_create, by prctl, or by both.
+fn context_mapping(line: &[u8]) -> Option<Range<u64>> {
     // Most lines of most processes end here.
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let line = line.strip_suffix(b" (deleted)").unwrap_or(line);
     if !line.ends_with(b"OTEL_CTX") && !line.ends_with(b"OTEL_CTX]") {
         return None;
     }
-    let line = std::str::from_utf8(line).ok()?;
-    let mut fields = line.split_ascii_whitespace();
-    let (range, permissions) = (fields.next()?, fields.next()?);
-    let name = fields.nth(3)?;
-    if fields.next().is_some() || !matches!(name, "[anon:OTEL_CTX]" | "[anon_shmem:OTEL_CTX]" | "/memfd:OTEL_CTX") {
-        return None;
+    let mapping = Mapping::parse(std::str::from_utf8(line).ok()?)?;
+    let named = matches!(mapping.name, "[anon:OTEL_CTX]" | "[anon_shmem:OTEL_CTX]" | "/memfd:OTEL_CTX");
+    let holds_header = mapping.range.end.checked_sub(mapping.range.start)? >= HEADER_LEN as u64;
+    (named && holds_header && !mapping.permissions.contains('x') && mapping.is_safe()).then_some(mapping.range)
+}
+
+/// A line of `/proc/PID/maps`.
+struct Mapping<'a> {
+    range: Range<u64>,
+    permissions: &'a str,
+    device: &'a str,
+    inode: u64,
+    name: &'a str,
+}
+
+impl<'a> Mapping<'a> {
+    /// `None` also where the name has a space, which no name that matters has.
+    fn parse(line: &'a str) -> Option<Self> {
+        let mut fields = line.split_ascii_whitespace();
+        let (range, permissions, _offset, device) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        let (start, end) = range.split_once('-')?;
+        let range = u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?;
+        let (inode, name) = (fields.next()?.parse().ok()?, fields.next().unwrap_or_default());
+        fields.next().is_none().then_some(Self { range, permissions, device, inode, name })
     }
-    let (start, end) = range.split_once('-')?;
-    let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
-    let holds_header = end.checked_sub(start)? >= HEADER_LEN as u64;
-    (holds_header && permissions.starts_with('r') && !permissions.contains('x')).then_some(start)
+
+    /// Readable, and backed by memory alone: anonymous, or of the kernel's own tmpfs, where memfds are. The name is no
+    /// proof: a file can have any.
+    fn is_safe(&self) -> bool {
+        let anonymous = self.device == "00:00" && self.inode == 0;
+        self.permissions.starts_with('r') && (anonymous || Some(self.device) == memfd_device())
+    }
+}
+
+/// The device of the kernel's own tmpfs, as in `/proc/PID/maps`.
+fn memfd_device() -> Option<&'static str> {
+    static DEVICE: OnceLock<Option<String>> = OnceLock::new();
+    let find = || {
+        let memfd = rustix::fs::memfd_create("device", rustix::fs::MemfdFlags::CLOEXEC).ok()?;
+        let device = rustix::fs::fstat(&memfd).ok()?.st_dev;
+        Some(format!("{:02x}:{:02x}", rustix::fs::major(device), rustix::fs::minor(device)))
+    };
+    DEVICE.get_or_init(find).as_deref()
 }
 
 /// The message of one mapping, whole: read between two equal headers.
-fn read_mapping(memory: &File, address: u64) -> Result<Vec<u8>, ContextError> {
+fn read_mapping<R: Read>(
+    maps: impl Fn() -> io::Result<R>,
+    memory: &File,
+    mapping: &Range<u64>,
+) -> Result<Vec<u8>, ContextError> {
+    let address = mapping.start;
     for _ in 0..MAX_ATTEMPTS {
         let mut before = [0; HEADER_LEN];
         memory.read_exact_at(&mut before, address)?;
@@ -130,20 +199,31 @@ fn read_mapping(memory: &File, address: u64) -> Result<Vec<u8>, ContextError> {
         if header.published_ns == 0 {
             continue; // being written
         }
-        let payload = read_payload(memory, &header);
+        let payload = read_payload(&maps, memory, mapping, &header);
         let mut after = [0; HEADER_LEN];
         memory.read_exact_at(&mut after, address)?;
         if after == before {
-            // Only now is a bad size or pointer the process's word and not half of a change.
+            // Only now is a bad size or pointer what the process published, and not half of a change.
             return payload;
         }
     }
     Err(ContextError::Changing)
 }
 
-fn read_payload(memory: &File, header: &Header) -> Result<Vec<u8>, ContextError> {
+fn read_payload<R: Read>(
+    maps: impl Fn() -> io::Result<R>,
+    memory: &File,
+    mapping: &Range<u64>,
+    header: &Header,
+) -> Result<Vec<u8>, ContextError> {
     if !(1..=MAX_PAYLOAD).contains(&header.size) {
         return Err(ContextError::Size(header.size));
+    }
+    let end = header.payload.checked_add(header.size.into()).ok_or(ContextError::Unsafe)?;
+    let wanted = header.payload..end;
+    let beside_header = mapping.start <= wanted.start && wanted.end <= mapping.end;
+    if !beside_header && !is_safe(maps()?, &wanted)? {
+        return Err(ContextError::Unsafe);
     }
     let mut payload = vec![0; header.size as usize];
     memory.read_exact_at(&mut payload, header.payload)?;
@@ -218,7 +298,9 @@ mod tests {
 
     const AT: u64 = 0x1000;
     const PAYLOAD_AT: u64 = 0x3000;
-    const MAPS: &str = "00001000-00002000 rw-p 00000000 00:00 0    [anon:OTEL_CTX]\n";
+    const MAPS: &str = "00001000-00002000 rw-p 00000000 00:00 0    [anon:OTEL_CTX]\n\
+        00003000-00014000 rw-p 00000000 00:00 0    [heap]\n00020000-00030000 rw-p 00000000 00:31 7   /mnt/file\n\
+        00030000-00031000 ---p 00000000 00:00 0\n";
 
     fn pair(key: &str, value: any_value::Value) -> KeyValue {
         KeyValue { key: key.into(), value: Some(AnyValue { value: Some(value) }), ..KeyValue::default() }
@@ -248,7 +330,7 @@ mod tests {
     }
 
     fn read_from(memory: &File) -> Result<Option<Vec<(String, ResourceValue)>>, ContextError> {
-        read(MAPS.as_bytes(), memory)
+        read(|| Ok(MAPS.as_bytes()), memory)
     }
 
     #[test]
@@ -295,8 +377,11 @@ mod tests {
         let payload = ProcessContext { resource: Some(resource(vec![pair("a", text_value("b"))])) }.encode_to_vec();
         let size = u32::try_from(payload.len()).expect("short");
         let refusal = |header: &[u8], payload: &[u8]| read_from(&memory(header, payload)).expect_err("refused");
-        assert!(matches!(refusal(&header(2, size, 1, 1 << 40), &payload), ContextError::Read(_)));
-        assert!(matches!(refusal(&header(2, size, 1, u64::MAX - 3), &payload), ContextError::Read(_)));
+        assert!(matches!(refusal(&header(2, size, 1, 1 << 40), &payload), ContextError::Unsafe));
+        assert!(matches!(refusal(&header(2, size, 1, u64::MAX - 3), &payload), ContextError::Unsafe));
+        for (at, what) in [(0x20_000, "a file"), (0x13_fff, "out of a mapping"), (0x30_000, "not readable")] {
+            assert!(matches!(refusal(&header(2, size, 1, at), &payload), ContextError::Unsafe), "{what}");
+        }
         assert!(matches!(refusal(&header(2, u32::MAX, 1, PAYLOAD_AT), &payload), ContextError::Size(u32::MAX)));
         assert!(matches!(refusal(&header(2, 0, 1, PAYLOAD_AT), &payload), ContextError::Size(0)));
         assert!(matches!(refusal(&header(2, MAX_PAYLOAD + 1, 1, PAYLOAD_AT), &payload), ContextError::Size(_)));
@@ -347,8 +432,12 @@ mod tests {
 
     #[test]
     fn mappings_by_name() {
+        let memfd = memfd_device().expect("memfd_create");
         let table = [
             ("7f00-8f00 rw-p 00000000 00:00 0   [anon:OTEL_CTX]", Some(0x7f00)),
+            // A file of any name, whose file system is a process.
+            ("7f00-8f00 rw-s 00000000 00:fe 12   /memfd:OTEL_CTX (deleted)", None),
+            ("7f00-8f00 rw-p 00000000 00:fe 12   [anon:OTEL_CTX]", None),
             ("7f00-8f00 rw-s 00000000 00:01 12   /memfd:OTEL_CTX (deleted)", Some(0x7f00)),
             ("7f00-8f00 rw-p 00000000 00:01 12   [anon_shmem:OTEL_CTX]", Some(0x7f00)),
             ("7f00-8f00 r--p 00000000 00:00 0   [anon:OTEL_CTX]", Some(0x7f00)),
@@ -364,11 +453,14 @@ mod tests {
             ("", None),
         ];
         for (line, expected) in table {
-            assert_eq!(context_address(line.as_bytes()), expected, "{line}");
+            let line = line.replace("00:01", memfd);
+            let found = context_mapping(line.as_bytes()).map(|range| range.start);
+            assert_eq!(found, expected, "{line}");
         }
         let long = format!("7f00-8f00 rw-p 00000000 08:01 12 /{}\n", "x".repeat(1 << 20));
         let maps = [long.as_bytes(), MAPS.as_bytes(), &MAPS.as_bytes().repeat(100)].concat();
-        assert_eq!(mappings(maps.as_slice()).expect("readable"), [AT; MAX_MAPPINGS]);
-        assert!(mappings(io::repeat(b'x')).expect("bounded").is_empty());
+        let context: Vec<_> = (0..MAX_MAPPINGS).map(|_| AT..AT + 0x1000).collect();
+        assert_eq!(context_mappings(maps.as_slice()).expect("readable"), context);
+        assert!(context_mappings(io::repeat(b'x')).expect("bounded").is_empty());
     }
 }

@@ -14,6 +14,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::{
@@ -52,20 +53,26 @@ const MAX_PROCESSES: usize = 4_096;
 
 /// Which process, and what is wanted of it.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub struct ReadScope {
     /// Where procfs is mounted.
     pub proc: PathBuf,
     /// The process, by the number that this procfs knows it by.
     pub pid: u32,
     /// Its start in clock ticks since boot, as `stat` shows it.
     pub start_ticks: u64,
-    /// Its arguments too.
-    pub command_line: bool,
 }
 
-/// What `/proc` says of a process. What could not be read is left out and told of in `faults`.
+/// A process's directory in procfs, for the reads that may hang.
+pub type Handle = Arc<OwnedFd>;
+
+/// What can be read of a process without waiting for its memory, and then what its memory holds. What could not be read is
+/// left out and counted in `faults`.
 #[derive(Debug, Default)]
 pub struct Process {
+    /// For [`read_memory`] and [`read_context`]; `None` where the process has no memory any more.
+    pub handle: Option<Handle>,
+    /// A read of its memory hung and was left behind.
+    pub timed_out: bool,
     /// Name of its main thread, as it is.
     pub comm: Vec<u8>,
     /// Path of its executable in its own mount namespace.
@@ -127,7 +134,7 @@ impl From<Errno> for ProcessError {
 }
 
 /// Reads a process, or says why it cannot be.
-pub fn read(wanted: &Wanted) -> Result<Process, ProcessError> {
+pub fn read(wanted: &ReadScope) -> Result<Process, ProcessError> {
     let directory = open_directory(rustix::fs::CWD, &wanted.proc.join(wanted.pid.to_string())).map_err(|errno| {
         // hidepid=2 hides a process as if it were gone; a signal's permission check still knows better.
         let exists = rustix::process::Pid::from_raw(wanted.pid.cast_signed())
@@ -141,7 +148,8 @@ pub fn read(wanted: &Wanted) -> Result<Process, ProcessError> {
     let living = if stat.dead { living_thread(directory.as_fd()) } else { None };
     let directory = living.unwrap_or(directory);
     let mut process = Process { comm: stat.comm, ..Process::default() };
-    process.fill(directory.as_fd(), wanted.command_line);
+    process.fill(directory.as_fd());
+    process.handle = (!process.dead).then(|| Arc::new(directory));
     Ok(process)
 }
 
@@ -164,7 +172,7 @@ pub fn find(proc: &Path, start_ticks: u64, comm: &[u8]) -> Option<u32> {
 }
 
 impl Process {
-    fn fill(&mut self, directory: BorrowedFd<'_>, command_line: bool) {
+    fn fill(&mut self, directory: BorrowedFd<'_>) {
         let executable = executable(directory);
         self.dead = executable.as_ref().is_err_and(is_gone);
         self.executable_path = self.faults.note(executable).flatten();
@@ -172,27 +180,85 @@ impl Process {
         self.inner_pid = status.and_then(|text| namespace_pids(&text).last());
         let cgroup = self.faults.note(read_file(directory, "cgroup", MAX_CGROUP));
         self.placement = cgroup.map(|text| Placement::from_cgroup_file(&text)).unwrap_or_default();
-        let environment = open_file(directory, "environ").and_then(Environment::read);
-        self.environment = self.faults.note(environment).unwrap_or_default();
-        let text = self.faults.note(read_file(directory, "cmdline", MAX_COMMAND_LINE));
-        let arguments = text.map(|text| arguments(&text)).unwrap_or_default();
+    }
+
+    /// Takes in what its memory holds; `None` where the read hung.
+    pub fn add_memory(&mut self, memory: Option<Memory>) {
+        let Some(Memory { environment, arguments, keep_arguments, faults }) = memory else {
+            self.timed_out = true;
+            return;
+        };
+        self.environment = environment;
         let program = program::name(&arguments, self.executable_path.as_deref());
         self.program = program.map(|name| Program { name, comm: self.comm.clone() });
-        if command_line {
+        if keep_arguments {
             self.command_args = arguments;
         }
-        let published = open_file(directory, "maps").and_then(|maps| Ok((maps, open_file(directory, "mem")?)));
-        if let Some((maps, memory)) = self.faults.note(published) {
-            match otel_context::read(maps, &memory) {
-                Ok(context) => self.context = context,
-                Err(ContextError::Read(error)) if is_gone(&error) => {}
-                Err(_) => self.faults.context_refused += 1,
-            }
-        }
+        self.faults.add(faults);
+    }
+
+    /// Takes in the context that it publishes; `None` where the read hung.
+    pub fn add_context(&mut self, context: Option<PublishedContext>) {
+        let Some(PublishedContext { attributes, faults }) = context else {
+            self.timed_out = true;
+            return;
+        };
+        self.context = attributes;
+        self.faults.add(faults);
     }
 }
 
+/// What is read of a process's memory through procfs. The kernel reads anonymous pages only for these files; another
+/// thread can still hold the map's lock for long.
+#[derive(Debug, Default)]
+pub struct Memory {
+    environment: Environment,
+    arguments: Vec<String>,
+    /// They are exported, and not only give the program's name.
+    keep_arguments: bool,
+    faults: Faults,
+}
+
+/// Reads the environment and the arguments of a process.
+pub fn read_memory(handle: &Handle, keep_arguments: bool) -> Memory {
+    let (directory, mut memory) = (handle.as_fd(), Memory { keep_arguments, ..Memory::default() });
+    let environment = open_file(directory, "environ").and_then(Environment::read);
+    memory.environment = memory.faults.note(environment).unwrap_or_default();
+    let text = memory.faults.note(read_file(directory, "cmdline", MAX_COMMAND_LINE));
+    memory.arguments = text.map(|text| arguments(&text)).unwrap_or_default();
+    memory
+}
+
+/// The context that a process publishes.
+#[derive(Debug, Default)]
+pub struct PublishedContext {
+    attributes: Option<Vec<(String, ResourceValue)>>,
+    faults: Faults,
+}
+
+/// Reads the context that a process publishes.
+pub fn read_context(handle: &Handle) -> PublishedContext {
+    let (directory, mut context) = (handle.as_fd(), PublishedContext::default());
+    if let Some(memory) = context.faults.note(open_file(directory, "mem")) {
+        match otel_context::read(|| open_file(directory, "maps"), &memory) {
+            Ok(attributes) => context.attributes = attributes,
+            Err(ContextError::Read(error)) if is_gone(&error) => {}
+            Err(ContextError::Read(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+                context.faults.denied += 1;
+            }
+            Err(_) => context.faults.context_refused += 1,
+        }
+    }
+    context
+}
+
 impl Faults {
+    fn add(&mut self, other: Self) {
+        self.denied += other.denied;
+        self.failed += other.failed;
+        self.context_refused += other.context_refused;
+    }
+
     /// The result's value; a failure is counted, except that the process is gone, which is nobody's fault.
     fn note<T>(&mut self, result: io::Result<T>) -> Option<T> {
         let error = match result {

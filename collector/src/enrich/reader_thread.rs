@@ -1,8 +1,7 @@
-//! Work that may hang, done on a thread of its own and waited for only so long.
+//! Work that may hang, done on a thread of its own and waited for only until a deadline.
 //!
 //! Reading another process's memory map or memory can block for as long as that process likes: its mmap lock may be held
-//! over a page fault, and its pages may come from a file system that answers when it pleases (FUSE). Such a read cannot be
-//! taken back; it can only be left behind.
+//! over a page fault. Such a read cannot be cancelled; it can only be left behind.
 
 use std::{
     sync::{
@@ -11,11 +10,11 @@ use std::{
         mpsc::{Receiver, Sender, channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Does work on a thread, and leaves that thread behind when it takes too long.
-pub struct Deadline<Q, A> {
+pub struct ReaderThread<Q, A> {
     work: Arc<dyn Fn(Q) -> A + Send + Sync>,
     timeout: Duration,
     max_threads: usize,
@@ -25,68 +24,83 @@ pub struct Deadline<Q, A> {
 }
 
 struct Worker<Q, A> {
-    questions: Sender<Q>,
-    answers: Receiver<A>,
+    requests: Sender<Q>,
+    results: Receiver<A>,
 }
 
-/// Takes a thread off the count, also when its work panics.
-struct Counted(Arc<AtomicUsize>);
+/// Work that was started.
+pub struct Started<Q, A>(Worker<Q, A>);
 
-impl Drop for Counted {
+/// Takes a thread off the count, also when its work panics.
+struct ThreadGuard(Arc<AtomicUsize>);
+
+impl Drop for ThreadGuard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl<Q: Send + 'static, A: Send + 'static> Deadline<Q, A> {
+impl<Q: Send + 'static, A: Send + 'static> ReaderThread<Q, A> {
     /// Does `work`, waits `timeout` for it, and has at most `max_threads` threads, hanging ones included.
     pub fn new(work: impl Fn(Q) -> A + Send + Sync + 'static, timeout: Duration, max_threads: usize) -> Self {
         Self { work: Arc::new(work), timeout, max_threads, threads: Arc::default(), worker: None }
     }
 
     /// The work's result, or `None` when it took too long or too many threads hang already.
-    pub fn call(&mut self, question: Q) -> Option<A> {
+    pub fn call(&mut self, request: Q) -> Option<A> {
+        let started = self.start(request);
+        self.finish(started, Instant::now() + self.timeout)
+    }
+
+    /// Starts the work; `None` when too many threads hang already.
+    pub fn start(&mut self, request: Q) -> Option<Started<Q, A>> {
         let worker = match self.worker.take() {
             Some(worker) => worker,
             None => self.spawn()?,
         };
-        worker.questions.send(question).ok()?;
-        let answer = worker.answers.recv_timeout(self.timeout).ok()?;
+        worker.requests.send(request).ok()?;
+        Some(Started(worker))
+    }
+
+    /// The result of work that was started, or `None` when it is not there by the deadline.
+    pub fn finish(&mut self, started: Option<Started<Q, A>>, deadline: Instant) -> Option<A> {
+        let Started(worker) = started?;
+        let result = worker.results.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
         self.worker = Some(worker);
-        Some(answer)
+        Some(result)
     }
 
     fn spawn(&self) -> Option<Worker<Q, A>> {
         if self.threads.load(Ordering::Relaxed) >= self.max_threads {
             return None;
         }
-        let (questions, inbox) = channel();
-        let (outbox, answers) = channel();
+        let (requests, inbox) = channel();
+        let (outbox, results) = channel();
         let work = Arc::clone(&self.work);
         self.threads.fetch_add(1, Ordering::Relaxed);
-        let counted = Counted(Arc::clone(&self.threads));
+        let guard = ThreadGuard(Arc::clone(&self.threads));
         let thread = thread::Builder::new().name("process reader".into()).spawn(move || {
-            let _counted = counted;
+            let _guard = guard;
             // Ends when the other side lets go of either channel.
-            while let Ok(question) = inbox.recv() {
-                if outbox.send(work(question)).is_err() {
+            while let Ok(request) = inbox.recv() {
+                if outbox.send(work(request)).is_err() {
                     return;
                 }
             }
         });
-        thread.ok().map(|_| Worker { questions, answers })
+        thread.ok().map(|_| Worker { requests, results })
     }
 }
 
-impl<Q, A> std::fmt::Debug for Deadline<Q, A> {
+impl<Q, A> std::fmt::Debug for ReaderThread<Q, A> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Deadline").field("timeout", &self.timeout).finish_non_exhaustive()
+        formatter.debug_struct("ReaderThread").field("timeout", &self.timeout).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Mutex, time::Instant};
+    use std::sync::Mutex;
 
     use super::*;
 
@@ -101,7 +115,7 @@ mod tests {
             }
             hang
         };
-        let mut deadline = Deadline::new(work, Duration::from_millis(20), 2);
+        let mut deadline = ReaderThread::new(work, Duration::from_millis(20), 2);
         assert_eq!(deadline.call(false), Some(false));
         let start = Instant::now();
         assert_eq!(deadline.call(true), None);
@@ -110,10 +124,10 @@ mod tests {
         assert_eq!(deadline.call(false), None, "both threads hang");
         assert!(start.elapsed() < Duration::from_secs(5));
         drop(release);
-        let answered = (0..200).any(|_| {
+        let resulted = (0..200).any(|_| {
             thread::sleep(Duration::from_millis(10));
             deadline.call(false) == Some(false)
         });
-        assert!(answered, "threads that came back make room");
+        assert!(resulted, "threads that came back make room");
     }
 }
