@@ -189,7 +189,11 @@ impl Enricher {
             groups: Bounded::new(MAX_WORKLOADS, MAX_BYTES),
             cgroups: Cgroups::new(&proc),
             process_reader: ReaderThread::new(|scope| process::read(&scope), TIMEOUT, MAX_READERS),
-            memory_reader: ReaderThread::new(|(handle, args)| process::read_memory(&handle, args), TIMEOUT, MAX_READERS),
+            memory_reader: ReaderThread::new(
+                |(handle, args)| process::read_memory(&handle, args),
+                TIMEOUT,
+                MAX_READERS,
+            ),
             context_reader: ReaderThread::new(|handle| process::read_context(&handle), TIMEOUT, MAX_CONTEXT_READERS),
             refreshes: (now, 0),
             counters: Arc::default(),
