@@ -55,9 +55,11 @@ const MAX_SENDER_SEARCHES: usize = 2;
 const MIN_BUDGET: usize = 64 << 20;
 /// Bytes of HTTP/1 headers, and of HTTP/1 body that is read ahead.
 const MAX_HEADER_BYTES: usize = 64 << 10;
-/// Bytes of one HTTP/2 connection, and of each of its streams, that are read ahead. 512 connections hold 64 MiB.
-const CONNECTION_WINDOW: u32 = 128 << 10;
-const STREAM_WINDOW: u32 = 64 << 10;
+/// Bytes that HTTP/2 connections may send ahead, shared by those that are open: all of them together hold 132 MiB at
+/// most.
+const WINDOW_BUDGET: u32 = 32 << 20;
+const MIN_WINDOW: u32 = 128 << 10;
+const MAX_WINDOW: u32 = 1 << 20;
 
 /// Finds who sends over a connection: (its address, ours).
 pub type FindSender = Arc<dyn Fn(SocketAddr, SocketAddr) -> Sender + Send + Sync>;
@@ -179,8 +181,9 @@ async fn accept(
         let Ok(local) = stream.local_addr() else { continue };
         let Some((connection, guard)) = connections.add(peer, local).await else { return };
         let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
+        let window = (WINDOW_BUDGET / connections.count().max(1)).clamp(MIN_WINDOW, MAX_WINDOW);
         tokio::spawn(async move {
-            serve(stream, &connection, shared, stopped).await;
+            serve(stream, &connection, shared, stopped, window).await;
             drop(guard);
         });
     }
@@ -191,6 +194,7 @@ async fn serve(
     connection: &Arc<Connection>,
     shared: Arc<Shared>,
     mut stopped: watch::Receiver<bool>,
+    window: u32,
 ) {
     let peer = connection.peer;
     if let Err(error) = stream.set_nodelay(true) {
@@ -203,7 +207,7 @@ async fn serve(
             handler::answer(&shared, &connection, request).await
         }
     });
-    let builder = http();
+    let builder = http(window);
     let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(FrameLimited::new(stream)), service));
     let mut ending = false;
     let mut end = connection.idle_deadline();
@@ -248,16 +252,16 @@ async fn serve(
     }
 }
 
-fn http() -> auto::Builder<TokioExecutor> {
+fn http(window: u32) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEADER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(128)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(16 << 10)
+        .initial_stream_window_size((window / 4).max(64 << 10))
+        .initial_connection_window_size(window)
+        .max_frame_size(64 << 10)
         .keep_alive_interval(Duration::from_secs(60));
     builder
 }

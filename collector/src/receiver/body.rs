@@ -32,7 +32,7 @@ const MIN_CHUNK_BYTES: usize = 4 << 10;
 /// Small chunks are copied together up to this size.
 const MAX_COPIED_BYTES: usize = 64 << 10;
 /// Bodies that are read at one time. Each may hold one chunk that is not charged yet.
-const MAX_BODIES: usize = 1024;
+const MAX_BODIES: usize = 512;
 /// A body that has been silent for this long may give way to another one of the same client.
 const MIN_SILENCE: Duration = Duration::from_millis(500);
 

@@ -87,6 +87,11 @@ impl Connections {
         Some((connection, ConnectionGuard { connections: Arc::clone(self), id, _place: place }))
     }
 
+    /// How many are open.
+    pub(crate) fn count(&self) -> u32 {
+        u32::try_from(self.open().len()).unwrap_or(u32::MAX)
+    }
+
     /// Waits for the end of all.
     pub(crate) async fn ended(&self) {
         let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);

@@ -5,6 +5,7 @@ mod backend;
 mod blank;
 mod events;
 mod refusals;
+mod sharing;
 
 use std::{
     io::{Read, Write},
