@@ -6,6 +6,7 @@
 mod destination;
 mod diagnostic;
 mod dump;
+pub mod endpoint;
 pub mod environment;
 mod exposure;
 mod field_types;

@@ -10,6 +10,7 @@ pub mod encode;
 pub mod json;
 pub mod payload;
 pub mod protobuf;
+pub(crate) mod request;
 pub mod response;
 pub mod splice;
 pub mod splice_json;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
+use crate::config::endpoint::{Endpoint, EndpointError};
 use crate::config::settings::{
     Batch, Compression, Destination, FsyncPolicy, OnOverflow, Protocol, Queue, Retry, Secret, Signals, Storage, Tls,
 };
@@ -345,24 +346,15 @@ impl Codec for Url {
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut String) {
         let allowed = "scheme, host and port, such as http://localhost:4317 or https://otlp.example.com:4317";
         read_scalar(reader, node, allowed, value, |text| {
-            if text.strip_prefix("unix://").is_some_and(|path| path.starts_with('/') && path.len() > 1) {
-                return Ok(text.to_owned());
-            }
-            let uri: hyper::Uri = text.parse().map_err(|_| format!("invalid URL `{}`", shortened(text)))?;
-            let host = uri.authority().map(|authority| (authority.host(), authority.as_str().contains('@')));
-            match (uri.scheme_str(), host) {
-                (Some("http" | "https"), Some((host, false))) if !host.is_empty() && uri.query().is_none() => {
-                    Ok(text.trim_end_matches('/').to_owned())
-                }
-                (Some("http" | "https"), Some((_, true))) => {
-                    Err("the URL contains a user or password: use headers instead".into())
-                }
-                (None, _) => {
-                    Err(format!("`{0}` has no scheme: http://{0} without TLS, https://{0} with TLS", shortened(text)))
-                }
-                (Some("http" | "https"), _) => Err(format!("invalid endpoint `{}`", shortened(text))),
-                (Some(scheme), _) => Err(format!("unknown scheme `{}`", shortened(scheme))),
-            }
+            let shown = shortened(text);
+            Endpoint::parse(text).map(|_| text.trim_end_matches('/').to_owned()).map_err(|error| match error {
+                EndpointError::Credentials => "the URL contains a user or password: use headers instead".into(),
+                EndpointError::Scheme => match text.split_once("://") {
+                    Some((scheme, _)) => format!("unknown scheme `{}`", shortened(scheme)),
+                    None => format!("`{shown}` has no scheme: http://{shown} without TLS, https://{shown} with TLS"),
+                },
+                EndpointError::Query | EndpointError::Address => format!("invalid endpoint `{shown}`"),
+            })
         });
     }
 

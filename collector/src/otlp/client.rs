@@ -6,16 +6,12 @@
 //! client neither queues nor retries ([`crate::export`]), nor classifies responses ([`crate::export::retry`]).
 
 use std::{
-    collections::VecDeque,
-    io::{Read, Write},
-    path::PathBuf,
-    pin::Pin,
+    io::Read,
     str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -23,7 +19,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http_body_util::{BodyExt, Limited};
 use hyper::{
     HeaderMap, Request, Response, StatusCode, Uri,
-    body::{Body, Frame, Incoming, SizeHint},
+    body::Incoming,
     header::{self, HeaderName, HeaderValue},
 };
 use hyper_util::{
@@ -35,15 +31,21 @@ use hyper_util::{
 };
 
 use crate::{
-    config::settings::{Compression, Destination, Protocol},
+    config::{
+        endpoint::{Endpoint, EndpointError},
+        settings::{Compression, Destination, Protocol},
+    },
     model::signal::Signal,
     otlp::{
         connect::{Connector, chain},
         payload::{Format, Payload},
+        request::{ChunkedBody, GRPC_PREFIX},
         response::{Answer, BODY_LIMIT, GrpcStatus},
         tls::{self, TlsConfig, TlsError},
     },
 };
+
+pub use crate::otlp::request::PreparedRequest;
 
 /// `User-Agent` of the collector's own requests.
 pub const USER_AGENT: &str = concat!("reset-collector/", env!("CARGO_PKG_VERSION"));
@@ -59,18 +61,17 @@ const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const LARGE_BODY: usize = 64 << 10;
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(30);
-const GRPC_PREFIX: usize = 5;
 
 /// A destination that cannot be used as configured.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The endpoint is no address.
+    /// The endpoint is not an address.
     #[error("endpoint `{endpoint}` {why}")]
     Endpoint {
-        /// As configured.
+        /// As configured, without a password.
         endpoint: String,
         /// What is wrong, and what helps.
-        why: &'static str,
+        why: EndpointError,
     },
     /// A header's name or value cannot stand in a request.
     #[error("header `{name}`: {why}")]
@@ -97,14 +98,6 @@ pub enum SendError {
     /// The connection broke, or what came is no HTTP: the backend may have the request.
     #[error("{0}")]
     Broken(String),
-}
-
-/// A compressed and framed request, which can be sent more than once.
-#[derive(Clone, Debug)]
-pub struct PreparedRequest {
-    signal: Signal,
-    body: ChunkedBody,
-    encoding: Option<&'static str>,
 }
 
 /// A backend's whole response, for the application that sent the request.
@@ -264,11 +257,8 @@ impl Shared {
 
     fn forwarded_request(&self, route: &Route, headers: HeaderMap, payload: &Payload) -> Request<ChunkedBody> {
         let encoding = payload.encoding.name();
-        let mut chunks: VecDeque<Bytes> = payload.chunks.iter().filter(|chunk| !chunk.is_empty()).cloned().collect();
-        if self.protocol == Protocol::Grpc {
-            chunks.push_front(grpc_prefix(encoding.is_some(), payload.len()));
-        }
-        self.request(route, headers, ChunkedBody(chunks), payload.format, encoding)
+        let body = ChunkedBody::of_payload(payload, self.protocol);
+        self.request(route, headers, body, payload.format, encoding)
     }
 
     /// A request with these headers, replaced by those that the body and the destination ask for.
@@ -304,15 +294,6 @@ impl Shared {
         *request.headers_mut() = headers;
         request
     }
-}
-
-/// gRPC's five bytes before a message: compressed or not, its length.
-fn grpc_prefix(compressed: bool, length: usize) -> Bytes {
-    let mut prefix = BytesMut::with_capacity(GRPC_PREFIX);
-    prefix.put_u8(u8::from(compressed));
-    // Requests are far smaller than 4 GiB.
-    prefix.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    prefix.freeze()
 }
 
 async fn read_response(response: Response<Incoming>) -> Result<BackendResponse, SendError> {
@@ -429,9 +410,9 @@ fn headers(destination: &Destination) -> Result<HeaderMap, ClientError> {
     let mut headers = HeaderMap::new();
     for (name, value) in &destination.headers {
         let wrong = |why| ClientError::Header { name: name.clone(), why };
-        let key = HeaderName::from_str(name).map_err(|_| wrong("is no name of a header"))?;
+        let key = HeaderName::from_str(name).map_err(|_| wrong("invalid header name"))?;
         let mut value = HeaderValue::from_str(&value.0)
-            .map_err(|_| wrong("the value holds a control character, a line's end perhaps"))?;
+            .map_err(|_| wrong("the value has a control character, perhaps a line end"))?;
         value.set_sensitive(true);
         headers.append(key, value);
     }
@@ -455,9 +436,13 @@ fn routes(destination: &Destination, max_idle: usize) -> Result<Vec<Route>, Clie
     let over_tcp = pool(connector.clone(), destination, max_idle);
     let mut routes = Vec::new();
     for (signal, endpoint, path) in endpoints {
-        let (uri, socket) = address(endpoint, path)?;
-        let http =
-            socket.map_or_else(|| over_tcp.clone(), |socket| pool(Connector::unix(socket), destination, max_idle));
+        let wrong = |why| ClientError::Endpoint { endpoint: redacted(endpoint), why };
+        let address = Endpoint::parse(endpoint).map_err(wrong)?;
+        let uri = address.join(path).map_err(wrong)?;
+        let http = match address {
+            Endpoint::Tcp(_) => over_tcp.clone(),
+            Endpoint::Unix(socket) => pool(Connector::unix(socket), destination, max_idle),
+        };
         let proxy_authorization = connector.forward_authorization(&uri);
         routes.push(Route { signal, uri, http, proxy_authorization });
     }
@@ -475,41 +460,6 @@ fn pool(connector: Connector, destination: &Destination, max_idle: usize) -> leg
         .build(connector)
 }
 
-/// Where an endpoint leads, with this path behind its own; and the Unix socket, if it is one.
-fn address(endpoint: &str, path: &str) -> Result<(Uri, Option<PathBuf>), ClientError> {
-    let wrong = |why| ClientError::Endpoint { endpoint: redacted(endpoint), why };
-    let no_address = "is no address: write http://HOST:PORT, https://HOST:PORT or unix:///PATH";
-    // Before anything else: an endpoint that is shown must not show a password.
-    let authority = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest).split('/').next().unwrap_or_default();
-    if let Some((_, host)) = authority.rsplit_once('@') {
-        let why = "carries a user or password: put them into headers (authorization)";
-        let host = host.split(':').next().unwrap_or_default();
-        return Err(ClientError::Endpoint { endpoint: format!("…@{host}"), why });
-    }
-    if let Some(socket) = endpoint.strip_prefix("unix://") {
-        let path = if path.is_empty() { "/" } else { path };
-        let uri = format!("http://localhost{path}").parse().map_err(|_| wrong(no_address))?;
-        return Ok((uri, Some(socket.into())));
-    }
-    if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-        return Err(wrong("has no scheme: write http:// before it, or https:// for TLS"));
-    }
-    if endpoint.contains(['?', '#']) {
-        return Err(wrong("has a query or fragment: an OTLP endpoint is scheme, host, port and path"));
-    }
-    let uri: Uri = match path {
-        "" => endpoint.parse(),
-        _ => format!("{}{path}", endpoint.trim_end_matches('/')).parse(),
-    }
-    .map_err(|_| wrong(no_address))?;
-    let authority = uri.authority().ok_or_else(|| wrong(no_address))?;
-    let port_is_none = uri.port().is_none() && authority.as_str().len() > authority.host().len();
-    if authority.host().is_empty() || port_is_none || uri.port().is_some_and(|port| port.as_u16() == 0) {
-        return Err(wrong(no_address));
-    }
-    Ok((uri, None))
-}
-
 /// An endpoint as it may be printed: without a user and password, even where it is malformed.
 pub(crate) fn redacted(endpoint: &str) -> String {
     let (scheme, rest) = endpoint.split_once("://").map_or(("", endpoint), |(scheme, rest)| (scheme, rest));
@@ -517,58 +467,5 @@ pub(crate) fn redacted(endpoint: &str) -> String {
         Some((_, host)) if scheme.is_empty() => format!("…@{host}"),
         Some((_, host)) => format!("{scheme}://…@{host}"),
         None => endpoint.to_owned(),
-    }
-}
-
-impl PreparedRequest {
-    fn new(signal: Signal, protocol: Protocol, compression: Compression, message: Bytes) -> Self {
-        let (message, encoding) = match compress(compression, &message) {
-            Some((compressed, encoding)) => (compressed, Some(encoding)),
-            None => (message, None),
-        };
-        let mut chunks = VecDeque::with_capacity(2);
-        if protocol == Protocol::Grpc {
-            chunks.push_back(grpc_prefix(encoding.is_some(), message.len()));
-        }
-        if !message.is_empty() {
-            chunks.push_back(message);
-        }
-        Self { signal, body: ChunkedBody(chunks), encoding }
-    }
-}
-
-/// A request's body in chunks, which are never copied into one.
-#[derive(Clone, Debug)]
-struct ChunkedBody(VecDeque<Bytes>);
-
-/// `None` without compression, and where it fails: then the message goes out as it is.
-fn compress(compression: Compression, message: &[u8]) -> Option<(Bytes, &'static str)> {
-    // Records repeat themselves: the fast levels lose little and cost a fraction.
-    const ZSTD_LEVEL: i32 = 1;
-    match compression {
-        Compression::None => None,
-        Compression::Gzip => {
-            let buffer = Vec::with_capacity(message.len() / 4);
-            let mut encoder = flate2::write::GzEncoder::new(buffer, flate2::Compression::fast());
-            encoder.write_all(message).and_then(|()| encoder.finish()).ok().map(|bytes| (bytes.into(), "gzip"))
-        }
-        Compression::Zstd => zstd::bulk::compress(message, ZSTD_LEVEL).ok().map(|bytes| (bytes.into(), "zstd")),
-    }
-}
-
-impl Body for ChunkedBody {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Poll::Ready(self.0.pop_front().map(|chunk| Ok(Frame::data(chunk))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.iter().map(|chunk| chunk.len() as u64).sum())
     }
 }

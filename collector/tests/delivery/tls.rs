@@ -4,9 +4,11 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use reset_collector::{
-    config::settings::{Destination, Protocol, Tls},
+    config::settings::{Compression, Correlation, Destination, Protocol, Tls},
+    correlate::{Correlator, Sender},
     model::signal::Signal,
     otlp::client::Client,
+    receiver::{Backends, Receivers},
 };
 use rustls::{
     RootCertStore, ServerConfig,
@@ -84,6 +86,33 @@ fn write(directory: &Path, name: &str, text: &str) -> Option<std::path::PathBuf>
     Some(path)
 }
 
+/// What an application gets whose request is forwarded there: `accepted`, or the error.
+struct Application {
+    address: std::net::SocketAddr,
+}
+
+impl Application {
+    async fn of(destination: &Destination) -> Self {
+        let http = Some("127.0.0.1:0".parse().unwrap());
+        let settings = Correlation { http, ..Correlation::default() };
+        let client = Client::for_forwarding(destination).unwrap();
+        let backends = Backends::new(|_| client.clone());
+        let correlator = Correlator::new(&settings, true);
+        let find = Arc::new(|_, _| Sender::Unattributed);
+        let receivers = Receivers::listen(&settings, backends, correlator, find).await.unwrap();
+        let address = receivers.addresses()[0];
+        tokio::spawn(receivers.run(std::future::pending()));
+        Self { address }
+    }
+
+    async fn send(&self) -> String {
+        let to_receiver =
+            Destination { compression: Compression::None, ..to(&format!("http://{}", self.address), Protocol::HttpProtobuf) };
+        let answer = Client::new(&to_receiver).unwrap().send(Signal::Logs, logs(0, 10)).await.unwrap();
+        if answer.is_acceptance() { "accepted".into() } else { String::from_utf8_lossy(&answer.body).into_owned() }
+    }
+}
+
 #[tokio::test]
 async fn certificates_are_checked_and_failures_say_what_helps() {
     let files = tempfile::tempdir().unwrap();
@@ -106,6 +135,10 @@ async fn certificates_are_checked_and_failures_say_what_helps() {
             let backend = backend(certified, None, protocol).await;
             let words = words_of_one_try(&destination(&backend, protocol, tls.clone())).await;
             assert!(words.contains(expected), "{name} {protocol:?}: {words}");
+            let application = Application::of(&destination(&backend, protocol, tls.clone())).await;
+            let words = application.send().await;
+            let expected = expected.split(',').next().unwrap_or_default();
+            assert!(words.contains(expected), "{name} {protocol:?}, an application: {words}");
         }
         let backend = backend(&good, None, protocol).await;
         let plain = to(&format!("http://{}", backend.address), protocol);
@@ -134,7 +167,9 @@ async fn our_own_certificate_is_shown_and_read_again_when_rotated() {
         put(&old_clients);
         let backend = backend(&good, Some(&new_clients), protocol).await;
         let client = Client::new(&destination(&backend, protocol, tls.clone())).unwrap();
+        let application = Application::of(&destination(&backend, protocol, tls.clone())).await;
         assert!(client.send(Signal::Logs, logs(0, 1)).await.is_err(), "the old certificate is not taken");
+        assert_ne!(application.send().await, "accepted");
         // Half-written files in between leave the old ones in use.
         write(files.path(), "key.pem", "-----BEGIN");
         tokio::time::sleep(Duration::from_millis(60)).await;
@@ -143,6 +178,7 @@ async fn our_own_certificate_is_shown_and_read_again_when_rotated() {
         tokio::time::sleep(Duration::from_millis(60)).await;
         let answer = client.send(Signal::Logs, logs(0, 1)).await;
         assert!(answer.as_ref().is_ok_and(|answer| answer.is_acceptance()), "{answer:?}");
+        assert_eq!(application.send().await, "accepted");
     }
 }
 

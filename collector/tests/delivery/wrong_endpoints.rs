@@ -49,12 +49,12 @@ async fn endpoints_that_are_no_address() {
         ("localhost:4317", "endpoint `localhost:4317` has no scheme: write http:// before it, or https:// for TLS"),
         ("", "endpoint `` has no scheme"),
         ("ftp://x", "endpoint `ftp://x` has no scheme"),
-        ("http://", "endpoint `http://` is no address"),
-        ("http://a b", "endpoint `http://a b` is no address"),
-        ("http://h:99999", "endpoint `http://h:99999` is no address"),
+        ("http://", "endpoint `http://` is not an address"),
+        ("http://a b", "endpoint `http://a b` is not an address"),
+        ("http://h:99999", "endpoint `http://h:99999` is not an address"),
         ("http://h:4318/?x=1", "endpoint `http://h:4318/?x=1` has a query"),
-        ("http://user:hunter2@h:4318", "endpoint `…@h` carries a user or password"),
-        ("http://user:hun ter2@h:4318", "endpoint `…@h` carries a user or password"),
+        ("http://user:hunter2@h:4318", "endpoint `http://…@h:4318` has a user or password"),
+        ("http://user:hun ter2@h:4318", "endpoint `http://…@h:4318` has a user or password"),
     ];
     for (endpoint, expected) in cases {
         for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
