@@ -4,6 +4,7 @@
 
 pub mod capability;
 pub mod core_dumps;
+pub mod descriptors;
 pub mod hardening;
 pub(crate) mod namespace;
 pub(crate) mod netlink;

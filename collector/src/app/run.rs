@@ -34,7 +34,7 @@ use crate::{
         console::{self, Console},
         line_writer::LineWriter,
     },
-    host::{core_dumps, hardening::harden, report, selftest},
+    host::{core_dumps, descriptors, hardening::harden, report, selftest},
     kernel::clock,
     kernel::{Counters, KERNEL_BTF, Kernel, ReasonTables, credentials::OwnerResolver, http_trace, plan, vintage},
     model::{Decoder, reason::ReasonNames, resource::ResourceValue, signal::Signal},
@@ -86,6 +86,9 @@ pub fn run(settings: &Settings, options: &Options, log: &Log) -> Result<()> {
         && let Err(error) = core_dumps::forbid()
     {
         tracing::warn!(event = "core_dumps_allowed", %error, "cannot forbid core dumps");
+    }
+    if let Err(error) = descriptors::raise_limit() {
+        tracing::warn!(event = "open_files_limited", %error, "cannot raise the limit of open files");
     }
     let account = Arc::new(Account::new());
     // Threads cannot give up capabilities for each other: until that is done this thread is the only one.

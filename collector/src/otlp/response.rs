@@ -162,18 +162,21 @@ fn json_partial_success(body: &[u8]) -> Option<PartialSuccess> {
 
 /// The first words of a foreign text, on one line, without control characters.
 pub(crate) fn one_line(text: &str) -> String {
-    const LONGEST: usize = 240;
+    const MAX_CHARS: usize = 240;
+    let words = text.split(|char: char| char.is_whitespace() || char.is_control()).filter(|word| !word.is_empty());
     let mut line = String::new();
-    for word in text.split(|char: char| char.is_whitespace() || char.is_control()).filter(|word| !word.is_empty()) {
-        if line.len() + word.len() > LONGEST {
-            line.extend(word.chars().take(LONGEST.saturating_sub(line.len())));
-            line.push('…');
-            break;
-        }
+    let mut left = MAX_CHARS;
+    for word in words {
         if !line.is_empty() {
             line.push(' ');
         }
-        line.push_str(word);
+        let mut chars = word.chars();
+        line.extend(chars.by_ref().take(left));
+        left = left.saturating_sub(1 + word.chars().count());
+        if left == 0 {
+            line.push('…');
+            break;
+        }
     }
     line
 }
