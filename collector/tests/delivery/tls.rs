@@ -106,8 +106,10 @@ impl Application {
     }
 
     async fn send(&self) -> String {
-        let to_receiver =
-            Destination { compression: Compression::None, ..to(&format!("http://{}", self.address), Protocol::HttpProtobuf) };
+        let to_receiver = Destination {
+            compression: Compression::None,
+            ..to(&format!("http://{}", self.address), Protocol::HttpProtobuf)
+        };
         let answer = Client::new(&to_receiver).unwrap().send(Signal::Logs, logs(0, 10)).await.unwrap();
         if answer.is_acceptance() { "accepted".into() } else { String::from_utf8_lossy(&answer.body).into_owned() }
     }

@@ -109,8 +109,7 @@ async fn unfinished_bodies_give_way_when_the_budget_is_used_up() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backend_that_does_not_answer_gets_few_requests() {
     let stalled = FakeBackend::start(|_, _| None).await;
-    let options =
-        Options { protocol: Protocol::HttpProtobuf, timeout: Duration::from_secs(60), ..Options::default() };
+    let options = Options { protocol: Protocol::HttpProtobuf, timeout: Duration::from_secs(60), ..Options::default() };
     let setup = Setup::start(stalled.address, options).await;
     let mut requests = tokio::task::JoinSet::new();
     let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
@@ -169,8 +168,7 @@ async fn only_listed_headers_are_forwarded() {
         let setup = Setup::start(backend.address, Options { pass_headers, ..Options::default() }).await;
         assert_eq!(grpc(&setup, traces(), &headers, frame(0, b"")).await.grpc_status(), 0);
         let got = backend.last().headers;
-        let passed: Vec<&str> =
-            headers.iter().map(|(name, _)| *name).filter(|name| got.contains_key(*name)).collect();
+        let passed: Vec<&str> = headers.iter().map(|(name, _)| *name).filter(|name| got.contains_key(*name)).collect();
         assert_eq!(passed, expected);
     }
     // By HTTP; what any Connection header names stays, and what belongs to the connection.

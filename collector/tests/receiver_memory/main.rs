@@ -199,9 +199,10 @@ async fn bodies_in_chunks_of_one_byte() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let (backend, setup) = setup(Protocol::HttpProtobuf).await;
     const LENGTH: usize = 1 << 20;
-    let mut text = b"POST /v1/logs HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/x-protobuf\r\n\
+    let mut text =
+        b"POST /v1/logs HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/x-protobuf\r\n\
                      transfer-encoding: chunked\r\n\r\n"
-        .to_vec();
+            .to_vec();
     (0..LENGTH).for_each(|_| text.extend_from_slice(b"1\r\nx\r\n"));
     text.extend_from_slice(b"0\r\n\r\n");
     let sent = async {
