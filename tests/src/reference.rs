@@ -16,6 +16,10 @@ use reset_collector::{
         cause::EXPLANATIONS,
         reason::{List, REASONS},
     },
+    telemetry::{
+        metrics::{Kind, METRICS},
+        prometheus,
+    },
 };
 use serde_json::{Map, Value};
 
@@ -23,7 +27,12 @@ use serde_json::{Map, Value};
 pub type Page = (&'static str, fn() -> String);
 
 /// Every generated page.
-pub const PAGES: &[Page] = &[("causes.md", causes), ("attributes.md", attributes), ("configuration.md", configuration)];
+pub const PAGES: &[Page] = &[
+    ("causes.md", causes),
+    ("attributes.md", attributes),
+    ("configuration.md", configuration),
+    ("metrics.md", metrics),
+];
 
 /// The directory that the pages lie in.
 pub fn directory() -> PathBuf {
@@ -117,6 +126,35 @@ fn causes() -> String {
 }
 
 /// Attributes of the record and of its resource, and reasons of loss.
+fn metrics() -> String {
+    let mut page = format!(
+        "# Metrics\n\n{GENERATED}\nThe same metrics with the same labels are on `/metrics` of `admin.endpoint` and in OTLP \
+         exports. Prometheus shows an up-down counter as a gauge, and a label's dots as underscores.\n\n\
+         | OTLP | Prometheus | kind | unit | description |\n| --- | --- | --- | --- | --- |\n"
+    );
+    for metric in METRICS {
+        let kind = match metric.kind {
+            Kind::Counter => "counter",
+            Kind::UpDownCounter => "up-down counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        let (name, prometheus) = (metric.name, prometheus::name(metric));
+        let (unit, description) = (metric.unit, cell(metric.description));
+        put(&mut page, format_args!("| `{name}` | `{prometheus}` | {kind} | `{unit}` | {description} |\n"));
+    }
+    page.push_str(
+        "\n`tcp.resets` has the labels `network.io.direction`, `tcp.reset.origin` and `tcp.reset.cause`. Metrics of a sending \
+         queue have `destination` and `signal`. For each of these, at any instant:\n\n\
+         captured + recovered = exported + filtered + sampled_out + dropped + queued\n\n\
+         The resource of the OTLP metrics has `service.name` (OTEL_SERVICE_NAME, else `reset-collector`), \
+         `service.instance.id`, `service.version`, `host.*`, `os.type`, `enrichment.resource` and OTEL_RESOURCE_ATTRIBUTES. \
+         OTEL_METRIC_EXPORT_INTERVAL (milliseconds, 60000 by default) and \
+         OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE apply.\n",
+    );
+    page
+}
+
 fn attributes() -> String {
     let mut page = format!(
         "# Attributes\n\n{GENERATED}\nThe log record and the span event `tcp.reset` carry the same attributes. Filters and \

@@ -84,7 +84,7 @@ fn hardened(network: &Network) -> Result<()> {
     // Other rules, by a file that a link is turned to, as Kubernetes does: the kernel takes them.
     versioned(&directory, "second", &configuration("{ drop: { network.local.port: 3 } }"))?;
     kill_process(Pid::from_raw(i32::try_from(collector.pid())?).context("pid 0")?, Signal::HUP)?;
-    awaited(|| Ok(collector.said().contains("the new configuration runs").then_some(())))?;
+    awaited(|| Ok(collector.said().contains("new configuration applied").then_some(())))?;
     let filtered = || -> Result<u64> { Ok(Metrics::read(admin)?.sum("reset_collector_filtered_resets_total", &[])) };
     let before = filtered()?;
     awaited(|| {

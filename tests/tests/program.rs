@@ -99,7 +99,7 @@ fn sigterm_sends_what_waits_and_ends_with_0() -> Result<()> {
     signal(&child, Signal::TERM)?;
     let (status, said) = end(child, stderr)?;
     ensure!(status.code() == Some(0), "{status}: {said}");
-    ensure!(said.contains("resets captured"), "no counts at the end: {said}");
+    ensure!(said.contains("event=\"counts\""), "no counts at the end: {said}");
     let here = |log: &&reset_collector_tests::backend::Log| {
         log.attributes["network.namespace.inode"].as_u64() == Some(network.client.inode.into())
     };
@@ -249,6 +249,31 @@ fn no_core_file_unless_asked() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by `make e2e`"]
+fn a_file_that_cannot_be_read_leaves_the_signals_alone() -> Result<()> {
+    require_root()?;
+    let directory = TempDir::new()?;
+    let file = directory.path().join("f.yaml");
+    fs::write(&file, "{}")?;
+    let (child, mut stderr) = start_with(&["--config", &file.to_string_lossy()], &[], Stdio::null())?;
+    // As on a file server that has gone: open(2) does not return.
+    fs::remove_file(&file)?;
+    rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)?;
+    signal(&child, Signal::HUP)?;
+    signal(&child, Signal::USR1)?;
+    let mut line = String::new();
+    while !line.contains("event=\"counts\"") {
+        line.clear();
+        ensure!(stderr.read_line(&mut line)? > 0, "the collector ended");
+    }
+    signal(&child, Signal::TERM)?;
+    let signalled = Instant::now();
+    let (status, said) = end(child, stderr)?;
+    ensure!(status.code() == Some(0) && signalled.elapsed() < Duration::from_secs(6), "{status}: {said}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by `make e2e`"]
 fn a_user_who_may_not_is_told_what_is_missing() -> Result<()> {
     require_root()?;
     // Where nobody may run it.
@@ -341,12 +366,12 @@ fn the_service_manager_is_told_what_is_true() -> Result<()> {
     let variables = [("NOTIFY_SOCKET", &*path.to_string_lossy()), ("WATCHDOG_USEC", "600000")];
     let (child, stderr) = start_with(&["--config", &file.to_string_lossy()], &variables, Stdio::null())?;
     let first = ear.next()?;
-    ensure!(first == "READY=1\nSTATUS=sees every reset of this host", "{first}");
+    ensure!(first == "READY=1\nSTATUS=captures every TCP reset of this host", "{first}");
     // Ready means that nothing is missed from now on.
     network.client.enter(|| flood::refused(CLOSED, 1, 1))?;
 
     for (text, status) in
-        [("filters: [{ drop: {} }]", "the new configuration runs"), ("filters: [{ drop: 1 }]", "is not taken")]
+        [("filters: [{ drop: {} }]", "new configuration applied"), ("filters: [{ drop: 1 }]", "rejected")]
     {
         fs::write(&file, text)?;
         signal(&child, Signal::HUP)?;
@@ -455,12 +480,12 @@ fn a_swapped_config_map_is_taken_over_and_a_bad_one_is_not() -> Result<()> {
     wait("a record of both ends", &|| Ok(records()? == 2))?;
 
     volume.update("filters: [{ drop: { network.io.direction: transmit } }]")?;
-    wait("the second version is not taken", &|| Ok(collector.said().contains("the new configuration runs")))?;
+    wait("the second version is not taken", &|| Ok(collector.said().contains("new configuration applied")))?;
     refused()?;
     wait("a record of one end", &|| Ok(records()? == 3))?;
 
     volume.update("filters: [{ drop: { network.io.direction: sideways } }]")?;
-    wait("the third version is not refused", &|| Ok(collector.said().contains("the old one goes on")))?;
+    wait("the third version is not refused", &|| Ok(collector.said().contains("keeping the current one")))?;
     refused()?;
     wait("one end is still told", &|| Ok(records()? == 4))?;
     let (status, said) = collector.stop()?;

@@ -108,7 +108,7 @@ struct Bench {
 impl Bench {
     /// Runs the filters in place of those before.
     fn reload(&self, filters: &str) -> Result<()> {
-        let taken = || self.collector.said().matches("the new configuration runs").count();
+        let taken = || self.collector.said().matches("new configuration applied").count();
         let before = taken();
         fs::write(&self.file, filters)?;
         kill_process(Pid::from_raw(self.collector.pid().cast_signed()).context("no pid")?, Signal::HUP)?;

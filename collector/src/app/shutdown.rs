@@ -1,15 +1,16 @@
-//! What the program does on signals, and when its file changes: other rules, counts, the end.
+//! Signals and a changed file: reload, counts, shutdown.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    task::spawn_blocking,
     time::{MissedTickBehavior, interval},
 };
 
 use crate::{
-    app::run::{self, Options},
+    app::{capture, run::Options},
     config::{
         reload::{self, NewSettings, POLL_INTERVAL, Reload, Watch},
         settings::Settings,
@@ -18,7 +19,7 @@ use crate::{
     kernel::{Counters, ReasonTables, Tallies},
     pipeline::reader::{Order, Orders, Rules},
     sampler::Sampler,
-    telemetry::{logging::Log, systemd::Manager},
+    telemetry::{logging::Log, systemd::Notifier},
 };
 
 /// How often to check whether the reader of standard output has gone.
@@ -36,10 +37,10 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Begins to listen; call it inside the runtime, and before anybody is told that the program is ready.
+    /// Begins to listen. Call it inside the runtime, and before the program reports that it is ready.
     ///
     /// # Errors
-    /// The system does not let us.
+    /// The system refuses a handler.
     pub fn new() -> Result<Self> {
         let on = |kind| signal(kind).context("cannot listen to signals");
         Ok(Self {
@@ -55,7 +56,7 @@ impl Listeners {
 pub struct Control<'a> {
     /// How the program was started.
     pub options: &'a Options,
-    /// What runs.
+    /// The settings in effect.
     pub settings: &'a Settings,
     /// The kernel's names.
     pub reasons: &'a ReasonTables,
@@ -64,10 +65,10 @@ pub struct Control<'a> {
     /// The reader thread.
     pub orders: &'a Orders,
     /// The service manager.
-    pub manager: &'a Manager,
+    pub notifier: &'a Notifier,
     /// The log.
     pub log: &'a Log,
-    /// Standard output, where the run ends with its reader.
+    /// Standard output, if the run ends with its reader.
     pub needs_stdout: Option<&'a LineWriter>,
 }
 
@@ -84,23 +85,26 @@ impl Control<'_> {
             ticker
         };
         let (mut file, mut stdout) = (ticker(POLL_INTERVAL), ticker(STDOUT_INTERVAL));
-        let mut read_again = || {
-            self.manager.reloading();
-            self.manager.ready(take_over(self.options, &mut running, self.reasons, self.orders));
-        };
+        // The file is read by a thread that may block: on a hung file system the signals still work.
+        let (mut reading, mut read_again) = (None, false);
         loop {
+            if std::mem::take(&mut read_again) && reading.is_none() {
+                self.notifier.reloading();
+                let (path, running) = (self.options.config.clone(), running.clone());
+                reading = Some(spawn_blocking(move || path.map(|path| reload::reload(&path, &running))));
+            }
             tokio::select! {
                 _ = end.recv() => break,
                 _ = interrupt.recv() => break,
-                _ = counts.recv() => print_counts(self.counters),
+                _ = counts.recv() => log_counts(self.counters),
                 _ = hangup.recv() => {
                     watch.iter_mut().for_each(Watch::mark_seen);
-                    read_again();
+                    read_again = true;
                 }
-                _ = file.tick(), if watch.is_some() => {
-                    if watch.as_mut().is_some_and(Watch::has_changed) {
-                        read_again();
-                    }
+                _ = file.tick(), if watch.is_some() => read_again |= watch.as_mut().is_some_and(Watch::has_changed),
+                read = async { reading.as_mut()?.await.ok() }, if reading.is_some() => {
+                    reading = None;
+                    self.notifier.ready(self.apply_reload(read.flatten(), &mut running));
                 }
                 _ = stdout.tick(), if self.needs_stdout.is_some() => {
                     if self.needs_stdout.is_some_and(LineWriter::is_closed) {
@@ -121,54 +125,63 @@ impl Control<'_> {
             std::process::exit(EXIT_AT_ONCE);
         });
     }
+
+    /// Puts new settings into effect; a bad file changes nothing. Returns the outcome, on one line.
+    fn apply_reload(&self, read: Option<Reload>, running: &mut Settings) -> &'static str {
+        const NO_FILE: &str = "no configuration file to reload: start with --config FILE";
+        const UNCHANGED: &str = "configuration unchanged";
+        const REJECTED: &str = "new configuration rejected, keeping the current one";
+        const APPLIED: &str = "new configuration applied";
+        let NewSettings { settings, after_restart, warnings } = match read {
+            None => {
+                tracing::warn!(event = "reload_without_file", "{NO_FILE}");
+                return NO_FILE;
+            }
+            Some(Reload::Same) => {
+                tracing::info!(event = "configuration_unchanged", "{UNCHANGED}");
+                return UNCHANGED;
+            }
+            Some(Reload::Refused(errors)) => {
+                tracing::error!(event = "configuration_rejected", "{REJECTED}:\n{errors}");
+                return REJECTED;
+            }
+            Some(Reload::New(new)) => *new,
+        };
+        warnings.iter().for_each(|warning| tracing::warn!(event = "configuration_warning", "{warning}"));
+        self.orders.give(Order::Reconfigure(Box::new(Rules {
+            capture: settings.capture.clone(),
+            filters: settings.filters.clone(),
+            sampler: Sampler::new(settings.sampling.clone()),
+            program: (!self.options.dry_run).then(|| capture::program(&settings, self.reasons)),
+            wire_ports: settings.correlation.http_header_ports.iter().collect(),
+        })));
+        tracing::info!(event = "configuration_applied", "{APPLIED}");
+        if !after_restart.is_empty() {
+            let keys = after_restart.join(", ");
+            tracing::warn!(event = "restart_required", keys, "some changes require a restart");
+        }
+        *running = settings;
+        APPLIED
+    }
 }
 
-/// Reads the file again; a bad one changes nothing. Returns what has come of it, in a line.
-fn take_over(options: &Options, running: &mut Settings, reasons: &ReasonTables, orders: &Orders) -> &'static str {
-    const NO_FILE: &str = "there is no file to read again: start with --config FILE";
-    const SAME: &str = "the configuration means what runs already";
-    const REFUSED: &str = "the new configuration is not taken, the old one goes on";
-    const TAKEN: &str = "the new configuration runs";
-    let Some(path) = &options.config else {
-        tracing::warn!("{NO_FILE}");
-        return NO_FILE;
-    };
-    let NewSettings { settings, after_restart, warnings } = match reload::reload(path, running) {
-        Reload::Same => {
-            tracing::info!("{SAME}");
-            return SAME;
-        }
-        Reload::Refused(errors) => {
-            tracing::error!("{REFUSED}:\n{errors}");
-            return REFUSED;
-        }
-        Reload::New(new) => *new,
-    };
-    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    orders.give(Order::Reconfigure(Box::new(Rules {
-        capture: settings.capture.clone(),
-        filters: settings.filters.clone(),
-        sampler: Sampler::new(settings.sampling.clone()),
-        program: (!options.dry_run).then(|| run::program(&settings, reasons)),
-        wire_ports: settings.correlation.http_header_ports.iter().collect(),
-    })));
-    tracing::info!("{TAKEN}");
-    if !after_restart.is_empty() {
-        tracing::warn!("these take effect after a restart only: {}", after_restart.join(", "));
-    }
-    *running = settings;
-    TAKEN
-}
-
-/// The kernel's counts, for a person.
-pub(crate) fn print_counts(counters: &Counters) {
-    let Tallies { captured, filtered, over_ceiling, lost, passed_over } = counters.read();
-    tracing::info!("{} resets captured, {lost} lost for want of room in the ring buffer", captured.total());
-    if filtered + over_ceiling > 0 {
-        tracing::info!("{filtered} dropped by filters in the kernel, {over_ceiling} over the ceiling");
-    }
-    for (hook, runs) in passed_over.iter().filter(|(_, runs)| *runs > 0) {
-        tracing::warn!("the kernel passed over {runs} runs of {hook}: each may have been a reset");
+/// Logs the counts of the kernel.
+pub(crate) fn log_counts(counters: &Counters) {
+    let Tallies { captured, filtered, over_ceiling: rate_limited, lost, passed_over: missed_runs } = counters.read();
+    tracing::info!(
+        event = "counts",
+        filtered,
+        rate_limited,
+        "captured {} resets, lost {lost} (ring buffer full)",
+        captured.total()
+    );
+    for (probe, runs) in missed_runs.iter().filter(|(_, runs)| *runs > 0) {
+        tracing::warn!(
+            event = "probe_runs_missed",
+            probe,
+            runs,
+            "the kernel skipped probe runs, resets may be missing"
+        );
     }
     for (cause, origin, direction, count) in captured.iter() {
         tracing::info!("{count:>10}  {} {} {}", direction.word(), origin.word(), cause.word());

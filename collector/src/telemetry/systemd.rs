@@ -1,6 +1,6 @@
-//! Tells the service manager how the program fares: `sd_notify(3)` over `NOTIFY_SOCKET`, and systemd's watchdog.
+//! Status for the service manager: `sd_notify(3)` over `NOTIFY_SOCKET`, and systemd's watchdog.
 //!
-//! Where no manager asked for it, nothing is sent. When to say what is the callers' to know.
+//! Without a service manager nothing is sent.
 
 use std::{
     env,
@@ -23,20 +23,20 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::account::Account;
 
-/// A manager that does not read must not hold the program up.
-const SEND_TIME: Duration = Duration::from_secs(1);
-/// Signs of life within the time after which the manager takes the program for dead. The pipeline may be silent for
+/// A service manager that does not read must not block the program for longer.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
+/// Watchdog messages per watchdog timeout. The reader's heartbeat may be as old as
 /// [`Snapshot::MAX_HEARTBEAT_AGE`](crate::account::Snapshot::MAX_HEARTBEAT_AGE), so `WatchdogSec` should be longer than that.
-const SIGNS_IN_WATCHDOG_TIME: u32 = 3;
+const MESSAGES_PER_WATCHDOG_TIMEOUT: u32 = 3;
 
-/// The service manager, where there is one.
+/// Sends status to the service manager, if there is one.
 #[derive(Debug, Default)]
-pub struct Manager {
+pub struct Notifier {
     socket: Option<(UnixDatagram, SocketAddr)>,
     watchdog: Option<Duration>,
 }
 
-/// What of the environment cannot be used.
+/// A variable that cannot be used.
 #[derive(Debug, thiserror::Error)]
 enum NotifyError {
     #[error("NOTIFY_SOCKET={0}: neither an absolute path nor an abstract name that begins with @")]
@@ -45,14 +45,14 @@ enum NotifyError {
     Socket(#[from] io::Error),
 }
 
-impl Manager {
-    /// The one that the environment names. What cannot be used is said in the log, and goes without.
+impl Notifier {
+    /// The service manager that the environment names. A variable that cannot be used is logged and ignored.
     pub fn from_environment() -> Self {
         let Some(name) = env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else { return Self::default() };
         match open(&name) {
             Ok(socket) => Self { socket: Some(socket), watchdog: watchdog(|name| env::var(name).ok(), process::id()) },
             Err(error) => {
-                tracing::warn!("the service manager is told nothing: {error}");
+                tracing::warn!(event = "sd_notify_failed", %error, "systemd will not receive status updates");
                 Self::default()
             }
         }
@@ -74,16 +74,18 @@ impl Manager {
         self.send(format_args!("STOPPING=1\nSTATUS=sending what is queued"));
     }
 
-    /// Gives signs of life as long as the pipeline does, if the manager watches.
-    pub async fn give_signs_of_life(self: Arc<Self>, account: Arc<Account>) {
+    /// Feeds the watchdog as long as the reader has a heartbeat, if the service manager has a watchdog.
+    pub async fn run_watchdog(self: Arc<Self>, account: Arc<Account>) {
         let Some(watchdog) = self.watchdog.filter(|_| self.socket.is_some()) else { return };
-        let mut turn = interval(watchdog / SIGNS_IN_WATCHDOG_TIME);
+        let mut turn = interval(watchdog / MESSAGES_PER_WATCHDOG_TIMEOUT);
         turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             turn.tick().await;
             match account.snapshot().stuck_for() {
                 None => self.send(format_args!("WATCHDOG=1")),
-                Some(silence) => tracing::error!("the pipeline has given no sign of life for {} s", silence.as_secs()),
+                Some(age) => {
+                    tracing::error!(event = "reader_stuck", age_s = age.as_secs(), "no heartbeat of the reader");
+                }
             }
         }
     }
@@ -91,7 +93,7 @@ impl Manager {
     fn send(&self, message: fmt::Arguments<'_>) {
         let Some((socket, address)) = &self.socket else { return };
         if let Err(error) = socket.send_to_addr(message.to_string().as_bytes(), address) {
-            tracing::warn!("the service manager cannot be told: {error}");
+            tracing::warn!(event = "sd_notify_failed", %error, "sd_notify failed");
         }
     }
 }
@@ -103,11 +105,11 @@ fn open(name: &OsStr) -> Result<(UnixDatagram, SocketAddr), NotifyError> {
         _ => return Err(NotifyError::Address(name.display().to_string())),
     };
     let socket = UnixDatagram::unbound()?;
-    socket.set_write_timeout(Some(SEND_TIME))?;
+    socket.set_write_timeout(Some(SEND_TIMEOUT))?;
     Ok((socket, address))
 }
 
-/// After how long a silence the manager takes this process for dead: `sd_watchdog_enabled(3)`.
+/// The watchdog timeout of this process: `sd_watchdog_enabled(3)`.
 fn watchdog(variable: impl Fn(&str) -> Option<String>, own_pid: u32) -> Option<Duration> {
     let is_for_another = variable("WATCHDOG_PID").is_some_and(|pid| pid.parse() != Ok(own_pid));
     let micros = variable("WATCHDOG_USEC")?.parse().ok().filter(|micros| *micros > 0 && !is_for_another)?;
@@ -149,9 +151,9 @@ mod tests {
     }
 
     #[test]
-    fn a_manager_that_is_gone_is_no_failure() {
+    fn a_manager_that_has_gone_is_not_an_error() {
         let socket = open(OsStr::new("@reset-collector-nobody-listens")).unwrap();
-        Manager { socket: Some(socket), watchdog: None }.ready("captures");
-        Manager::default().ready("captures");
+        Notifier { socket: Some(socket), watchdog: None }.ready("captures");
+        Notifier::default().ready("captures");
     }
 }
