@@ -50,7 +50,7 @@ pub struct QueueHealth {
 pub enum Degradation {
     /// Requests fail, and none was accepted since.
     ExportFailing,
-    /// The backend refuses a signal that it never accepted; it is asked again, and the queue holds.
+    /// The backend refuses a signal that it never accepted; it is retried, and the queue holds.
     SignalRefused,
     /// The backend does not support the signal: its batches are dropped.
     SignalDisabled,

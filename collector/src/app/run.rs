@@ -28,7 +28,7 @@ use crate::{
     enrich::{Enricher, pods::Pods},
     event::EventBuilder,
     export::{
-        Exporter,
+        Exporter, orphaned_storage,
         console::{self, Console},
         line_writer::LineWriter,
     },
@@ -209,6 +209,13 @@ impl Started<'_> {
 }
 
 fn outputs(started: &Started<'_>) -> Result<Vec<Output>> {
+    for path in orphaned_storage(started.destinations()) {
+        tracing::warn!(
+            event = "storage_orphaned", path = %path.display(),
+            "batches are stored for a destination that is not configured any more: they are not sent; configure it again, \
+             or delete the directory"
+        );
+    }
     let start = |destination: &Destination| -> Result<Output> {
         let signals = started.settings.export.signals_of(destination);
         let exporter = Exporter::start(destination, signals, Arc::clone(&started.account), started.runtime)?;

@@ -120,7 +120,7 @@ impl Variables<'_> {
             destination.protocol = protocol;
         }
         if let Some(value) = (self.lookup)("OTEL_EXPORTER_OTLP_ENDPOINT") {
-            destination.endpoint = self.with_scheme(value)?;
+            destination.endpoint = self.with_scheme("OTEL_EXPORTER_OTLP_ENDPOINT", value)?;
         }
         if let Some((name, value)) = self.get("HEADERS") {
             let why = "write name=value,name=value with values percent-encoded";
@@ -141,11 +141,17 @@ impl Variables<'_> {
 
     fn own_endpoint(&self) -> Result<Option<String>, EnvironmentError> {
         let Some(signal) = self.signal else { return Ok(None) };
-        (self.lookup)(&own_name(signal, "ENDPOINT")).map(|value| self.with_scheme(value)).transpose()
+        let name = own_name(signal, "ENDPOINT");
+        (self.lookup)(&name).map(|value| self.with_scheme(&name, value)).transpose()
     }
 
     /// gRPC endpoints may lack the scheme: TLS, unless `INSECURE`.
-    fn with_scheme(&self, endpoint: String) -> Result<String, EnvironmentError> {
+    fn with_scheme(&self, variable: &str, endpoint: String) -> Result<String, EnvironmentError> {
+        // Refused here, so that no later message repeats a password.
+        if endpoint.contains('@') && !endpoint.starts_with("unix://") {
+            let why = "the URL contains a user or password: use OTEL_EXPORTER_OTLP_HEADERS instead";
+            return Err(EnvironmentError { variable: variable.to_owned(), value: "[redacted]".into(), why });
+        }
         if endpoint.contains("://") {
             return Ok(endpoint);
         }
@@ -323,6 +329,13 @@ mod tests {
         ];
         for (name, value, error) in cases {
             assert_eq!(from(&[("ENDPOINT", "http://h"), (name, value)]).unwrap_err().to_string(), error);
+        }
+        for endpoint in ["http://user:hunter2@h:4317", "user:hunter2@h", "https://user:hunter2/x@h", "http://hunter2@[::"] {
+            for name in ["ENDPOINT", "TRACES_ENDPOINT"] {
+                let error = from(&[(name, endpoint)]).unwrap_err().to_string();
+                assert!(error.contains("[redacted]: the URL contains a user or password"), "{error}");
+                assert!(!error.contains("hunter2"), "{error}");
+            }
         }
     }
 }

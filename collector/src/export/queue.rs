@@ -266,7 +266,7 @@ impl Queue {
         let files = self.lock().storage.as_mut().map(Storage::take_unsynced).unwrap_or_default();
         let synced = files.iter().try_for_each(|file| file.sync_data());
         if let Some(storage) = &self.lock().storage {
-            storage.trouble(synced);
+            storage.log_failure(synced);
         }
     }
 

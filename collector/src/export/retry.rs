@@ -61,12 +61,12 @@ pub fn classify(answer: &Answer, now: SystemTime) -> RetryDecision {
 }
 
 fn classify_grpc(answer: &Answer, code: u32, after: Option<Duration>) -> RetryDecision {
-    let reason = said(grpc_name(code), answer);
+    let reason = with_explanation(grpc_name(code), answer);
     match code {
         0 => accepted(answer),
         // CANCELLED, DEADLINE_EXCEEDED, ABORTED, OUT_OF_RANGE, UNAVAILABLE, DATA_LOSS
         1 | 4 | 10 | 11 | 14 | 15 => RetryDecision::Retry { after, reason },
-        // RESOURCE_EXHAUSTED: a server that will recover says when; one that never takes this request does not.
+        // RESOURCE_EXHAUSTED: retryable only with a RetryInfo (OTLP 1.11).
         8 if after.is_some() => RetryDecision::Retry { after, reason },
         8 => RetryDecision::NonRetryable { dropped: DropReason::TooLarge, reason },
         12 => RetryDecision::Unsupported { certain: true, reason },
@@ -79,7 +79,7 @@ fn classify_grpc(answer: &Answer, code: u32, after: Option<Duration>) -> RetryDe
 fn classify_without_grpc_status(answer: &Answer) -> RetryDecision {
     let status = answer.http_status;
     match status {
-        429 | 502 | 503 | 504 => RetryDecision::Retry { after: None, reason: said(&format!("HTTP {status}"), answer) },
+        429 | 502 | 503 | 504 => RetryDecision::Retry { after: None, reason: with_explanation(&format!("HTTP {status}"), answer) },
         // The stream ended without a status: cut off half-way.
         200 if answer.content_type.as_deref().is_some_and(|kind| kind.starts_with("application/grpc")) => {
             RetryDecision::Retry { after: None, reason: "the answer ended before its gRPC status".into() }
@@ -92,7 +92,7 @@ fn classify_without_grpc_status(answer: &Answer) -> RetryDecision {
 }
 
 fn without_grpc_status(answer: &Answer) -> String {
-    let status = said(&format!("HTTP {}", answer.http_status), answer);
+    let status = with_explanation(&format!("HTTP {}", answer.http_status), answer);
     format!(
         "{status} instead of a gRPC status: no gRPC server at this endpoint? \
          set protocol: http/protobuf, or take the backend's gRPC port (4317)"
@@ -101,7 +101,7 @@ fn without_grpc_status(answer: &Answer) -> String {
 
 fn classify_http(answer: &Answer, after: Option<Duration>) -> RetryDecision {
     let status = answer.http_status;
-    let reason = said(&format!("HTTP {status}"), answer);
+    let reason = with_explanation(&format!("HTTP {status}"), answer);
     match status {
         200..300 if answer.is_web_page() => RetryDecision::NonRetryable {
             dropped: DropReason::NonRetryableError,
@@ -131,7 +131,7 @@ fn accepted(answer: &Answer) -> RetryDecision {
     }
 }
 
-fn said(status: &str, answer: &Answer) -> String {
+fn with_explanation(status: &str, answer: &Answer) -> String {
     match answer.explanation() {
         words if words.is_empty() => status.into(),
         words => format!("{status}: {words}"),

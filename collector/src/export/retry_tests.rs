@@ -29,7 +29,7 @@ fn retry_info(seconds: i64, nanos: i32) -> Bytes {
 
 #[test]
 fn every_grpc_code() {
-    let name = |verdict: RetryDecision| match verdict {
+    let name = |decision: RetryDecision| match decision {
         RetryDecision::Accepted { .. } => "accepted",
         RetryDecision::Retry { .. } => "retry",
         RetryDecision::NonRetryable { dropped: DropReason::TooLarge, .. } => "too large",
@@ -64,17 +64,17 @@ fn every_grpc_code() {
 #[test]
 fn retry_info_is_obeyed_and_makes_resource_exhausted_pass() {
     for code in [8, 14] {
-        let verdict = classify(&grpc(code, retry_info(2, 500_000_000)), NOW);
+        let decision = classify(&grpc(code, retry_info(2, 500_000_000)), NOW);
         assert!(
-            matches!(verdict, RetryDecision::Retry { after: Some(after), .. } if after == Duration::from_millis(2500))
+            matches!(decision, RetryDecision::Retry { after: Some(after), .. } if after == Duration::from_millis(2500))
         );
     }
-    let verdict = classify(&grpc(3, retry_info(2, 0)), NOW);
-    assert!(matches!(verdict, RetryDecision::NonRetryable { .. }), "INVALID_ARGUMENT stays permanent: {verdict:?}");
-    let verdict = classify(&grpc(14, Bytes::from_static(b"\xff\xff no protobuf")), NOW);
-    assert!(matches!(verdict, RetryDecision::Retry { after: None, .. }));
-    let verdict = classify(&grpc(14, retry_info(-5, 0)), NOW);
-    assert!(matches!(verdict, RetryDecision::Retry { after: Some(Duration::ZERO), .. }), "{verdict:?}");
+    let decision = classify(&grpc(3, retry_info(2, 0)), NOW);
+    assert!(matches!(decision, RetryDecision::NonRetryable { .. }), "INVALID_ARGUMENT stays permanent: {decision:?}");
+    let decision = classify(&grpc(14, Bytes::from_static(b"\xff\xff no protobuf")), NOW);
+    assert!(matches!(decision, RetryDecision::Retry { after: None, .. }));
+    let decision = classify(&grpc(14, retry_info(-5, 0)), NOW);
+    assert!(matches!(decision, RetryDecision::Retry { after: Some(Duration::ZERO), .. }), "{decision:?}");
 }
 
 #[test]
@@ -103,12 +103,12 @@ fn retry_after_in_seconds_and_as_a_date() {
 #[test]
 fn by_grpc_without_a_status_the_http_status_decides() {
     for status in 100..600 {
-        let verdict = classify(&Answer { asked_by_grpc: true, ..http(status) }, NOW);
-        let retried = matches!(verdict, RetryDecision::Retry { .. });
-        assert_eq!(retried, matches!(status, 429 | 502 | 503 | 504), "HTTP {status}: {verdict:?}");
-        let refused = matches!(verdict, RetryDecision::Unsupported { certain: false, .. });
-        assert_eq!(refused, matches!(status, 404 | 405 | 501), "HTTP {status}: {verdict:?}");
-        if let RetryDecision::NonRetryable { reason, .. } | RetryDecision::Unsupported { reason, .. } = verdict {
+        let decision = classify(&Answer { asked_by_grpc: true, ..http(status) }, NOW);
+        let retried = matches!(decision, RetryDecision::Retry { .. });
+        assert_eq!(retried, matches!(status, 429 | 502 | 503 | 504), "HTTP {status}: {decision:?}");
+        let refused = matches!(decision, RetryDecision::Unsupported { certain: false, .. });
+        assert_eq!(refused, matches!(status, 404 | 405 | 501), "HTTP {status}: {decision:?}");
+        if let RetryDecision::NonRetryable { reason, .. } | RetryDecision::Unsupported { reason, .. } = decision {
             assert!(reason.contains("no gRPC server at this endpoint"), "{reason}");
         }
     }

@@ -1,15 +1,15 @@
-//! Whether the backend accepts a signal: when it is asked again after a refusal, and when the signal is disabled.
+//! Whether the backend accepts a signal: when a refused one is retried, and when the signal is disabled.
 //!
-//! One `404` or `UNIMPLEMENTED` says little: proxies send it while their backend restarts. A signal that was accepted
+//! One `404` or `UNIMPLEMENTED` is weak evidence: proxies send it while their backend restarts. A signal that was accepted
 //! before is in an outage then, and [`crate::export::retry`] decides. One that was never accepted keeps its queue
-//! and is asked again with growing pauses; only after many refusals in a row is it disabled. Pure: time is an argument.
+//! and is retried with growing pauses; only after many refusals in a row is it disabled. Pure: time is an argument.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-/// When a signal that the backend refuses is asked again, and when it is disabled.
+/// When a signal that the backend refuses is retried, and when it is disabled.
 #[derive(Clone, Debug)]
 pub struct RefusalPolicy {
     /// Pause after the first refusal; doubles with each one.
@@ -47,7 +47,7 @@ impl Default for RefusalPolicy {
 pub(crate) enum Permission {
     /// Send it.
     Send,
-    /// Keep it and ask again after this pause: the backend refused the signal, and another worker asks first.
+    /// Keep it and check again after this pause: the backend refused the signal.
     Wait(Duration),
     /// Drop it: the signal is disabled.
     Disabled,
@@ -58,7 +58,7 @@ pub(crate) enum Permission {
 pub(crate) enum Refusal {
     /// The backend accepted this signal before: an outage, retried as any other.
     Outage,
-    /// Keep the batch; [`SignalState::permission`] tells when to ask again.
+    /// Keep the batch; [`SignalState::permission`] gives the next attempt.
     Hold,
     /// The signal is disabled from now on.
     Disabled,

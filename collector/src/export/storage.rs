@@ -3,17 +3,17 @@
 //! Why not an embedded store or log: the need is append, read once, complete out of order (several requests are in
 //! flight), forget, with damage cut out and *counted in resets*. Weighed:
 //! - queue-file 2.0, the nearest (kept, checksums, crash-safe): elements leave from the front only, a damaged one is an
-//!   error with nothing behind it to be had, the file doubles without a bound, no lock between processes.
+//!   error that hides what follows it, the file doubles without a bound, no lock between processes.
 //! - redb 4 (a B-tree) and fjall 3 (an LSM tree), both well kept: a damaged page or block takes an unknown number of
 //!   entries with it, and what redb commits without fsync (`Durability::None`) a killed process loses, though the
 //!   page cache would have kept it.
 //! - okaywal and commitlog forget a prefix only; yaque has no checksums.
 //!
-//! What is left to own is small: `segment` and this file.
+//! So this module and its three helpers are the collector's own.
 //!
-//! A killed process loses nothing of it: what was written is the kernel's. A crashed machine loses at most what `fsync`
-//! had not sent to the disk; the checkpoint file, written first, tells at the next start how many resets that were, and
-//! how many the collector held that had not come to the storage.
+//! A killed process loses nothing that was written: it is in the page cache. A crashed machine loses at most what was not
+//! synced; from the checkpoint file, written first, the next start knows how many resets that were, and how many the
+//! collector held that were not stored yet.
 
 use std::{
     collections::VecDeque,
@@ -109,11 +109,11 @@ pub(crate) struct Storage {
     segment_size: u64,
     fsync: FsyncPolicy,
     segments: VecDeque<Segment>,
-    /// The newest segment takes no more: something is wrong with its end.
+    /// The next record begins a new segment.
     roll: bool,
     checkpoint_file: Arc<File>,
     checkpoint: Checkpoint,
-    /// Changed since the disk was last told to keep it.
+    /// Changed since the last sync.
     unsynced: bool,
     throttle: LogThrottle,
 }
@@ -122,7 +122,7 @@ struct Segment {
     name: String,
     file: Arc<File>,
     length: u64,
-    /// Records without a fate.
+    /// Records without an outcome.
     pending: usize,
     start: u64,
     end: u64,
@@ -195,8 +195,8 @@ impl Storage {
         };
         let losses = storage.read_segments(known)?;
         storage.checkpoint.write(&storage.checkpoint_file).map_err(at("cannot be written"))?;
-        let noted = storage.note_gaps(&losses.gaps).and_then(|()| storage.forget_finished());
-        storage.trouble(noted);
+        let noted = storage.note_gaps(&losses.gaps).and_then(|()| storage.remove_finished());
+        storage.log_failure(noted);
         let unstored = known.map_or(0, |known| known.unstored);
         Ok(RecoveredStorage {
             storage,
@@ -220,20 +220,20 @@ impl Storage {
         let header = Header::of(self.checkpoint.enqueued, resets, message);
         let mut written = self.write(&header, message);
         if written.is_err() && self.segments.back().is_some_and(|newest| newest.pending == 0 && newest.length > 0) {
-            // The disk may be full of what has its fate already: that is forgotten, and it is tried once more.
+            // The disk may be full of finished records: they are removed, and the write is retried once.
             self.roll = true;
             written = self.make_segment(record).and_then(|()| self.write(&header, message));
         }
         written.map_err(StorageError::at(&self.path, "cannot be written"))
     }
 
-    /// Writes down how many resets the collector holds that are not here.
+    /// Notes how many resets the collector holds that are not stored.
     pub(crate) fn note_unstored(&mut self, unstored: u64) {
         if self.checkpoint.unstored != unstored {
             self.checkpoint.unstored = unstored;
             let written = self.checkpoint.write(&self.checkpoint_file);
             self.unsynced = true;
-            self.trouble(written);
+            self.log_failure(written);
         }
     }
 
@@ -246,9 +246,9 @@ impl Storage {
             if let Some(segment) = self.segments.iter_mut().find(|segment| Arc::ptr_eq(&segment.file, &slot.file)) {
                 segment.pending = segment.pending.saturating_sub(1);
             }
-            marked = marked.and(self.forget_finished());
+            marked = marked.and(self.remove_finished());
         }
-        self.trouble(marked);
+        self.log_failure(marked);
     }
 
     /// Bytes on disk.
@@ -256,7 +256,7 @@ impl Storage {
         self.segments.iter().map(|segment| segment.length).sum()
     }
 
-    /// What the disk is to be told to keep since the last call; told outside of the queue's lock.
+    /// The files changed since the last call; the caller syncs them without the queue's lock.
     pub(crate) fn take_unsynced(&mut self) -> Vec<Arc<File>> {
         if !std::mem::take(&mut self.unsynced) {
             return Vec::new();
@@ -266,25 +266,25 @@ impl Storage {
         newest.chain([&self.checkpoint_file]).cloned().collect()
     }
 
-    /// At the end: forgets what is finished and tells the disk to keep the rest.
+    /// At the end: removes finished segments and syncs the rest.
     pub(crate) fn close(&mut self) {
         self.roll = true;
-        // Whoever closes it has handed over everything.
+        // The pipeline has ended: every reset is stored or has an outcome.
         self.checkpoint.unstored = 0;
-        let mut closed = self.checkpoint.write(&self.checkpoint_file).and_then(|()| self.forget_finished());
+        let mut closed = self.checkpoint.write(&self.checkpoint_file).and_then(|()| self.remove_finished());
         if self.fsync != FsyncPolicy::Never {
             let mut files = self.segments.iter().map(|segment| &segment.file).chain([&self.checkpoint_file]);
             closed = closed.and(files.try_for_each(|file| file.sync_data()));
         }
-        self.trouble(closed);
+        self.log_failure(closed);
     }
 
-    /// Something that costs at most duplicates after a crash: said, not more.
-    pub(crate) fn trouble(&self, result: io::Result<()>) {
+    /// Logs a failure that costs at most duplicates after a crash.
+    pub(crate) fn log_failure(&self, result: io::Result<()>) {
         if let Err(error) = result
             && self.throttle.due("storage_write_failed", Instant::now()).is_some()
         {
-            tracing::warn!("sending_queue.storage {}: cannot be written: {error}", self.path.display());
+            tracing::warn!(event = "storage_write_failed", path = %self.path.display(), %error, "cannot write to storage");
         }
     }
 
@@ -384,7 +384,7 @@ impl Storage {
         let start = self.checkpoint.enqueued;
         self.segments.push_back(Segment { name, file, length: 0, pending: 0, start, end: start });
         self.roll = false;
-        self.forget_finished()
+        self.remove_finished()
     }
 
     fn new_file(&self) -> io::Result<(String, Arc<File>)> {
@@ -424,14 +424,14 @@ impl Storage {
         self.unsynced = true;
         if self.fsync == FsyncPolicy::Always {
             let synced = file.sync_data().and_then(|()| self.checkpoint_file.sync_data());
-            self.trouble(synced);
+            self.log_failure(synced);
         }
         Ok(self.slot(&file, offset, *header))
     }
 
-    /// Removes segments from the front whose records all have a fate. The floor reaches the disk before they leave it:
-    /// else they would be missed.
-    fn forget_finished(&mut self) -> io::Result<()> {
+    /// Removes segments from the front whose records all have an outcome. The floor is synced before they are removed:
+    /// else their resets would count as missing.
+    fn remove_finished(&mut self) -> io::Result<()> {
         let newest_stays = usize::from(!self.roll);
         while self.segments.len() > newest_stays && self.segments.front().is_some_and(|segment| segment.pending == 0) {
             // The floor must not pass what another one holds, should their records not be in order.

@@ -131,7 +131,7 @@ impl ExportWorker {
         let mut prepared = None;
         let mut sends = 0;
         loop {
-            // Before the permission is asked for: else a change in between would be missed.
+            // Created before the check: else a change in between would be missed.
             let changed = self.signal_changed.notified();
             match self.signal_state.permission(Instant::now()) {
                 Permission::Send => {}

@@ -73,8 +73,8 @@ async fn feed_and_sample(destinations: &[Destination], seed: u64, time_to_end: D
             let mut samples = 0;
             while !over.load(Ordering::Relaxed) {
                 let snapshot = account.snapshot();
-                for lane in &snapshot.queues {
-                    assert_eq!(snapshot.imbalance(lane), 0, "seed {seed}: {lane:?}");
+                for queue in &snapshot.queues {
+                    assert_eq!(snapshot.imbalance(queue), 0, "seed {seed}: {queue:?}");
                 }
                 samples += 1;
             }
@@ -133,12 +133,12 @@ async fn it_holds_in_memory_while_everything_fails() {
         let account = feed_and_sample(&destinations, seed, Duration::from_millis(100)).await;
         let snapshot = account.snapshot();
         assert_eq!(snapshot.queues.len(), 4);
-        for lane in &snapshot.queues {
-            assert_eq!((snapshot.imbalance(lane), lane.queued), (0, 0), "seed {seed}");
-            assert!(lane.exported > 0 && lane.health.retries > 0, "seed {seed}: {lane:?}");
+        for queue in &snapshot.queues {
+            assert_eq!((snapshot.imbalance(queue), queue.queued), (0, 0), "seed {seed}");
+            assert!(queue.exported > 0 && queue.health.retries > 0, "seed {seed}: {queue:?}");
         }
         let refused: u64 =
-            snapshot.queues.iter().map(|lane| lane.dropped[DropReason::NonRetryableError as usize]).sum();
+            snapshot.queues.iter().map(|queue| queue.dropped[DropReason::NonRetryableError as usize]).sum();
         assert!(refused > 0, "seed {seed}: nothing was refused, nothing is shown");
         // What counts as exported is there; what is there more is answers that were lost.
         let there = taken.lock().unwrap().len() as u64;
@@ -166,11 +166,11 @@ async fn it_holds_on_disk_and_what_is_left_is_found_again() {
             assert_eq!(left.dropped[DropReason::Shutdown as usize], 0, "seed {seed}");
             assert_eq!(found.recovered, left.queued, "seed {seed}");
         }
-        assert!(before.queues.iter().any(|lane| lane.queued > 0), "seed {seed}: nothing was left, nothing is shown");
+        assert!(before.queues.iter().any(|queue| queue.queued > 0), "seed {seed}: nothing was left, nothing is shown");
         exporter.shutdown(Instant::now() + Duration::from_secs(20)).await;
         let after = again.snapshot();
-        for lane in &after.queues {
-            assert_eq!((after.imbalance(lane), lane.queued), (0, 0), "seed {seed}");
+        for queue in &after.queues {
+            assert_eq!((after.imbalance(queue), queue.queued), (0, 0), "seed {seed}");
         }
     }
 }
@@ -214,8 +214,37 @@ async fn an_end_without_a_backend_is_counted() {
     exporter.shutdown(started + Duration::from_millis(200)).await;
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     let snapshot = account.snapshot();
-    for lane in &snapshot.queues {
-        assert_eq!((lane.dropped[DropReason::Shutdown as usize], lane.queued), (10, 0));
-        assert_eq!(snapshot.imbalance(lane), 0);
+    for queue in &snapshot.queues {
+        assert_eq!((queue.dropped[DropReason::Shutdown as usize], queue.queued), (10, 0));
+        assert_eq!(snapshot.imbalance(queue), 0);
+    }
+}
+
+/// Backends that accept connections and never answer: the exporters end together, soon after the one deadline.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_has_one_deadline_for_all_destinations() {
+    let account = Arc::new(Account::new());
+    let mut exporters = Vec::new();
+    let mut backends = Vec::new();
+    for _ in 0..4 {
+        let backend = Backend::answering(vec![Reply::Hang]).await;
+        let mut destination = destination(&backend, Protocol::Grpc, OnOverflow::DropOldest);
+        destination.timeout = Duration::from_secs(600);
+        exporters.push(Exporter::start(&destination, BOTH, account.clone(), &Handle::current()).unwrap());
+        backends.push(backend);
+    }
+    account.ledger.add_captured(10);
+    let batch = Batch { resets: 10, logs: Some(logs(0, 10)), traces: Some(logs(0, 10)) };
+    exporters.iter().for_each(|exporter| exporter.push(&batch));
+    let started = Instant::now();
+    let deadline = started + Duration::from_millis(300);
+    let ends: Vec<_> = exporters.into_iter().map(|exporter| tokio::spawn(exporter.shutdown(deadline))).collect();
+    for end in ends {
+        end.await.unwrap();
+    }
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    let snapshot = account.snapshot();
+    for queue in &snapshot.queues {
+        assert_eq!((queue.dropped[DropReason::Shutdown as usize], snapshot.imbalance(queue)), (10, 0));
     }
 }

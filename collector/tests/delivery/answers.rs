@@ -21,18 +21,18 @@ use crate::{
 async fn every_grpc_code_has_its_fate() {
     for code in 0..=17 {
         let backend = Backend::answering(vec![Reply::grpc(code)]).await;
-        let lane = outcome_of_one(&destination(&backend, Protocol::Grpc)).await;
+        let queue = outcome_of_one(&destination(&backend, Protocol::Grpc)).await;
         let tries = backend.requests().len();
         match code {
-            0 => assert_eq!((lane.exported, dropped(&lane), tries), (10, None, 1)),
+            0 => assert_eq!((queue.exported, dropped(&queue), tries), (10, None, 1)),
             1 | 4 | 10 | 11 | 14 | 15 => {
-                assert_eq!(dropped(&lane), Some(DropReason::RetriesExhausted), "code {code}");
+                assert_eq!(dropped(&queue), Some(DropReason::RetriesExhausted), "code {code}");
                 assert!(tries > 1, "code {code} was tried {tries} times");
             }
-            8 => assert_eq!((dropped(&lane), tries), (Some(DropReason::TooLarge), 1)),
+            8 => assert_eq!((dropped(&queue), tries), (Some(DropReason::TooLarge), 1)),
             // Kept for another attempt, until the end.
-            12 => assert_eq!(dropped(&lane), Some(DropReason::Shutdown)),
-            _ => assert_eq!((dropped(&lane), tries), (Some(DropReason::NonRetryableError), 1), "code {code}"),
+            12 => assert_eq!(dropped(&queue), Some(DropReason::Shutdown)),
+            _ => assert_eq!((dropped(&queue), tries), (Some(DropReason::NonRetryableError), 1), "code {code}"),
         }
     }
 }
@@ -41,17 +41,17 @@ async fn every_grpc_code_has_its_fate() {
 async fn every_http_status_has_its_fate() {
     for status in 200..=599 {
         let backend = Backend::answering(vec![Reply::http(status)]).await;
-        let lane = outcome_of_one(&destination(&backend, Protocol::HttpProtobuf)).await;
+        let queue = outcome_of_one(&destination(&backend, Protocol::HttpProtobuf)).await;
         let tries = backend.requests().len();
         match status {
-            200..300 => assert_eq!((lane.exported, dropped(&lane), tries), (10, None, 1), "status {status}"),
+            200..300 => assert_eq!((queue.exported, dropped(&queue), tries), (10, None, 1), "status {status}"),
             429 | 502 | 503 | 504 => {
-                assert_eq!(dropped(&lane), Some(DropReason::RetriesExhausted), "status {status}");
+                assert_eq!(dropped(&queue), Some(DropReason::RetriesExhausted), "status {status}");
                 assert!(tries > 1, "status {status} was tried {tries} times");
             }
-            404 | 405 | 501 => assert_eq!(dropped(&lane), Some(DropReason::Shutdown), "status {status}"),
-            413 => assert_eq!((dropped(&lane), tries), (Some(DropReason::TooLarge), 1)),
-            _ => assert_eq!((dropped(&lane), tries), (Some(DropReason::NonRetryableError), 1), "status {status}"),
+            404 | 405 | 501 => assert_eq!(dropped(&queue), Some(DropReason::Shutdown), "status {status}"),
+            413 => assert_eq!((dropped(&queue), tries), (Some(DropReason::TooLarge), 1)),
+            _ => assert_eq!((dropped(&queue), tries), (Some(DropReason::NonRetryableError), 1), "status {status}"),
         }
     }
 }
@@ -65,8 +65,8 @@ async fn requests_arrive_whole_in_every_shape() {
     for (protocol, reply, path) in protocols {
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             let backend = Backend::answering(vec![reply.clone()]).await;
-            let lane = outcome_of_one(&Destination { compression, ..destination(&backend, protocol) }).await;
-            assert_eq!(lane.exported, 10);
+            let queue = outcome_of_one(&Destination { compression, ..destination(&backend, protocol) }).await;
+            assert_eq!(queue.exported, 10);
             let request = &backend.requests()[0];
             assert_eq!(request.path, path);
             assert_eq!(numbers(&request.message), Vec::from_iter(0..10));
@@ -86,8 +86,8 @@ async fn what_the_backend_rejects_is_counted_and_not_sent_again() {
     ];
     for (protocol, reply) in replies {
         let backend = Backend::answering(vec![reply]).await;
-        let lane = outcome_of_one(&destination(&backend, protocol)).await;
-        assert_eq!((lane.exported, lane.dropped[DropReason::PartialSuccessRejected as usize]), (7, 3));
+        let queue = outcome_of_one(&destination(&backend, protocol)).await;
+        assert_eq!((queue.exported, queue.dropped[DropReason::PartialSuccessRejected as usize]), (7, 3));
         assert_eq!(backend.requests().len(), 1);
     }
 }
@@ -101,10 +101,10 @@ async fn retries_go_through_and_wait_as_long_as_the_server_asks() {
     destination.retry.max_interval = Duration::from_secs(30);
     let started = Instant::now();
     // The end of the program cuts one wait short: the one before the second try.
-    let lane = outcome_of_one(&destination).await;
-    assert_eq!((lane.exported, lane.health.retries, backend.requests().len()), (10, 2, 3));
+    let queue = outcome_of_one(&destination).await;
+    assert_eq!((queue.exported, queue.health.retries, backend.requests().len()), (10, 2, 3));
     assert!(started.elapsed() >= Duration::from_millis(900), "{:?}", started.elapsed());
-    assert_eq!(lane.health.resent, 0, "each outcome was known");
+    assert_eq!(queue.health.resent, 0, "each outcome was known");
 }
 
 #[tokio::test]
@@ -113,8 +113,8 @@ async fn an_answer_that_was_lost_counts_as_a_possible_duplicate() {
         let backend = Backend::answering(vec![Reply::Hang, taken]).await;
         let mut destination = Destination { timeout: Duration::from_millis(150), ..destination(&backend, protocol) };
         destination.retry.max_elapsed_time = Duration::from_secs(30);
-        let lane = outcome_of_one(&destination).await;
-        assert_eq!((lane.exported, lane.health.resent), (10, 10));
+        let queue = outcome_of_one(&destination).await;
+        assert_eq!((queue.exported, queue.health.resent), (10, 10));
         assert_eq!(backend.requests().len(), 2);
     }
 }
@@ -172,8 +172,8 @@ async fn a_unix_socket_is_an_endpoint() {
             // The relay ends with whichever side goes first.
             let _ended = tokio::io::copy_bidirectional(&mut inner, &mut outer).await;
         });
-        let lane = outcome_of_one(&to(&format!("unix://{}", path.display()), protocol)).await;
-        assert_eq!((lane.exported, backend.requests().len()), (10, 1));
+        let queue = outcome_of_one(&to(&format!("unix://{}", path.display()), protocol)).await;
+        assert_eq!((queue.exported, backend.requests().len()), (10, 1));
         relay.abort();
         std::fs::remove_file(&path).unwrap();
     }

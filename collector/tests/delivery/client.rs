@@ -1,4 +1,4 @@
-//! Sends through an exporter and looks at what became of it.
+//! Sends through an exporter and returns the outcome.
 
 use std::{
     sync::Arc,
@@ -45,17 +45,17 @@ pub(crate) async fn outcome_of_one(destination: &Destination) -> QueueSnapshot {
     exporter.push(&Batch { resets: 10, logs: Some(logs(0, 10)), traces: None });
     exporter.shutdown(Instant::now() + Duration::from_secs(10)).await;
     let snapshot = account.snapshot();
-    let lane = snapshot.queues[0].clone();
-    assert_eq!(snapshot.imbalance(&lane), 0);
-    assert_eq!(lane.queued, 0);
-    lane
+    let queue = snapshot.queues[0].clone();
+    assert_eq!(snapshot.imbalance(&queue), 0);
+    assert_eq!(queue.queued, 0);
+    queue
 }
 
-pub(crate) fn dropped(lane: &QueueSnapshot) -> Option<DropReason> {
-    DropReason::ALL.iter().copied().find(|reason| lane.dropped[*reason as usize] > 0)
+pub(crate) fn dropped(queue: &QueueSnapshot) -> Option<DropReason> {
+    DropReason::ALL.iter().copied().find(|reason| queue.dropped[*reason as usize] > 0)
 }
 
-/// What one try says, in words: of the verdict, or of the request that has no answer.
+/// The message of one attempt: the reason of the decision, or the error of a request without a response.
 pub(crate) async fn words_of_one_try(destination: &Destination) -> String {
     let client = match Client::new(destination) {
         Ok(client) => client,

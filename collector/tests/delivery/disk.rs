@@ -89,9 +89,9 @@ async fn a_killed_process_loses_nothing() {
     let exporter = Exporter::start(&destination, LOGS, account.clone(), &Handle::current()).unwrap();
     exporter.shutdown(Instant::now() + Duration::from_secs(60)).await;
     let snapshot = account.snapshot();
-    let lane = &snapshot.queues[0];
-    assert_eq!((snapshot.imbalance(lane), lane.queued), (0, 0));
-    assert_eq!(lane.dropped[DropReason::StorageCorrupt as usize], 0);
+    let queue = &snapshot.queues[0];
+    assert_eq!((snapshot.imbalance(queue), queue.queued), (0, 0));
+    assert_eq!(queue.dropped[DropReason::StorageCorrupt as usize], 0);
     let mut arrived = HashSet::new();
     for (number, request) in backend.requests().iter().enumerate() {
         if number / 40 % 2 == 0 {
@@ -145,17 +145,17 @@ async fn a_damaged_batch_takes_no_other_with_it() {
     damage_last_byte_of_second_record(directory.path(), logs(0, 10).len());
     exporter.shutdown(Instant::now() + Duration::from_secs(20)).await;
     let snapshot = account.snapshot();
-    let lane = &snapshot.queues[0];
-    assert_eq!((lane.exported, lane.dropped[DropReason::StorageCorrupt as usize]), (20, 10));
-    assert_eq!((lane.queued, snapshot.imbalance(lane)), (0, 0));
+    let queue = &snapshot.queues[0];
+    assert_eq!((queue.exported, queue.dropped[DropReason::StorageCorrupt as usize]), (20, 10));
+    assert_eq!((queue.queued, snapshot.imbalance(queue)), (0, 0));
     let arrived: HashSet<u32> = backend.requests().iter().flat_map(|request| numbers(&request.message)).collect();
     assert_eq!(arrived, (0..10).chain(20..30).collect());
 }
 
 fn damage_last_byte_of_second_record(directory: &Path, first_message: usize) {
     const HEADER: usize = 36;
-    let lane = std::fs::read_dir(directory).unwrap().next().unwrap().unwrap().path().join("logs");
-    let files = std::fs::read_dir(lane).unwrap().map(|entry| entry.unwrap().path());
+    let queue = std::fs::read_dir(directory).unwrap().next().unwrap().unwrap().path().join("logs");
+    let files = std::fs::read_dir(queue).unwrap().map(|entry| entry.unwrap().path());
     let segment = files.filter(|path| path.extension().is_some_and(|extension| extension == "log")).last().unwrap();
     let mut bytes = std::fs::read(&segment).unwrap();
     let header = HEADER + first_message;
@@ -228,10 +228,10 @@ async fn a_full_disk_is_counted_and_what_fits_arrives() {
     }
     exporter.shutdown(Instant::now() + Duration::from_secs(20)).await;
     let snapshot = account.snapshot();
-    let lane = &snapshot.queues[0];
-    let full = lane.dropped[DropReason::StorageFull as usize];
-    assert!(full > 0 && lane.exported > 0, "{lane:?}");
-    assert_eq!((lane.exported + full, snapshot.imbalance(lane)), (200_000, 0));
+    let queue = &snapshot.queues[0];
+    let full = queue.dropped[DropReason::StorageFull as usize];
+    assert!(full > 0 && queue.exported > 0, "{queue:?}");
+    assert_eq!((queue.exported + full, snapshot.imbalance(queue)), (200_000, 0));
 }
 
 #[tokio::test]

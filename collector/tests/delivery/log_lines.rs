@@ -1,4 +1,4 @@
-//! What the log says: one line when something changes, not one per request.
+//! Log lines of the export: one when something changes, not one per request.
 
 use std::{
     io::Write,
