@@ -28,9 +28,10 @@ use crate::{
     enrich::{Enricher, pods::Pods},
     event::EventBuilder,
     export::{
-        Exporter, orphaned_storage,
+        Exporter,
         console::{self, Console},
         line_writer::LineWriter,
+        orphaned_storage,
     },
     host::{core_dumps, descriptors, hardening::harden, report},
     kernel::{Counters, Kernel, clock, credentials::OwnerResolver},

@@ -330,7 +330,9 @@ mod tests {
         for (name, value, error) in cases {
             assert_eq!(from(&[("ENDPOINT", "http://h"), (name, value)]).unwrap_err().to_string(), error);
         }
-        for endpoint in ["http://user:hunter2@h:4317", "user:hunter2@h", "https://user:hunter2/x@h", "http://hunter2@[::"] {
+        for endpoint in
+            ["http://user:hunter2@h:4317", "user:hunter2@h", "https://user:hunter2/x@h", "http://hunter2@[::"]
+        {
             for name in ["ENDPOINT", "TRACES_ENDPOINT"] {
                 let error = from(&[(name, endpoint)]).unwrap_err().to_string();
                 assert!(error.contains("[redacted]: the URL contains a user or password"), "{error}");

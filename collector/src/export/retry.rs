@@ -79,7 +79,9 @@ fn classify_grpc(answer: &Answer, code: u32, after: Option<Duration>) -> RetryDe
 fn classify_without_grpc_status(answer: &Answer) -> RetryDecision {
     let status = answer.http_status;
     match status {
-        429 | 502 | 503 | 504 => RetryDecision::Retry { after: None, reason: with_explanation(&format!("HTTP {status}"), answer) },
+        429 | 502 | 503 | 504 => {
+            RetryDecision::Retry { after: None, reason: with_explanation(&format!("HTTP {status}"), answer) }
+        }
         // The stream ended without a status: cut off half-way.
         200 if answer.content_type.as_deref().is_some_and(|kind| kind.starts_with("application/grpc")) => {
             RetryDecision::Retry { after: None, reason: "the answer ended before its gRPC status".into() }
