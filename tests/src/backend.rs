@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value};
+use tempfile::TempDir;
 
 use crate::network::Host;
 
@@ -19,7 +20,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Backend {
     child: Child,
-    directory: PathBuf,
+    directory: TempDir,
     /// Where it takes OTLP over gRPC.
     pub grpc: SocketAddr,
     /// Where it takes OTLP over HTTP.
@@ -69,10 +70,8 @@ impl Backend {
     }
 
     fn start_at([grpc, http]: [SocketAddr; 2], host: Option<&Host>, more: &str) -> Result<Self> {
-        let directory =
-            std::env::temp_dir().join(format!("reset-collector-backend-{}-{}", std::process::id(), grpc.port()));
-        std::fs::create_dir_all(&directory)?;
-        let logs = directory.join("logs.json");
+        let directory = TempDir::with_prefix("reset-collector-")?;
+        let logs = directory.path().join("logs.json");
         let configuration = format!(
             "receivers: {{ otlp: {{ protocols: {{ grpc: {{ endpoint: \"{grpc}\"{more} }}, http: {{ endpoint: \"{http}\"{more} }} }} }} }}\n\
              exporters: {{ file: {{ path: \"{}\", flush_interval: 50ms }} }}\n\
@@ -81,9 +80,9 @@ impl Backend {
              metrics: {{ receivers: [otlp], exporters: [file] }} }}\n",
             logs.display()
         );
-        let file = directory.join("otelcol.yaml");
+        let file = directory.path().join("otelcol.yaml");
         std::fs::write(&file, configuration)?;
-        let mut backend = Self { child: spawn(&directory, host)?, directory, grpc, http };
+        let mut backend = Self { child: spawn(directory.path(), host)?, directory, grpc, http };
         backend.wait_ready(host)?;
         Ok(backend)
     }
@@ -103,7 +102,7 @@ impl Backend {
     /// # Errors
     /// It does not start; its own text.
     pub fn restart(&mut self) -> Result<()> {
-        self.child = spawn(&self.directory, None)?;
+        self.child = spawn(self.directory.path(), None)?;
         self.wait_ready(None)
     }
 
@@ -124,7 +123,7 @@ impl Backend {
 
     /// What it has said.
     pub fn said(&self) -> String {
-        std::fs::read_to_string(self.directory.join("said.log")).unwrap_or_default()
+        std::fs::read_to_string(self.directory.path().join("said.log")).unwrap_or_default()
     }
 
     /// The log records that have arrived.
@@ -145,7 +144,7 @@ impl Backend {
     /// # Errors
     /// A line of the file is not OTLP's JSON.
     pub fn metric_resources(&self) -> Result<Vec<Map<String, Value>>> {
-        let text = std::fs::read_to_string(self.directory.join("logs.json")).unwrap_or_default();
+        let text = std::fs::read_to_string(self.directory.path().join("logs.json")).unwrap_or_default();
         let mut resources = Vec::new();
         // The last line may be half written.
         for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
@@ -160,7 +159,7 @@ impl Backend {
     /// # Errors
     /// A line of the file is not OTLP's JSON, or `take` fails.
     pub fn each_log(&self, mut take: impl FnMut(Log) -> Result<()>) -> Result<()> {
-        let Ok(file) = std::fs::File::open(self.directory.join("logs.json")) else { return Ok(()) };
+        let Ok(file) = std::fs::File::open(self.directory.path().join("logs.json")) else { return Ok(()) };
         let mut lines = BufReader::new(file);
         let mut line = String::new();
         // The last line may be half written.
@@ -211,7 +210,6 @@ impl Drop for Backend {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
-        drop(std::fs::remove_dir_all(&self.directory));
     }
 }
 

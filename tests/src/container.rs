@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// Fails where containers cannot be made.
 ///
@@ -24,7 +25,7 @@ pub fn require_runc() -> Result<()> {
 /// A container that is made when its [`Self::command`] runs, and removed with this value.
 #[derive(Debug)]
 pub struct Container {
-    bundle: PathBuf,
+    bundle: TempDir,
     id: String,
     /// What `runc spec` proposes, changed: the OCI runtime's `config.json`.
     pub config: Value,
@@ -40,11 +41,11 @@ impl Container {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // As long as real ids are, so that it is known for one.
         let id = format!("{:032x}{:032x}", std::process::id(), 0xc0ffee_u64 + u64::from(number));
-        let bundle = std::env::temp_dir().join(format!("reset-collector-runc-{}-{number}", std::process::id()));
-        fs::create_dir_all(bundle.join("rootfs"))?;
+        let bundle = TempDir::with_prefix("reset-collector-")?;
+        fs::create_dir_all(bundle.path().join("rootfs"))?;
         let mut container = Self { bundle, id, config: Value::Null };
         ensure!(container.runc().arg("spec").status()?.success(), "runc spec");
-        container.config = serde_json::from_slice(&fs::read(container.bundle.join("config.json"))?)?;
+        container.config = serde_json::from_slice(&fs::read(container.bundle.path().join("config.json"))?)?;
         let name = program.file_name().and_then(|name| name.to_str()).context("a program without a name")?;
         container.add(program, &format!("/{name}"))?;
         for library in libraries(program)? {
@@ -65,7 +66,7 @@ impl Container {
     /// # Errors
     /// It cannot be copied.
     pub fn add(&self, file: &Path, at: &str) -> Result<()> {
-        let to = self.bundle.join("rootfs").join(at.trim_start_matches('/'));
+        let to = self.bundle.path().join("rootfs").join(at.trim_start_matches('/'));
         fs::create_dir_all(to.parent().context("no directory")?)?;
         fs::copy(file, &to).with_context(|| file.display().to_string())?;
         Ok(())
@@ -122,7 +123,7 @@ impl Container {
     /// # Errors
     /// Its configuration cannot be written.
     pub fn command(&self) -> Result<Command> {
-        fs::write(self.bundle.join("config.json"), self.config.to_string())?;
+        fs::write(self.bundle.path().join("config.json"), self.config.to_string())?;
         let mut command = self.runc();
         command.args(["run", &self.id]).stdin(Stdio::null());
         Ok(command)
@@ -140,7 +141,7 @@ impl Container {
 
     fn runc(&self) -> Command {
         let mut command = Command::new("runc");
-        command.arg("--root").arg(self.bundle.join("state")).current_dir(&self.bundle);
+        command.arg("--root").arg(self.bundle.path().join("state")).current_dir(&self.bundle);
         command
     }
 }
@@ -148,7 +149,6 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         drop(self.runc().args(["delete", "--force", &self.id]).output());
-        drop(fs::remove_dir_all(&self.bundle));
     }
 }
 

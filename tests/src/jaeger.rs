@@ -3,13 +3,13 @@
 use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
-    path::PathBuf,
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value};
+use tempfile::TempDir;
 
 use crate::{
     backend::{listens, tool},
@@ -28,7 +28,7 @@ const PORTS: [u16; 2] = [14317, 16686];
 #[derive(Debug)]
 pub struct Jaeger {
     child: Child,
-    directory: PathBuf,
+    directory: TempDir,
     host: Host,
     /// Where it takes OTLP over gRPC.
     pub grpc: SocketAddr,
@@ -77,8 +77,7 @@ impl Jaeger {
 
     fn start(host: &Host, ports: [u16; 2]) -> Result<Self> {
         let [grpc, query] = ports.map(|port| SocketAddr::new(IpAddr::V4(host.v4), port));
-        let directory = std::env::temp_dir().join(format!("reset-collector-jaeger-{}", host.namespace));
-        std::fs::create_dir_all(&directory)?;
+        let directory = TempDir::with_prefix("reset-collector-")?;
         let configuration = format!(
             "service:\n  extensions: [jaeger_storage, jaeger_query]\n  telemetry: {{ metrics: {{ level: none }} }}\n\
              \x20 pipelines: {{ traces: {{ receivers: [otlp], exporters: [jaeger_storage_exporter] }} }}\n\
@@ -90,7 +89,7 @@ impl Jaeger {
              exporters: {{ jaeger_storage_exporter: {{ trace_storage: memory }} }}\n",
             query.ip()
         );
-        let file = directory.join("jaeger.yaml");
+        let file = directory.path().join("jaeger.yaml");
         std::fs::write(&file, configuration)?;
         let program = tool("jaeger")?;
         let child = host
@@ -100,7 +99,7 @@ impl Jaeger {
             .env("OTEL_TRACES_SAMPLER", "always_off")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(std::fs::File::create(directory.join("said.log"))?)
+            .stderr(std::fs::File::create(directory.path().join("said.log"))?)
             .spawn()
             .with_context(|| format!("{} is missing: run tests/setup", program.display()))?;
         let mut jaeger = Self { child, directory, host: host.clone(), grpc, query };
@@ -114,7 +113,7 @@ impl Jaeger {
     }
 
     fn said(&self) -> String {
-        std::fs::read_to_string(self.directory.join("said.log")).unwrap_or_default()
+        std::fs::read_to_string(self.directory.path().join("said.log")).unwrap_or_default()
     }
 
     /// The spans of a trace; none where it knows no such trace.
@@ -165,7 +164,6 @@ impl Drop for Jaeger {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
-        drop(std::fs::remove_dir_all(&self.directory));
     }
 }
 

@@ -28,6 +28,7 @@ pub mod suite;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
+use tempfile::NamedTempFile;
 
 /// Fails where tests that need root, network namespaces and eBPF cannot run.
 ///
@@ -44,6 +45,16 @@ pub fn require_root() -> Result<()> {
 /// As [`require_root`]; for tests that are being moved to it.
 pub fn skip_reason() -> Option<String> {
     require_root().err().map(|error| error.to_string())
+}
+
+/// A configuration file, removed when dropped.
+///
+/// # Errors
+/// It cannot be written.
+pub fn configuration_file(text: &str) -> Result<NamedTempFile> {
+    let file = tempfile::Builder::new().prefix("reset-collector-").suffix(".yaml").tempfile()?;
+    std::fs::write(file.path(), text)?;
+    Ok(file)
 }
 
 /// The directory of this crate: the actors lie under it. `RESET_TESTS_DIRECTORY` names it where the tests were built

@@ -4,12 +4,13 @@ use std::{
     fs,
     io::{Read, Write},
     net::{Ipv4Addr, TcpStream},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
 
 use crate::network::Host;
 
@@ -21,7 +22,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Programs<'a> {
     host: &'a Host,
     /// Theirs alone.
-    pub directory: PathBuf,
+    pub directory: TempDir,
     children: Vec<Child>,
 }
 
@@ -31,8 +32,7 @@ impl<'a> Programs<'a> {
     /// # Errors
     /// Their directory cannot be made.
     pub fn new(host: &'a Host) -> Result<Self> {
-        let directory = std::env::temp_dir().join(format!("reset-collector-programs-{}", host.namespace));
-        fs::create_dir_all(&directory)?;
+        let directory = TempDir::with_prefix("reset-collector-")?;
         Ok(Self { host, directory, children: Vec::new() })
     }
 
@@ -41,19 +41,19 @@ impl<'a> Programs<'a> {
     /// # Errors
     /// It cannot be started.
     pub fn start(&mut self, name: &str, path: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Result<()> {
-        let said = fs::File::create(self.directory.join(name))?;
+        let said = fs::File::create(self.directory.path().join(name))?;
         let mut command = self.host.command_of(path);
         for (inherited, _) in std::env::vars().filter(|(inherited, _)| inherited.starts_with("OTEL_")) {
             command.env_remove(inherited);
         }
-        command.args(arguments).envs(variables.iter().copied()).current_dir(&self.directory);
+        command.args(arguments).envs(variables.iter().copied()).current_dir(self.directory.path());
         self.children.push(command.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said).spawn()?);
         Ok(())
     }
 
     /// What a program has said.
     pub fn said(&self, name: &str) -> String {
-        fs::read_to_string(self.directory.join(name)).unwrap_or_default()
+        fs::read_to_string(self.directory.path().join(name)).unwrap_or_default()
     }
 
     /// Until a program has said a word.
@@ -116,6 +116,5 @@ impl Drop for Programs<'_> {
             drop(child.kill());
             drop(child.wait());
         }
-        drop(fs::remove_dir_all(&self.directory));
     }
 }

@@ -69,12 +69,11 @@ pub fn run(filters: &[&str], collector: Option<&Collector>) -> Result<Vec<Outcom
         .filter(|one| filters.iter().any(|filter| one.name.contains(filter)) && (own_machine || !one.own_machine));
     let acts: Vec<Act<'_>> =
         chosen.flat_map(|one| one.on.iter().filter(|on| wanted(on)).map(move |&variant| (one, variant))).collect();
-    let directory = std::env::temp_dir().join(format!("reset-collector-tests-{}", std::process::id()));
-    std::fs::create_dir_all(&directory)?;
+    let directory = tempfile::Builder::new().prefix("reset-collector-").tempdir()?;
     // What changes the whole machine must not meet the others.
     let (alone, together): (Vec<Act<'_>>, Vec<Act<'_>>) = acts.iter().partition(|(scenario, _)| scenario.own_machine);
-    let mut outcomes = act_all(&together, SIDE_BY_SIDE, collector, &directory);
-    outcomes.extend(act_all(&alone, 1, collector, &directory));
+    let mut outcomes = act_all(&together, SIDE_BY_SIDE, collector, directory.path());
+    outcomes.extend(act_all(&alone, 1, collector, directory.path()));
     if outcomes.iter().all(|outcome| outcome.faults.is_empty()) {
         std::fs::remove_dir_all(&directory)?;
     }

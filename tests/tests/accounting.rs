@@ -7,7 +7,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
     backend::{Backend, free_address},
     collector::Collector,
-    flood,
+    configuration_file, flood,
     metrics::Metrics,
     network::{Layout, Network},
     poll::eventually,
@@ -28,6 +28,8 @@ use rustix::{
     mount::{MountFlags, UnmountFlags, mount, unmount},
     process::{Pid, Signal, kill_process},
 };
+use tempfile::NamedTempFile;
+use tempfile::TempDir;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// After the last fault, until all has gone out.
@@ -54,32 +56,14 @@ const BACKEND_WRITES: Duration = Duration::from_millis(300);
 const LOAD_PORTS: std::ops::Range<u16> = 10_000..30_000;
 const BURST: u64 = 20_000;
 
-/// Removes a file or a directory at the end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        Self(std::env::temp_dir().join(format!("reset-collector-accounting-{}-{name}", std::process::id())))
-    }
-
-    fn configuration(name: &str, admin: SocketAddr, capture: &str, console: &str, destination: &str) -> Result<Self> {
-        let scratch = Self::new(name);
-        let text = format!(
-            "admin: {{ endpoint: \"{admin}\" }}\ncapture: {{ max_records_per_second: null{capture} }}\n\
-             export:\n  signals: [logs]\n  console: {console}\n  otlp:\n{destination}    timeout: 2s\n\
-             \x20   retry_on_failure: {{ initial_interval: 100ms, max_interval: 500ms, max_elapsed_time: 0s }}\n\
-             \x20   batch: {{ flush_timeout: 50ms }}\n"
-        );
-        std::fs::write(&scratch.0, text)?;
-        Ok(scratch)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        drop(std::fs::remove_file(&self.0));
-        drop(std::fs::remove_dir_all(&self.0));
-    }
+/// A configuration of the tests, by what differs.
+fn configuration(admin: SocketAddr, capture: &str, console: &str, destination: &str) -> Result<NamedTempFile> {
+    configuration_file(&format!(
+        "admin: {{ endpoint: \"{admin}\" }}\ncapture: {{ max_records_per_second: null{capture} }}\n\
+         export:\n  signals: [logs]\n  console: {console}\n  otlp:\n{destination}    timeout: 2s\n\
+         \x20   retry_on_failure: {{ initial_interval: 100ms, max_interval: 500ms, max_elapsed_time: 0s }}\n\
+         \x20   batch: {{ flush_timeout: 50ms }}\n"
+    ))
 }
 
 /// Runs a test on a host of its own, where nothing but its own connections can be cut.
@@ -154,8 +138,8 @@ fn the_backend_is_killed_stopped_and_cut_off() -> Result<()> {
         // Room for what the rest of the machine does meanwhile.
         let destination =
             format!("    endpoint: \"http://{}\"\n    sending_queue: {{ queue_size: 2000000 }}\n", backend.grpc);
-        let file = Scratch::configuration("backend", admin, "", "\"off\"", &destination)?;
-        let _collector = Collector::start(&["--config", &file.0.to_string_lossy()], &[])?;
+        let file = configuration(admin, "", "\"off\"", &destination)?;
+        let _collector = Collector::start(&["--config", &file.path().to_string_lossy()], &[])?;
         let over = AtomicBool::new(false);
         let before = network.client.tcp_counter("OutRsts")?;
         std::thread::scope(|scope| -> Result<()> {
@@ -240,8 +224,8 @@ fn the_ring_buffer_overflows() -> Result<()> {
         let backend = Backend::start()?;
         let admin = free_address()?;
         let destination = format!("    endpoint: \"http://{}\"\n", backend.grpc);
-        let file = Scratch::configuration("ring", admin, ", ring_buffer_size: 64KiB", "\"off\"", &destination)?;
-        let collector = Collector::start(&["--config", &file.0.to_string_lossy()], &[])?;
+        let file = configuration(admin, ", ring_buffer_size: 64KiB", "\"off\"", &destination)?;
+        let collector = Collector::start(&["--config", &file.path().to_string_lossy()], &[])?;
         let before = network.client.tcp_counter("OutRsts")?;
         // It reads nothing meanwhile, as on a machine that gives it no time.
         signal(collector.pid(), Signal::STOP)?;
@@ -277,14 +261,14 @@ fn the_disk_is_full() -> Result<()> {
     on_own_host(|_| {
         let backend = Backend::start()?;
         let admin = free_address()?;
-        let disk = Disk::new("disk")?;
+        let disk = Disk::new()?;
         let destination = format!(
             "    endpoint: \"http://{}\"\n    sending_queue: {{ storage: {{ directory: \"{}\" }} }}\n",
             backend.grpc,
-            disk.0.0.display()
+            disk.0.path().display()
         );
-        let file = Scratch::configuration("full", admin, "", "\"off\"", &destination)?;
-        let collector = Collector::start(&["--config", &file.0.to_string_lossy()], &[])?;
+        let file = configuration(admin, "", "\"off\"", &destination)?;
+        let collector = Collector::start(&["--config", &file.path().to_string_lossy()], &[])?;
         signal(backend.pid(), Signal::STOP)?;
         let lost =
             |metrics: &Metrics| metrics.sum("reset_collector_dropped_resets_total", &[("reason", "storage_full")]);
@@ -330,21 +314,20 @@ fn the_disk_is_full() -> Result<()> {
 }
 
 /// A small file system, unmounted at the end.
-struct Disk(Scratch);
+struct Disk(TempDir);
 
 impl Disk {
-    fn new(name: &str) -> Result<Self> {
-        let directory = Scratch::new(name);
-        std::fs::create_dir_all(&directory.0)?;
-        mount("none", &directory.0, "tmpfs", MountFlags::empty(), Some(SMALL_DISK))?;
+    fn new() -> Result<Self> {
+        let directory = TempDir::new()?;
+        mount("none", directory.path(), "tmpfs", MountFlags::empty(), Some(SMALL_DISK))?;
         Ok(Self(directory))
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        if let Err(error) = unmount(&self.0.0, UnmountFlags::DETACH) {
-            println!("{} stays mounted: {error}", self.0.0.display());
+        if let Err(error) = unmount(self.0.path(), UnmountFlags::DETACH) {
+            println!("{} stays mounted: {error}", self.0.path().display());
         }
     }
 }
@@ -355,13 +338,13 @@ fn killed_at_any_instant_it_loses_no_more_than_the_tail() -> Result<()> {
     on_own_host(|network| {
         let backend = Backend::start()?;
         let admin = free_address()?;
-        let storage = Scratch::new("storage");
+        let storage = TempDir::new()?;
         let destination = format!(
             "    endpoint: \"http://{}\"\n    sending_queue: {{ storage: {{ directory: \"{}\" }} }}\n",
             backend.grpc,
-            storage.0.display()
+            storage.path().display()
         );
-        let file = Scratch::configuration("killed", admin, "", "json", &destination)?;
+        let file = configuration(admin, "", "json", &destination)?;
         let kills = std::env::var("RESET_TESTS_KILLS").ok().map_or(Ok(COLLECTOR_KILLS), |text| text.parse())?;
         let over = AtomicBool::new(false);
         let mut runs = Vec::new();
@@ -373,7 +356,7 @@ fn killed_at_any_instant_it_loses_no_more_than_the_tail() -> Result<()> {
                 if hung {
                     signal(backend.pid(), Signal::STOP)?;
                 }
-                let run = killed_run(&file.0, admin, network.client.inode);
+                let run = killed_run(file.path(), admin, network.client.inode);
                 signal(backend.pid(), Signal::CONT)?;
                 runs.push(run?);
                 Ok(())
@@ -384,7 +367,7 @@ fn killed_at_any_instant_it_loses_no_more_than_the_tail() -> Result<()> {
             made
         })?;
         // One that is not killed sends what the last one left.
-        let collector = Collector::start(&["--config", &file.0.to_string_lossy()], &[])?;
+        let collector = Collector::start(&["--config", &file.path().to_string_lossy()], &[])?;
         let metrics = wait_until_settled(admin)?;
         collector.stop()?;
         let printed: HashSet<&Identity> = runs.iter().flat_map(|run| &run.printed).collect();

@@ -53,7 +53,7 @@ fn in_go_a_broken_checkout_is_told_from_both_ends_on_one_trace() -> Result<()> {
     require_root()?;
     let network = Network::new(Layout::Loopback)?;
     let mut programs = Programs::new(&network.client)?;
-    let shop = build_shop(&examples()?.join("app-go"), &programs.directory)?;
+    let shop = build_shop(&examples()?.join("app-go"), programs.directory.path())?;
     let service = |role: &'static str| Service {
         program: shop.clone(),
         arguments: vec![role.to_owned()],

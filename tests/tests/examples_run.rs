@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
     backend::tool,
     collector::program,
-    crate_directory,
+    configuration_file, crate_directory,
     jaeger::Jaeger,
     network::{Host, Layout, Network},
     processes::Programs,
@@ -184,10 +184,9 @@ fn promtool_takes_rules_tests_and_the_dashboards_expressions() -> Result<()> {
         .map(|expression| expression.replace("$__rate_interval", "1m").replace("$cause", ".*"))
         .map(|expression| serde_json::json!({ "record": "panel", "expr": expression }))
         .collect();
-    let file = std::env::temp_dir().join(format!("reset-collector-dashboard-{}.yaml", std::process::id()));
-    fs::write(&file, serde_json::json!({ "groups": [{ "name": "dashboard", "rules": rules }] }).to_string())?;
-    let checked = promtool(&["check", "rules", "--lint=none", file.to_str().context("path")?], "");
-    fs::remove_file(&file)?;
+    let groups = serde_json::json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
+    let file = configuration_file(&groups.to_string())?;
+    let checked = promtool(&["check", "rules", "--lint=none", file.path().to_str().context("path")?], "");
     checked
 }
 

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
     collector::Collector,
-    flood,
+    configuration_file, flood,
     network::{Layout, Network},
     require_root,
 };
@@ -27,10 +27,8 @@ const CONFIGURATION: &str = "capture: { max_records_per_second: null }\n";
 #[ignore = "needs root: run by `make e2e`"]
 fn refused_connections_at_full_speed() -> Result<()> {
     require_root()?;
-    let file = std::env::temp_dir().join(format!("reset-collector-flood-{}.yaml", std::process::id()));
-    std::fs::write(&file, CONFIGURATION)?;
-    let collector = Collector::start(&["--config", &file.to_string_lossy()], &[])?;
-    std::fs::remove_file(&file)?;
+    let file = configuration_file(CONFIGURATION)?;
+    let collector = Collector::start(&["--config", &file.path().to_string_lossy()], &[])?;
     let network = Network::new(Layout::Loopback)?;
     let closed = SocketAddr::from(([127, 0, 0, 1], 1));
     let started = Instant::now();

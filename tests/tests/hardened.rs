@@ -47,8 +47,8 @@ fn it_gives_up_what_it_does_not_need_and_does_everything() -> Result<()> {
 
 fn hardened(network: &Network) -> Result<()> {
     let (backend, admin) = (Backend::start()?, free_address()?);
-    let directory = std::env::temp_dir().join(format!("reset-collector-hardened-{}", std::process::id()));
-    let storage = directory.join("storage");
+    let directory = tempfile::tempdir()?;
+    let storage = directory.path().join("storage");
     let configuration = |filters: &str| {
         format!(
             "hardening: required\nadmin: {{ endpoint: \"{admin}\" }}\nfilters: [{filters}]\n\
@@ -58,7 +58,7 @@ fn hardened(network: &Network) -> Result<()> {
             storage.display()
         )
     };
-    let file = versioned(&directory, "first", &configuration(""))?;
+    let file = versioned(directory.path(), "first", &configuration(""))?;
     let collector = Collector::start(&["--config", &file.to_string_lossy()], &[])?;
     check_threads(collector.pid())?;
     let metrics = Metrics::read(admin)?;
@@ -82,7 +82,7 @@ fn hardened(network: &Network) -> Result<()> {
     ensure!(fs::read_dir(&storage)?.count() > 0, "nothing was stored");
 
     // Other rules, by a file that a link is turned to, as Kubernetes does: the kernel takes them.
-    versioned(&directory, "second", &configuration("{ drop: { network.local.port: 3 } }"))?;
+    versioned(directory.path(), "second", &configuration("{ drop: { network.local.port: 3 } }"))?;
     kill_process(Pid::from_raw(i32::try_from(collector.pid())?).context("pid 0")?, Signal::HUP)?;
     awaited(|| Ok(collector.said().contains("new configuration applied").then_some(())))?;
     let filtered = || -> Result<u64> { Ok(Metrics::read(admin)?.sum("reset_collector_filtered_resets_total", &[])) };
@@ -97,7 +97,6 @@ fn hardened(network: &Network) -> Result<()> {
     check_threads(collector.pid())?;
     let (status, said) = collector.stop()?;
     ensure!(status.success(), "the collector ended with {status}: {said}");
-    fs::remove_dir_all(&directory)?;
     Ok(())
 }
 

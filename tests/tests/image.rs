@@ -22,6 +22,7 @@ use reset_collector_tests::{
     record::Record,
 };
 use serde_json::json;
+use tempfile::TempDir;
 
 const NEEDED: [&str; 4] = ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"];
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -70,22 +71,11 @@ fn records_of_workload(collector: &Collector, network: &Network, workload: &Cont
     collector.awaited_records(network.server.inode, CLIENT, TIMES, TIMEOUT)
 }
 
-/// A directory that goes with the test.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn with(name: &str, configuration: &str) -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("reset-collector-image-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path)?;
-        fs::write(path.join("f.yaml"), configuration)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        drop(fs::remove_dir_all(&self.0));
-    }
+/// A directory with a configuration file.
+fn with_configuration(text: &str) -> Result<TempDir> {
+    let directory = TempDir::new()?;
+    fs::write(directory.path().join("f.yaml"), text)?;
+    Ok(directory)
 }
 
 #[test]
@@ -95,12 +85,12 @@ fn as_node_agent_it_knows_every_pods_owners_and_sends_to_a_name() -> Result<()> 
     let (peer, network, backend) = (build_peer()?, Network::new(Layout::Loopback)?, Backend::start()?);
     let configuration =
         format!("export: {{ console: json, otlp: {{ endpoint: \"http://localhost:{}\" }} }}", backend.grpc.port());
-    let directory = Directory::with("agent", &configuration)?;
+    let directory = with_configuration(&configuration)?;
     let mut agent = node_agent(&["run", "--config", &format!("{DIRECTORY}/f.yaml")])?;
     // With the host's network here, so that the backend's port is there. Names are looked up as in every container: by
     // files that the runtime mounts.
     agent.join("network", None);
-    agent.mount(&directory.0, DIRECTORY);
+    agent.mount(directory.path(), DIRECTORY);
     agent.mount(Path::new("/etc/hosts"), "/etc/hosts");
     let collector = Collector::start_as(agent.command()?, |_| true)?;
     ensure!(!collector.said().contains("less is known"), "something is missing: {}", collector.said());
@@ -252,12 +242,12 @@ const LACKS: [Lack; 9] = [
 fn without_each_thing_that_it_needs_it_says_which_and_how_to_give_it() -> Result<()> {
     container::require_runc()?;
     for lack in &LACKS {
-        let directory = Directory::with("lack", lack.configuration)?;
+        let directory = with_configuration(lack.configuration)?;
         let file = format!("{DIRECTORY}/f.yaml");
         let arguments: &[&str] =
             if lack.configuration.is_empty() { &["run"] } else { &["run", "--config", file.as_str()] };
         let mut container = node_agent(arguments)?;
-        container.mount(&directory.0, DIRECTORY);
+        container.mount(directory.path(), DIRECTORY);
         (lack.take)(&mut container);
         let said = if lack.starts {
             let (status, said) = Collector::start_as(container.command()?, |_| true)?.stop()?;
@@ -293,10 +283,10 @@ fn a_configuration_that_is_not_mounted_is_named() -> Result<()> {
 fn health_answers_for_the_image() -> Result<()> {
     container::require_runc()?;
     let network = Network::new(Layout::Loopback)?;
-    let directory = Directory::with("health", "admin: { endpoint: \"127.0.0.1:9464\" }")?;
+    let directory = with_configuration("admin: { endpoint: \"127.0.0.1:9464\" }")?;
     let mut container = node_agent(&["run", "--config", &format!("{DIRECTORY}/f.yaml")])?;
     container.join("network", Some(&network.client.file()));
-    container.mount(&directory.0, DIRECTORY);
+    container.mount(directory.path(), DIRECTORY);
     // What HEALTHCHECK runs: the same program, in the same network.
     let health = || -> Result<bool> {
         let status = network.client.command_of(&program()?).arg("health").stdout(Stdio::null()).status();

@@ -15,7 +15,7 @@ use aya::{
 };
 use reset_collector_tests::{
     collector::Collector,
-    flood,
+    configuration_file, flood,
     network::{Layout, Network},
     poll::eventually,
     record::Record,
@@ -68,12 +68,12 @@ fn names(directory: &str) -> BTreeSet<String> {
 #[ignore = "needs root: run by `make e2e`"]
 fn two_hundred_starts_leave_nothing() -> Result<()> {
     require_root()?;
-    let file = configuration()?;
+    let file = configuration_file(EVERYTHING)?;
     let directories = ["/sys/fs/bpf", "/run/netns", "/sys/fs/cgroup"];
     let (before, before_names) = (Held::now(), directories.map(names));
     let mut most = (0, 0, 0);
     for start in 0..STARTS {
-        let collector = Collector::start(&["--config", &file], &[])?;
+        let collector = Collector::start(&["--config", &file.path().to_string_lossy()], &[])?;
         most = Held::now().beyond(&before).max(most);
         if start % KILLED_EVERY == 0 {
             collector.kill()?;
@@ -82,7 +82,6 @@ fn two_hundred_starts_leave_nothing() -> Result<()> {
             ensure!(status.success(), "start {start} ended with {status}: {said}");
         }
     }
-    std::fs::remove_file(&file)?;
     ensure!(most.0 > 10 && most.1 > 5 && most.2 > 5, "what runs is not seen: {most:?}");
     let left = eventually(
         TIMEOUT,
@@ -100,15 +99,14 @@ fn two_hundred_starts_leave_nothing() -> Result<()> {
 #[ignore = "needs root: run by `make e2e`"]
 fn two_side_by_side_see_the_same() -> Result<()> {
     require_root()?;
-    let file = configuration()?;
+    let file = configuration_file(EVERYTHING)?;
     let network = Network::new(Layout::Loopback)?;
     let refuse = |times| {
         let closed = SocketAddr::from(([127, 0, 0, 1], 1));
         network.client.enter(|| flood::refused(closed, times, 1))
     };
-    let first = Collector::start(&["--config", &file], &[])?;
-    let second = Collector::start(&["--config", &file], &[])?;
-    std::fs::remove_file(&file)?;
+    let first = Collector::start(&["--config", &file.path().to_string_lossy()], &[])?;
+    let second = Collector::start(&["--config", &file.path().to_string_lossy()], &[])?;
     refuse(RESETS)?;
     let both = [told(&first, &network, RESETS)?, told(&second, &network, RESETS)?];
     ensure!(both[0] == both[1], "one tells of what the other does not");
@@ -132,10 +130,4 @@ fn told(collector: &Collector, network: &Network, resets: u64) -> Result<BTreeSe
     ensure!(records.len() as u64 == 2 * resets, "{resets} resets, {} records", records.len());
     let told = |record: &Record| (record.text("network.io.direction").to_owned(), record.source, record.destination);
     Ok(records.iter().map(told).collect())
-}
-
-fn configuration() -> Result<String> {
-    let file = std::env::temp_dir().join(format!("reset-collector-loaded-{}.yaml", std::process::id()));
-    std::fs::write(&file, EVERYTHING)?;
-    Ok(file.to_string_lossy().into_owned())
 }

@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
     collector::Collector,
+    configuration_file,
     network::{Host, Layout, Network},
     owner::build_peer,
     record::Record,
@@ -82,10 +83,8 @@ fn among_other_connections_none_is_misnamed() -> Result<()> {
         }
         false
     };
-    let file = std::env::temp_dir().join(format!("reset-collector-owners-{}.yaml", std::process::id()));
-    std::fs::write(&file, "capture: { max_records_per_second: null, ring_buffer_size: 64MiB }\n")?;
-    let collector = Collector::start_keeping(&["--config", &file.to_string_lossy()], &[], keep)?;
-    std::fs::remove_file(&file)?;
+    let file = configuration_file("capture: { max_records_per_second: null, ring_buffer_size: 64MiB }\n")?;
+    let collector = Collector::start_keeping(&["--config", &file.path().to_string_lossy()], &[], keep)?;
 
     let started = Instant::now();
     let owners = act(host, &peer)?;

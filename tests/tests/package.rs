@@ -31,15 +31,6 @@ const TIMEOUT_S: &str = "300";
 /// What the unit leaves open, by `systemd-analyze security`: it needs the host's processes and network.
 const EXPOSURE_TENTHS: &str = "25";
 
-/// A directory that goes with the test.
-struct Directory(PathBuf);
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        drop(fs::remove_dir_all(&self.0));
-    }
-}
-
 /// What a command printed; both streams, if it fails.
 fn printed(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("{:?}", command.get_program()))?;
@@ -66,9 +57,8 @@ fn package(directory: &Path) -> Result<PathBuf> {
 fn the_package_installs_runs_and_goes() -> Result<()> {
     require_root()?;
     ensure!(Path::new("/usr/bin/dpkg").exists(), "this test needs Debian's dpkg");
-    let directory = Directory(std::env::temp_dir().join(format!("reset-collector-package-{}", std::process::id())));
-    fs::create_dir_all(&directory.0)?;
-    let deb = package(&directory.0)?;
+    let directory = tempfile::tempdir()?;
+    let deb = package(directory.path())?;
 
     let control = printed(Command::new("dpkg-deb").arg("--field").arg(&deb))?;
     for field in ["Package: reset-collector", "Architecture: ", "Maintainer: ", "Section: net", "Description: "] {
@@ -90,6 +80,6 @@ fn the_package_installs_runs_and_goes() -> Result<()> {
     let script = crate_directory().join("package/chroot-install");
     let mut command = Command::new("timeout");
     command.args([TIMEOUT_S, "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
-    println!("{}", printed(command.arg(script).arg(&directory.0).arg(&deb).arg(EXPOSURE_TENTHS))?);
+    println!("{}", printed(command.arg(script).arg(directory.path()).arg(&deb).arg(EXPOSURE_TENTHS))?);
     Ok(())
 }

@@ -296,23 +296,6 @@ fn a_user_who_may_not_is_told_what_is_missing() -> Result<()> {
     Ok(())
 }
 
-/// A directory that goes with the test.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new(name: &str) -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("reset-collector-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        drop(fs::remove_dir_all(&self.0));
-    }
-}
-
 /// What a service manager hears: its end of `NOTIFY_SOCKET`.
 struct Ear(UnixDatagram);
 
@@ -359,8 +342,8 @@ const ALIVE: &str = "WATCHDOG=1";
 fn the_service_manager_is_told_what_is_true() -> Result<()> {
     require_root()?;
     let network = Network::new(Layout::Loopback)?;
-    let directory = Directory::new("notify")?;
-    let (path, file) = (directory.0.join("socket"), directory.0.join("f.yaml"));
+    let directory = TempDir::new()?;
+    let (path, file) = (directory.path().join("socket"), directory.path().join("f.yaml"));
     fs::write(&file, "{}")?;
     let ear = Ear::at(&UnixAddress::from_pathname(&path)?)?;
     let variables = [("NOTIFY_SOCKET", &*path.to_string_lossy()), ("WATCHDOG_USEC", "600000")];
@@ -408,8 +391,8 @@ fn a_start_that_fails_is_never_called_ready() -> Result<()> {
     let ear = Ear::at(&UnixAddress::from_abstract_name(&name)?)?;
     // The configuration is good, and the address in it is another's.
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let directory = Directory::new("notify-fails")?;
-    let file = directory.0.join("f.yaml");
+    let directory = TempDir::new()?;
+    let file = directory.path().join("f.yaml");
     fs::write(&file, format!("admin: {{ endpoint: \"{}\" }}", taken.local_addr()?))?;
     let output = Command::new(program()?)
         .args(["run", "--config"])
@@ -425,7 +408,7 @@ fn a_start_that_fails_is_never_called_ready() -> Result<()> {
 /// A volume as the kubelet makes it of a ConfigMap: the file is a link to `..data/FILE`, and `..data` a link to a directory
 /// that is replaced as a whole.
 struct ConfigMap {
-    directory: Directory,
+    directory: TempDir,
     versions: u32,
 }
 
@@ -433,20 +416,20 @@ impl ConfigMap {
     const FILE: &str = "reset-collector.yaml";
 
     fn mount(text: &str) -> Result<Self> {
-        let mut volume = Self { directory: Directory::new("config-map")?, versions: 0 };
+        let mut volume = Self { directory: TempDir::new()?, versions: 0 };
         volume.update(text)?;
         symlink(Path::new("..data").join(Self::FILE), volume.file())?;
         Ok(volume)
     }
 
     fn file(&self) -> PathBuf {
-        self.directory.0.join(Self::FILE)
+        self.directory.path().join(Self::FILE)
     }
 
     /// As AtomicWriter does (pkg/volume/util/atomic_writer.go of Kubernetes): a new directory, a new link beside the old one,
     /// one rename, and the old directory is removed.
     fn update(&mut self, text: &str) -> Result<()> {
-        let root = &self.directory.0;
+        let root = self.directory.path();
         let old = fs::read_link(root.join("..data")).ok();
         self.versions += 1;
         let version = format!("..version_{}", self.versions);

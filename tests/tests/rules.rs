@@ -7,7 +7,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{BufRead, BufReader, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, ChildStdin, ChildStdout, Stdio},
     time::{Duration, Instant},
 };
@@ -16,12 +16,14 @@ use anyhow::{Context, Result, ensure};
 use reset_collector::model::attribute::Attribute;
 use reset_collector_tests::{
     collector::Collector,
+    configuration_file,
     network::{Host, Layout, Network},
     record::Record,
     require_root,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tempfile::NamedTempFile;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Longer than any stage of the pipeline holds a reset without traces.
@@ -100,7 +102,7 @@ impl Drop for Actor {
 /// The collector under a configuration that changes while it runs.
 struct Bench {
     collector: Collector,
-    file: PathBuf,
+    file: NamedTempFile,
     namespace: u32,
     actor: Actor,
 }
@@ -110,7 +112,7 @@ impl Bench {
     fn reload(&self, filters: &str) -> Result<()> {
         let taken = || self.collector.said().matches("new configuration applied").count();
         let before = taken();
-        fs::write(&self.file, filters)?;
+        fs::write(self.file.path(), filters)?;
         kill_process(Pid::from_raw(self.collector.pid().cast_signed()).context("no pid")?, Signal::HUP)?;
         let deadline = Instant::now() + TIMEOUT;
         while taken() == before {
@@ -197,13 +199,11 @@ fn exactly(name: &str, value: &Value) -> String {
 fn every_key_keeps_and_drops_what_it_says() -> Result<()> {
     require_root()?;
     let network = Network::new(Layout::Loopback)?;
-    let file = std::env::temp_dir().join(format!("reset-collector-rules-{}.yaml", std::process::id()));
-    fs::write(&file, "filters: []\n")?;
-    let collector = Collector::start(&["--config", file.to_str().context("a path in UTF-8")?], &[])?;
+    let file = configuration_file("filters: []\n")?;
+    let collector = Collector::start(&["--config", file.path().to_str().context("a path in UTF-8")?], &[])?;
     let actor = Actor::start(&network.client)?;
     let mut bench = Bench { collector, file, namespace: network.client.inode, actor };
     let outcome = try_all(&mut bench);
-    fs::remove_file(&bench.file)?;
     outcome.with_context(|| bench.collector.said())
 }
 

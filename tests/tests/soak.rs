@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
     backend::{Backend, free_address},
     collector::Collector,
-    flood,
+    configuration_file, flood,
     metrics::Metrics,
     network::{Host, Layout, Network},
     process::{Usage, usage},
@@ -43,10 +43,8 @@ fn a_day_in_miniature() -> Result<()> {
     let seconds = std::env::var("RESET_TESTS_SOAK_SECONDS").ok().map_or(Ok(DEFAULT_SECONDS), |text| text.parse())?;
     let mut backend = Backend::start()?;
     let admin = free_address()?;
-    let file = std::env::temp_dir().join(format!("reset-collector-soak-{}.yaml", std::process::id()));
-    std::fs::write(&file, configuration(admin, backend.grpc))?;
-    let collector = Collector::start_keeping(&["--config", &file.to_string_lossy()], &[], |_| false)?;
-    std::fs::remove_file(&file)?;
+    let file = configuration_file(&configuration(admin, backend.grpc))?;
+    let collector = Collector::start_keeping(&["--config", &file.path().to_string_lossy()], &[], |_| false)?;
     let network = Network::new(Layout::Loopback)?;
     let until = Instant::now() + Duration::from_secs(seconds);
     let over = AtomicBool::new(false);

@@ -19,6 +19,7 @@ use reset_collector_tests::{
     metrics::Metrics,
     require_root,
 };
+use tempfile::TempDir;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 const CLOSED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
@@ -27,30 +28,22 @@ const LATER: i32 = 4000;
 const EARLIER: i32 = 2020;
 
 /// Files below one directory, gone at the end.
-struct Files(PathBuf);
+struct Files(TempDir);
 
 impl Files {
     fn new() -> Result<Self> {
-        let directory = std::env::temp_dir().join(format!("reset-collector-tls-{}", std::process::id()));
-        fs::create_dir_all(&directory)?;
-        Ok(Self(directory))
+        Ok(Self(TempDir::new()?))
     }
 
     /// Puts a file in the place of another at one instant.
     fn put(&self, name: &str, text: &str) -> Result<()> {
-        let new = self.0.join(format!("{name}.new"));
+        let new = self.path(&format!("{name}.new"));
         fs::write(&new, text)?;
-        Ok(fs::rename(new, self.0.join(name))?)
+        Ok(fs::rename(new, self.path(name))?)
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        drop(fs::remove_dir_all(&self.0));
+        self.0.path().join(name)
     }
 }
 
@@ -271,7 +264,7 @@ fn configuration(admin: SocketAddr, targets: &[Target], files: &Files) -> String
     let mut text =
         format!("admin: {{ endpoint: \"{admin}\" }}\nexport:\n  signals: [logs]\n  console: \"off\"\n  otlp:\n");
     for target in targets {
-        let tls = with_paths(target.row.tls, &files.0);
+        let tls = with_paths(target.row.tls, files.0.path());
         text += &format!(
             "    - endpoint: {}\n      protocol: {}\n      tls: {{ {tls} }}\n      timeout: 2s\n\
              \x20     retry_on_failure: {{ initial_interval: 500ms, max_interval: 2s, max_elapsed_time: 0s }}\n",

@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 use reset_collector_tests::{
     backend::Backend,
     collector::Collector,
+    configuration_file,
     instrumented::{self, Judge, Program, Side, Truth, Verdict},
     jaeger::{Jaeger, Span},
     network::{Host, Layout, Network},
@@ -173,12 +174,11 @@ fn each_on_its_span(by: By) -> Result<()> {
     make_service(workload, agent)?;
     let jaeger = Jaeger::start_on(agent)?;
     let backend = Backend::start_on(agent)?;
-    let config = std::env::temp_dir().join(format!("reset-collector-traces-{}.yaml", std::process::id()));
-    std::fs::write(&config, configuration(workload, agent, by))?;
+    let config = configuration_file(&configuration(workload, agent, by))?;
     // Pass-through goes to where traces go.
     let [traces, logs] = [jaeger.grpc, backend.grpc].map(|address| format!("http://{address}"));
     let variables = [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &*traces), ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", &*logs)];
-    let collector = Collector::start_on(agent, &["--config", &config.to_string_lossy()], &variables)?;
+    let collector = Collector::start_on(agent, &["--config", &config.path().to_string_lossy()], &variables)?;
     let (mut running, mut truths) = (Vec::new(), Vec::new());
     let wanted = std::env::var("RESET_TESTS_PROGRAMS").unwrap_or_default();
     let programs = PROGRAMS.iter().enumerate().filter(|(_, program)| program.name.contains(&wanted));
@@ -242,7 +242,6 @@ fn each_on_its_span(by: By) -> Result<()> {
     }
     let (_, said) = collector.stop()?;
     println!("{said}");
-    std::fs::remove_file(&config)?;
     let faults = verdicts.iter().filter(|(truth, verdict)| is_fault(truth, verdict, by));
     let (missed, wrong): (Vec<_>, Vec<_>) =
         faults.partition(|(_, verdict)| matches!(verdict, Verdict::Missing | Verdict::Ambiguous));
@@ -260,10 +259,10 @@ fn jaeger_alone_needs_one_line() -> Result<()> {
     let network = Network::new(Layout::Wire)?;
     let (workload, agent) = (&network.client, &network.server);
     let jaeger = Jaeger::start_on(agent)?;
-    let config = std::env::temp_dir().join(format!("reset-collector-jaeger-{}.yaml", std::process::id()));
     let others = format!("filters:\n  - drop: {{ not: {{ network.namespace.inode: {} }} }}\n", workload.inode);
-    std::fs::write(&config, format!("{others}export: {{ otlp: {{ endpoint: \"http://{}\" }} }}\n", jaeger.grpc))?;
-    let collector = Collector::start_on(agent, &["--config", &config.to_string_lossy()], &[])?;
+    let config =
+        configuration_file(&format!("{others}export: {{ otlp: {{ endpoint: \"http://{}\" }} }}\n", jaeger.grpc))?;
+    let collector = Collector::start_on(agent, &["--config", &config.path().to_string_lossy()], &[])?;
     for _ in 0..ROUNDS {
         let refused = workload.enter(|| std::net::TcpStream::connect("127.0.0.1:9"))?;
         ensure!(refused.is_err(), "something listens at port 9");
@@ -278,7 +277,6 @@ fn jaeger_alone_needs_one_line() -> Result<()> {
         std::thread::sleep(Duration::from_millis(200));
     };
     let (_, said) = collector.stop()?;
-    std::fs::remove_file(&config)?;
     // Each refusal is sent here and received here.
     let resets =
         spans.iter().filter(|span| span.operation.starts_with("tcp.reset ") && span.resets().count() == 1).count();

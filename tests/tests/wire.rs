@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use reset_collector_tests::{
     backend::tool,
     collector::Collector,
-    crate_directory,
+    configuration_file, crate_directory,
     network::{Layout, Network},
     record::Record,
     require_root,
@@ -86,23 +86,19 @@ fn every_reset_names_the_request_that_was_open_or_none() -> Result<()> {
 #[test]
 #[ignore = "needs root: run by `make e2e`"]
 fn plain_programs_and_nginx_between_them() -> Result<()> {
-    let directory = std::env::temp_dir().join(format!("reset-collector-wire-{}", std::process::id()));
-    std::fs::create_dir_all(&directory)?;
-    let judged = judge("programs.py", &[PORT, PROXY_PORT, &directory.to_string_lossy()], 24);
-    std::fs::remove_dir_all(&directory)?;
-    judged
+    let directory = tempfile::tempdir()?;
+    judge("programs.py", &[PORT, PROXY_PORT, &directory.path().to_string_lossy()], 24)
 }
 
-/// Runs a script and judges each end of each connection that it tells of; there are at least so many.
+/// Runs a script and judges each end of each connection that it lists, at least `least` ends.
 fn judge(script: &str, arguments: &[&str], least: usize) -> Result<()> {
     require_root()?;
     let network = Network::new(Layout::Loopback)?;
     let host = &network.client;
-    let config = std::env::temp_dir().join(format!("reset-collector-{script}-{}.yaml", std::process::id()));
     let others = format!("filters: [{{ drop: {{ not: {{ network.namespace.inode: {} }} }} }}]\n", host.inode);
     let ports = format!("correlation: {{ http_headers: {{ ports: [{PORT}, {PROXY_PORT}] }} }}\n");
-    std::fs::write(&config, others + &ports + "export: { console: json }\n")?;
-    let collector = Collector::start(&["--config", &config.to_string_lossy()], &[])?;
+    let config = configuration_file(&(others + &ports + "export: { console: json }\n"))?;
+    let collector = Collector::start(&["--config", &config.path().to_string_lossy()], &[])?;
     ensure!(!collector.said().contains("cgroup_skb"), "the wire is not read: {}", collector.said());
     let python = tool("sdk")?.join("python/bin/python");
     let mut command = host.command_of(&python);
@@ -120,7 +116,6 @@ fn judge(script: &str, arguments: &[&str], least: usize) -> Result<()> {
     }
     let records = collector.records(&[host.inode])?;
     collector.stop()?;
-    std::fs::remove_file(&config)?;
     let faults: Vec<String> =
         truths.iter().flat_map(|truth| ["client", "server"].map(|end| truth.faults(end, &records))).flatten().collect();
     println!("{script}: {ends} ends of {} connections, {} of them wrong", truths.len(), faults.len());
