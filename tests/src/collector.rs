@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
+    net::SocketAddr,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -106,6 +107,20 @@ impl Collector {
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// Where its admin endpoint listens: configured with port 0, the log has the port.
+    ///
+    /// # Errors
+    /// The log does not have it in time.
+    pub fn admin(&self) -> Result<SocketAddr> {
+        let address = || -> Result<Option<SocketAddr>> {
+            let said = self.said();
+            let Some(line) = said.lines().find(|line| line.contains("admin_listening")) else { return Ok(None) };
+            let (_, rest) = line.split_once("address=").with_context(|| line.to_owned())?;
+            Ok(Some(rest.split_whitespace().next().unwrap_or_default().parse()?))
+        };
+        eventually(START_TIMEOUT, "the admin endpoint", address, Option::is_some)?.context("no address")
     }
 
     /// What it has said on its standard error so far.

@@ -42,11 +42,6 @@ pub fn require_root() -> Result<()> {
     Ok(())
 }
 
-/// As [`require_root`]; for tests that are being moved to it.
-pub fn skip_reason() -> Option<String> {
-    require_root().err().map(|error| error.to_string())
-}
-
 /// A configuration file, removed when dropped.
 ///
 /// # Errors

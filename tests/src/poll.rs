@@ -35,22 +35,3 @@ pub fn eventually<T: Debug>(
         std::thread::sleep(POLL_INTERVAL);
     }
 }
-
-/// As [`eventually`], but returns the last observation when the time is up; for tests that are being moved.
-///
-/// # Errors
-/// An observation fails.
-pub fn look_until<T>(
-    timeout: Duration,
-    mut observe: impl FnMut() -> Result<T>,
-    holds: impl Fn(&T) -> bool,
-) -> Result<T> {
-    let deadline = Instant::now() + timeout;
-    loop {
-        let observed = observe()?;
-        if holds(&observed) || Instant::now() > deadline {
-            return Ok(observed);
-        }
-        std::thread::sleep(POLL_INTERVAL);
-    }
-}

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
-    backend::{Backend, free_address},
+    backend::Backend,
     collector::Collector,
     configuration_file, flood,
     metrics::Metrics,
@@ -57,9 +57,9 @@ const LOAD_PORTS: std::ops::Range<u16> = 10_000..30_000;
 const BURST: u64 = 20_000;
 
 /// A configuration of the tests, by what differs.
-fn configuration(admin: SocketAddr, capture: &str, console: &str, destination: &str) -> Result<NamedTempFile> {
+fn configuration(capture: &str, console: &str, destination: &str) -> Result<NamedTempFile> {
     configuration_file(&format!(
-        "admin: {{ endpoint: \"{admin}\" }}\ncapture: {{ max_records_per_second: null{capture} }}\n\
+        "admin: {{ endpoint: \"127.0.0.1:0\" }}\ncapture: {{ max_records_per_second: null{capture} }}\n\
          export:\n  signals: [logs]\n  console: {console}\n  otlp:\n{destination}    timeout: 2s\n\
          \x20   retry_on_failure: {{ initial_interval: 100ms, max_interval: 500ms, max_elapsed_time: 0s }}\n\
          \x20   batch: {{ flush_timeout: 50ms }}\n"
@@ -134,12 +134,12 @@ fn nft(command: &str) -> Result<()> {
 fn the_backend_is_killed_stopped_and_cut_off() -> Result<()> {
     on_own_host(|network| {
         let mut backend = Backend::start()?;
-        let admin = free_address()?;
         // Room for what the rest of the machine does meanwhile.
         let destination =
             format!("    endpoint: \"http://{}\"\n    sending_queue: {{ queue_size: 2000000 }}\n", backend.grpc);
-        let file = configuration(admin, "", "\"off\"", &destination)?;
-        let _collector = Collector::start(&["--config", &file.path().to_string_lossy()], &[])?;
+        let file = configuration("", "\"off\"", &destination)?;
+        let collector = Collector::start(&["--config", &file.path().to_string_lossy()], &[])?;
+        let admin = collector.admin()?;
         let over = AtomicBool::new(false);
         let before = network.client.tcp_counter("OutRsts")?;
         std::thread::scope(|scope| -> Result<()> {
@@ -222,10 +222,10 @@ fn identity<'a>(time_ns: u64, attribute: impl Fn(&str) -> Option<&'a serde_json:
 fn the_ring_buffer_overflows() -> Result<()> {
     on_own_host(|network| {
         let backend = Backend::start()?;
-        let admin = free_address()?;
         let destination = format!("    endpoint: \"http://{}\"\n", backend.grpc);
-        let file = configuration(admin, ", ring_buffer_size: 64KiB", "\"off\"", &destination)?;
+        let file = configuration(", ring_buffer_size: 64KiB", "\"off\"", &destination)?;
         let collector = Collector::start(&["--config", &file.path().to_string_lossy()], &[])?;
+        let admin = collector.admin()?;
         let before = network.client.tcp_counter("OutRsts")?;
         // It reads nothing meanwhile, as on a machine that gives it no time.
         signal(collector.pid(), Signal::STOP)?;
@@ -260,15 +260,15 @@ fn the_ring_buffer_overflows() -> Result<()> {
 fn the_disk_is_full() -> Result<()> {
     on_own_host(|_| {
         let backend = Backend::start()?;
-        let admin = free_address()?;
         let disk = Disk::new()?;
         let destination = format!(
             "    endpoint: \"http://{}\"\n    sending_queue: {{ storage: {{ directory: \"{}\" }} }}\n",
             backend.grpc,
             disk.0.path().display()
         );
-        let file = configuration(admin, "", "\"off\"", &destination)?;
+        let file = configuration("", "\"off\"", &destination)?;
         let collector = Collector::start(&["--config", &file.path().to_string_lossy()], &[])?;
+        let admin = collector.admin()?;
         signal(backend.pid(), Signal::STOP)?;
         let lost =
             |metrics: &Metrics| metrics.sum("reset_collector_dropped_resets_total", &[("reason", "storage_full")]);
@@ -337,14 +337,13 @@ impl Drop for Disk {
 fn killed_at_any_instant_it_loses_no_more_than_the_tail() -> Result<()> {
     on_own_host(|network| {
         let backend = Backend::start()?;
-        let admin = free_address()?;
         let storage = TempDir::new()?;
         let destination = format!(
             "    endpoint: \"http://{}\"\n    sending_queue: {{ storage: {{ directory: \"{}\" }} }}\n",
             backend.grpc,
             storage.path().display()
         );
-        let file = configuration(admin, "", "json", &destination)?;
+        let file = configuration("", "json", &destination)?;
         let kills = std::env::var("RESET_TESTS_KILLS").ok().map_or(Ok(COLLECTOR_KILLS), |text| text.parse())?;
         let over = AtomicBool::new(false);
         let mut runs = Vec::new();
@@ -356,7 +355,7 @@ fn killed_at_any_instant_it_loses_no_more_than_the_tail() -> Result<()> {
                 if hung {
                     signal(backend.pid(), Signal::STOP)?;
                 }
-                let run = killed_run(file.path(), admin, network.client.inode);
+                let run = killed_run(file.path(), network.client.inode);
                 signal(backend.pid(), Signal::CONT)?;
                 runs.push(run?);
                 Ok(())
@@ -368,6 +367,7 @@ fn killed_at_any_instant_it_loses_no_more_than_the_tail() -> Result<()> {
         })?;
         // One that is not killed sends what the last one left.
         let collector = Collector::start(&["--config", &file.path().to_string_lossy()], &[])?;
+        let admin = collector.admin()?;
         let metrics = wait_until_settled(admin)?;
         collector.stop()?;
         let printed: HashSet<&Identity> = runs.iter().flat_map(|run| &run.printed).collect();
@@ -472,11 +472,12 @@ fn counted_lost(metrics: &Metrics) -> u64 {
     of("process_killed") + of("storage_unsynced")
 }
 
-fn killed_run(file: &Path, admin: SocketAddr, namespace: u32) -> Result<KilledRun> {
+fn killed_run(file: &Path, namespace: u32) -> Result<KilledRun> {
     let mine = format!("\"network.namespace.inode\":{namespace}");
     let keep = move |line: &str| line.contains(&mine);
     let collector = Collector::start_keeping(&["--config", &file.to_string_lossy()], &[], keep)?;
     let ready_ns = unix_ns()?;
+    let admin = collector.admin()?;
     let until = Instant::now() + Duration::from_millis(ready_ns / 1_000 % MAX_RUN_MS);
     let (mut recovered, mut counted) = (0, 0);
     while Instant::now() < until {

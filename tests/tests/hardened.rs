@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
-    backend::{Backend, Log, free_address},
+    backend::{Backend, Log},
     collector::Collector,
     flood,
     metrics::Metrics,
@@ -46,12 +46,12 @@ fn it_gives_up_what_it_does_not_need_and_does_everything() -> Result<()> {
 }
 
 fn hardened(network: &Network) -> Result<()> {
-    let (backend, admin) = (Backend::start()?, free_address()?);
+    let backend = Backend::start()?;
     let directory = tempfile::tempdir()?;
     let storage = directory.path().join("storage");
     let configuration = |filters: &str| {
         format!(
-            "hardening: required\nadmin: {{ endpoint: \"{admin}\" }}\nfilters: [{filters}]\n\
+            "hardening: required\nadmin: {{ endpoint: \"127.0.0.1:0\" }}\nfilters: [{filters}]\n\
              export: {{ signals: [logs], console: json, otlp: {{ endpoint: \"http://{}\", \
              sending_queue: {{ storage: {{ directory: \"{}\" }} }} }} }}\n",
             backend.grpc,
@@ -60,6 +60,7 @@ fn hardened(network: &Network) -> Result<()> {
     };
     let file = versioned(directory.path(), "first", &configuration(""))?;
     let collector = Collector::start(&["--config", &file.to_string_lossy()], &[])?;
+    let admin = collector.admin()?;
     check_threads(collector.pid())?;
     let metrics = Metrics::read(admin)?;
     ensure!(metrics.sum("reset_collector_hardening_active", &[]) == 3, "not all steps: {}", collector.said());

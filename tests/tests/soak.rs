@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use reset_collector_tests::{
-    backend::{Backend, free_address},
+    backend::Backend,
     collector::Collector,
     configuration_file, flood,
     metrics::Metrics,
@@ -42,9 +42,9 @@ fn a_day_in_miniature() -> Result<()> {
     require_root()?;
     let seconds = std::env::var("RESET_TESTS_SOAK_SECONDS").ok().map_or(Ok(DEFAULT_SECONDS), |text| text.parse())?;
     let mut backend = Backend::start()?;
-    let admin = free_address()?;
-    let file = configuration_file(&configuration(admin, backend.grpc))?;
+    let file = configuration_file(&configuration(backend.grpc))?;
     let collector = Collector::start_keeping(&["--config", &file.path().to_string_lossy()], &[], |_| false)?;
+    let admin = collector.admin()?;
     let network = Network::new(Layout::Loopback)?;
     let until = Instant::now() + Duration::from_secs(seconds);
     let over = AtomicBool::new(false);
@@ -70,9 +70,9 @@ fn a_day_in_miniature() -> Result<()> {
     Ok(())
 }
 
-fn configuration(admin: SocketAddr, backend: SocketAddr) -> String {
+fn configuration(backend: SocketAddr) -> String {
     format!(
-        "admin: {{ endpoint: \"{admin}\" }}\n\
+        "admin: {{ endpoint: \"127.0.0.1:0\" }}\n\
          filters:\n  - drop: {{ network.local.port: 3 }}\n\
          sampling:\n  rules:\n    - match: {{ tcp.reset.cause: refused_by_peer }}\n      ratio: 0.5\n\
          export:\n  console: \"off\"\n  otlp:\n    endpoint: \"http://{backend}\"\n    timeout: 2s\n\

@@ -12,13 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd};
-use reset_collector_tests::{
-    backend::{Backend, free_address},
-    collector::Collector,
-    flood,
-    metrics::Metrics,
-    require_root,
-};
+use reset_collector_tests::{backend::Backend, collector::Collector, flood, metrics::Metrics, require_root};
 use tempfile::TempDir;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -154,10 +148,11 @@ fn the_matrix() -> Result<()> {
 }
 
 fn by(protocol: &'static str, servers: &mut Servers, files: &Files) -> Result<()> {
-    let (admin, targets) = (free_address()?, servers.targets(protocol));
+    let targets = servers.targets(protocol);
     let file = files.path("collector.yaml");
-    fs::write(&file, configuration(admin, &targets, files))?;
+    fs::write(&file, configuration(&targets, files))?;
     let collector = Collector::start(&["--config", &file.to_string_lossy()], &[])?;
+    let admin = collector.admin()?;
     flood::refused(CLOSED, 5, 1);
     let mut wrong = Vec::new();
     for target in &targets {
@@ -260,9 +255,9 @@ impl Target {
     }
 }
 
-fn configuration(admin: SocketAddr, targets: &[Target], files: &Files) -> String {
+fn configuration(targets: &[Target], files: &Files) -> String {
     let mut text =
-        format!("admin: {{ endpoint: \"{admin}\" }}\nexport:\n  signals: [logs]\n  console: \"off\"\n  otlp:\n");
+        "admin: { endpoint: \"127.0.0.1:0\" }\nexport:\n  signals: [logs]\n  console: \"off\"\n  otlp:\n".to_owned();
     for target in targets {
         let tls = with_paths(target.row.tls, files.0.path());
         text += &format!(

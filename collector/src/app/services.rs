@@ -65,6 +65,7 @@ impl Services {
     pub(super) async fn start_telemetry(&mut self, started: &Started<'_>, sources: Arc<Sources>) -> Result<()> {
         if let Some(address) = started.settings.admin {
             let admin = Admin::bind(address, Arc::clone(&sources)).await?;
+            tracing::info!(event = "admin_listening", address = %admin.address()?, "admin endpoint listening");
             self.tasks.push(tokio::spawn(admin.run(self.stopped())));
         }
         let fixed = static_attributes(started.settings).into_iter();
