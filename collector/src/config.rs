@@ -1,7 +1,7 @@
-//! From a YAML file to valid [`Settings`], or to everything that is wrong with the file, each mistake at its place.
+//! Reads a YAML file into valid [`Settings`], or reports every mistake in it with its position.
 //!
-//! The keys stand in `config/sections.rs`. The YAML becomes a tree that knows its places, and the tree is walked key by
-//! key, so that one mistake does not hide the next. Bounded in time and memory whatever the file holds.
+//! The keys are defined in `config/sections.rs`. The YAML becomes a tree of nodes with positions ([`serde_yaml`]'s parser),
+//! and the tree is walked key by key, so that one mistake does not hide the next. Bounded in time and memory for any file.
 
 mod destination;
 mod diagnostic;
@@ -25,12 +25,12 @@ use std::{fs::File, io::Read, path::Path};
 use serde_json::{Value as Json, json};
 
 pub use crate::config::diagnostic::{ConfigErrors, Diagnostic, Severity};
-use crate::config::field_types::Codec;
+use crate::config::field_types::FieldType;
 use crate::config::reader::Reader;
 
 use crate::config::settings::Settings;
 
-/// Bytes of a file at most.
+/// Maximum size of a file.
 pub const MAX_FILE_SIZE: u64 = 1 << 20;
 
 /// A valid configuration.
@@ -38,7 +38,7 @@ pub const MAX_FILE_SIZE: u64 = 1 << 20;
 pub struct Config {
     /// The settings.
     pub settings: Settings,
-    /// What may not mean what was meant.
+    /// Settings that are valid, but may not do what was intended.
     pub warnings: Vec<Diagnostic>,
     /// The file, for errors that are found later.
     pub source: Source,
@@ -61,14 +61,18 @@ impl Source {
             return Diagnostic::of_file(&self.name, message, allowed).at_key(key);
         };
         let place = self.tree.node(self.tree.find(root, path)).place.clone();
-        diagnostic::located(&self.text, &self.name, diagnostic::Problem::error(place, key, message).allowed(allowed))
+        diagnostic::located(
+            &self.text,
+            &self.name,
+            diagnostic::RawDiagnostic::error(place, key, message).allowed(allowed),
+        )
     }
 }
 
-/// Reads a file, with the variables of this process's environment.
+/// Reads a file, with this process's environment.
 ///
 /// # Errors
-/// Everything that is wrong with the file, or why it cannot be read.
+/// Every mistake in the file, or why it cannot be read.
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let name = path.display().to_string();
     let of_file = |message: String, allowed: &str| ConfigErrors::from(Diagnostic::of_file(&name, message, allowed));
@@ -87,7 +91,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     parse_bytes(&bytes, &name, &|name| std::env::var(name).ok())
 }
 
-/// As [`parse`], of bytes that may be no text.
+/// As [`parse`], for bytes that may not be text.
 fn parse_bytes(bytes: &[u8], name: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigErrors> {
     let of_file = |message: String, allowed: &str| ConfigErrors::from(Diagnostic::of_file(name, message, allowed));
     if bytes.len() as u64 > MAX_FILE_SIZE {
@@ -108,10 +112,10 @@ fn parse_bytes(bytes: &[u8], name: &str, env: &dyn Fn(&str) -> Option<String>) -
     }
 }
 
-/// Reads a text. `name` is what messages call it; `env` gives variables.
+/// Reads a text. `name` is the name in messages; `env` looks up variables.
 ///
 /// # Errors
-/// Everything that is wrong with the text.
+/// Every mistake in the text.
 pub fn parse(text: &str, name: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigErrors> {
     if text.len() as u64 > MAX_FILE_SIZE {
         return Err(Diagnostic::of_file(name, "the file is larger than 1 MiB", "at most 1 MiB").into());
@@ -122,18 +126,18 @@ pub fn parse(text: &str, name: &str, env: &dyn Fn(&str) -> Option<String>) -> Re
         Ok(parsed) => parsed,
         Err(problem) => return Err(diagnostic::located(text, name, problem).into()),
     };
-    let mut problems = diagnostic::Problems::default();
+    let mut problems = diagnostic::Diagnostics::default();
     if let Some(root) = root {
         let mut reader = Reader::new(&tree, env);
         sections::File.read(&mut reader, root, &mut settings);
         sections::check(&mut reader, root, &settings);
-        problems = reader.into_problems();
+        problems = reader.into_diagnostics();
     }
     let warnings = diagnostic::diagnostics(text, name, problems)?;
     Ok(Config { settings, warnings, source: Source { name: name.to_owned(), text: text.to_owned(), tree, root } })
 }
 
-/// Settings as a file would have them, every key; values of headers redacted.
+/// The settings in the form of a file, with every key; values of headers are redacted.
 pub fn show(settings: &Settings) -> impl serde::Serialize + use<> {
     sections::File.show(settings)
 }

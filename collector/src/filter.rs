@@ -9,10 +9,10 @@ mod subsumption;
 
 use std::{fmt, sync::Arc};
 
-pub use crate::filter::condition::{Condition, End, FactSets, IPV4, IPV6, ResourceTest, Subject};
+pub use crate::filter::condition::{Condition, EnumSets, EvalContext, IPV4, IPV6, ResourceTest, Side};
 pub use crate::filter::pattern::Pattern;
-pub use crate::filter::range::{Network, Numbers, Ports};
-use crate::filter::subsumption::Prover;
+pub use crate::filter::range::{Network, NumberRange, Ports};
+use crate::filter::subsumption::SubsumptionProof;
 
 use crate::model::Reset;
 
@@ -20,29 +20,29 @@ use crate::model::Reset;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Filters {
     rules: Vec<Rule>,
-    /// Of each rule the sets outside of which it cannot match, packed: most rules are passed over by this one number.
+    /// For each rule the sets outside of which it cannot match, packed: most rules are skipped by this one number.
     bounds: Vec<u64>,
 }
 
 /// One rule of the filters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
-    /// What becomes of a reset that meets the condition: kept, or dropped.
+    /// Whether a matching reset is kept or dropped.
     pub keep: bool,
     /// The condition.
     pub condition: Condition,
 }
 
-/// What the filters say of a reset.
+/// The decision of the filters about a reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decision {
-    /// Whether the reset goes on.
+pub struct FilterDecision {
+    /// Whether the reset is kept.
     pub keep: bool,
     /// The rule that decided, counted from 0; `None` where none matched.
     pub rule: Option<usize>,
 }
 
-impl fmt::Display for Decision {
+impl fmt::Display for FilterDecision {
     /// `kept by filters[1]`
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -69,21 +69,21 @@ impl Filters {
         &self.rules
     }
 
-    /// What becomes of the reset.
-    pub fn decide(&self, reset: &Reset) -> Decision {
-        self.decide_subject(&Subject::new(reset))
+    /// Decides about a reset.
+    pub fn decide(&self, reset: &Reset) -> FilterDecision {
+        self.decide_subject(&EvalContext::new(reset))
     }
 
-    fn decide_subject(&self, subject: &Subject<'_>) -> Decision {
+    fn decide_subject(&self, subject: &EvalContext<'_>) -> FilterDecision {
         let mut rules = self.bounds.iter().zip(&self.rules);
         match rules.position(|(bounds, rule)| subject.is_within(*bounds) && rule.condition.matches(subject)) {
-            Some(rule) => Decision { keep: self.rules[rule].keep, rule: Some(rule) },
-            None => Decision { keep: true, rule: None },
+            Some(rule) => FilterDecision { keep: self.rules[rule].keep, rule: Some(rule) },
+            None => FilterDecision { keep: true, rule: None },
         }
     }
 }
 
-/// Gives each name of a resource attribute its slot in a [`Subject`], so that a set of rules looks it up once.
+/// Assigns each name of a resource attribute a slot in [`EvalContext`], so that a set of rules reads it once.
 #[derive(Default)]
 pub(crate) struct ResourceNames(Vec<Arc<str>>);
 
@@ -105,11 +105,11 @@ impl ResourceNames {
 }
 
 /// Pairs `(earlier, later)` where `later` can never decide, since `earlier` matches whatever it matches; and whether
-/// every pair was looked at. Each later rule stands once, with the first that shadows it.
+/// every pair was checked. Each later rule is listed once, with the first that shadows it.
 pub fn shadowed(conditions: &[&Condition]) -> (Vec<(usize, usize)>, bool) {
     /// Bounds the analysis of a hostile file to about a second; a thousand ordinary rules take a hundredth of it.
     const MAX_STEPS: usize = 100_000_000;
-    let prover = Prover::new(MAX_STEPS);
+    let prover = SubsumptionProof::new(MAX_STEPS);
     let shadow = |(later, condition): (usize, &&Condition)| {
         let earlier = conditions[..later].iter().position(|earlier| prover.covers(earlier, condition))?;
         Some((earlier, later))
@@ -118,11 +118,11 @@ pub fn shadowed(conditions: &[&Condition]) -> (Vec<(usize, usize)>, bool) {
     (pairs, !prover.is_exhausted())
 }
 
-/// Whether it is proven that no reset can meet the condition.
+/// Whether it is proven that no reset can match the condition.
 pub fn is_never(condition: &Condition) -> bool {
     /// Far more than a rule takes that a person wrote; thousands of hostile ones still take no more than a second.
     const MAX_STEPS: usize = 20_000;
-    Prover::new(MAX_STEPS).is_never(condition)
+    SubsumptionProof::new(MAX_STEPS).is_never(condition)
 }
 
 #[cfg(test)]

@@ -159,7 +159,7 @@ fn check_host_and_file(log: &Log, path: Option<&Path>, btf: Option<PathBuf>, for
         },
     };
     let program = |config: &Config| {
-        pushdown::compile(&config.settings.capture, &config.settings.filters, &pushdown::Knowledge::default())
+        pushdown::compile(&config.settings.capture, &config.settings.filters, &pushdown::KernelFacts::default())
     };
     let host = report::examine(btf.as_deref().unwrap_or(Path::new(KERNEL_BTF)));
     let text = match (&checked, format) {

@@ -2,6 +2,33 @@
 //!
 //! Does not know owners beyond what the record says ([`crate::enrich`]), nor traces ([`crate::correlate`]).
 
+/// Defines a closed list once: variant, name, meaning.
+macro_rules! named_list {
+    ($(#[$doc:meta])* $list:ident { $($item:ident $name:literal $meaning:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum $list { $(#[doc = $meaning] $item,)+ }
+        impl $list {
+            /// Every member, in order.
+            pub const ALL: &'static [Self] = &[$(Self::$item,)+];
+            /// The name that users see.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$item => $name,)+ }
+            }
+            /// What it means, for the reference pages.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$item => $meaning,)+ }
+            }
+            /// The member with this name.
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name { $($name => Some(Self::$item),)+ _ => None }
+            }
+        }
+    };
+}
+pub(crate) use named_list;
+
 pub mod address;
 pub mod attribute;
 pub mod cause;

@@ -32,7 +32,7 @@ use crate::{
     otlp::batch::{Batch, Batcher},
     pipeline::retraction::Doubts,
     pushdown,
-    sampler::{Sampler, Summary, Verdict},
+    sampler::{SampleDecision, Sampler, Summary},
 };
 
 /// How often to look whether a reset that waits for its span has it.
@@ -263,22 +263,22 @@ impl Pipeline {
             self.show_fate(&reset, &decision);
             return;
         }
-        let verdict = self.stages.sampler.judge(&mut reset, now.steady_ns());
+        let verdict = self.stages.sampler.decide(&mut reset, now.steady_ns());
         if self.stages.dry_run {
             self.show_fate(&reset, &format_args!("{decision}, {verdict}"));
             return;
         }
         match verdict {
-            Verdict::Keep { .. } => {
+            SampleDecision::Keep { .. } => {
                 let event = self.stages.builder.build(&reset);
                 self.stages.account.exemplars.keep(&reset, &event.contexts);
                 if hand_over(&event, &mut self.stages.console, &mut self.stages.outputs, now.instant) {
                     self.print();
                 }
             }
-            Verdict::SampledOut { .. } => self.tally.sampled_out += 1,
+            SampleDecision::SampledOut { .. } => self.tally.sampled_out += 1,
             // Still queued: the sampler keeps it for its summary.
-            Verdict::Held { .. } => {}
+            SampleDecision::Held { .. } => {}
         }
     }
 
@@ -362,10 +362,13 @@ mod tests {
         for step in [-HOUR, HOUR] {
             let limit = RateLimit { per_second: 1.0, burst: 1.0, group_by: Vec::new() };
             let mut sampler = Sampler::new(Sampling::new(Rate::PerSecond(limit), Vec::new()));
-            let mut judge = |now: Now| sampler.judge(&mut plain_reset(), now.steady_ns());
-            assert!(matches!(judge(now(0, 0)), Verdict::Keep { .. }), "the burst");
-            assert!(matches!(judge(now(1_000_000, step)), Verdict::Held { .. }), "a step fills no bucket");
-            assert!(matches!(judge(now(2_000_000_000, step)), Verdict::Keep { .. }), "nor does it stop its filling");
+            let mut judge = |now: Now| sampler.decide(&mut plain_reset(), now.steady_ns());
+            assert!(matches!(judge(now(0, 0)), SampleDecision::Keep { .. }), "the burst");
+            assert!(matches!(judge(now(1_000_000, step)), SampleDecision::Held { .. }), "a step fills no bucket");
+            assert!(
+                matches!(judge(now(2_000_000_000, step)), SampleDecision::Keep { .. }),
+                "nor does it stop its filling"
+            );
             assert_eq!(sampler.due_summaries(now(20_000_000_000, step).steady_ns()).len(), 1);
         }
     }

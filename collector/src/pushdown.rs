@@ -1,28 +1,26 @@
-//! Which of the filters the kernel can apply before it makes a record, compiled into its program of rules.
+//! Compiles the filters that the kernel can evaluate before it emits a record into its program of rules.
 //!
-//! Every filter becomes terms: conjunctions of tests that the kernel can make. A filter of such terms only is decided
-//! there. Of any other the kernel gets what must hold for it to match at all, with the verdict "stop": such a reset is
-//! left to user space, every other goes on to the next rule. So kernel and user space together always say what user
-//! space alone would say.
+//! Every filter becomes clauses: conjunctions of tests that the kernel supports. A filter that consists of such clauses is
+//! decided there. For any other the kernel gets the necessary conditions of a match, with the verdict "stop": a reset that
+//! matches them is left to user space, any other continues with the next rule. So kernel and user space together always
+//! decide as user space alone would.
 
-mod term;
+mod clause;
 
 use std::fmt;
 
-use crate::pushdown::term::{Term, terms};
+use crate::pushdown::clause::{Clause, clauses};
 use probes::rule::{self, FROM_CAPTURE, MAX_RULES};
 
 use crate::{
     config::settings::Capture,
-    filter::{FactSets, Filters},
+    filter::{EnumSets, Filters},
     model::{Cause, Direction, Origin, Reset},
 };
 
-/// What the running kernel and the probes know when they decide.
+/// Facts about the running kernel that filters depend on.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Knowledge<'a> {
-    /// A bit for each cause by number that the probes report but that user space may yet change.
-    pub undecided_causes: u32,
+pub struct KernelFacts<'a> {
     /// Reasons by [`rule::reason_key`], with their names as user space gives them; empty leaves filters on reasons to
     /// user space.
     pub reasons: &'a [(u32, &'a str)],
@@ -32,19 +30,19 @@ pub struct Knowledge<'a> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Program {
     rules: Vec<rule::Rule>,
-    places: Vec<Place>,
+    places: Vec<RunsIn>,
 }
 
 /// Where a filter runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// Wholly in the kernel.
+pub enum RunsIn {
+    /// Completely in the kernel.
     Kernel,
-    /// In the kernel for the resets that it can decide, in user space for the others.
+    /// In the kernel where it can decide, else in user space.
     Both,
     /// In user space.
     User,
-    /// In user space: it comes after this filter, of which the kernel knows nothing.
+    /// In user space: it comes after this filter, which the kernel cannot evaluate.
     After(usize),
     /// In user space: the kernel has nothing to drop from here on.
     NothingToDrop,
@@ -52,7 +50,7 @@ pub enum Place {
     Full,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for RunsIn {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kernel => formatter.write_str("in the kernel"),
@@ -68,32 +66,32 @@ impl fmt::Display for Place {
 }
 
 /// Compiles the switches under `capture` and the filters.
-pub fn compile(capture: &Capture, filters: &Filters, knowledge: &Knowledge<'_>) -> Program {
-    let mut writer = Writer { rules: Vec::new(), undecided_causes: knowledge.undecided_causes };
+pub fn compile(capture: &Capture, filters: &Filters, kernel: &KernelFacts<'_>) -> Program {
+    let mut writer = Writer { rules: Vec::new() };
     for facts in left_out(capture) {
-        writer.push(FROM_CAPTURE, rule::DROP, &Term::of(facts));
+        writer.push(FROM_CAPTURE, rule::DROP, &Clause::of(facts));
     }
     let mut places = Vec::with_capacity(filters.rules().len());
     for (source, filter) in filters.rules().iter().enumerate() {
         let Ok(source) = u16::try_from(source) else { break };
         if writer.is_closed() {
             let stopped_at = writer.rules.last().map_or(0, |last| usize::from(last.source));
-            places.push(if writer.is_full() { Place::Full } else { Place::After(stopped_at) });
+            places.push(if writer.is_full() { RunsIn::Full } else { RunsIn::After(stopped_at) });
             continue;
         }
-        let mut terms = terms(&filter.condition, knowledge);
-        terms.sort_by_key(|term| !term.exact);
+        let mut clauses = clauses(&filter.condition, kernel);
+        clauses.sort_by_key(|clause| !clause.exact);
         let verdict = if filter.keep { rule::KEEP } else { rule::DROP };
-        for term in &terms {
-            writer.push(source, if term.exact { verdict } else { rule::STOP }, term);
+        for clause in &clauses {
+            writer.push(source, if clause.exact { verdict } else { rule::STOP }, clause);
         }
-        places.push(match terms.iter().filter(|term| term.exact).count() {
-            count if count == terms.len() => Place::Kernel,
-            0 => Place::User,
-            _ => Place::Both,
+        places.push(match clauses.iter().filter(|clause| clause.exact).count() {
+            count if count == clauses.len() => RunsIn::Kernel,
+            0 => RunsIn::User,
+            _ => RunsIn::Both,
         });
     }
-    places.resize(filters.rules().len(), Place::Full);
+    places.resize(filters.rules().len(), RunsIn::Full);
     let is_full = writer.is_full();
     let mut rules = writer.finish();
     // Rules at the end that drop nothing are left out: where no rule matches, a record is made all the same.
@@ -102,10 +100,10 @@ pub fn compile(capture: &Capture, filters: &Filters, knowledge: &Knowledge<'_>) 
     for (source, place) in places.iter_mut().enumerate() {
         let in_program = rules.iter().any(|rule| usize::from(rule.source) == source);
         *place = match *place {
-            Place::Kernel | Place::Both if !in_program && is_full => Place::Full,
-            Place::Kernel | Place::Both if !in_program => Place::NothingToDrop,
-            // Some of its rules may have found no place.
-            Place::Kernel if is_full && last_source.is_some_and(|last| usize::from(last) == source) => Place::Both,
+            RunsIn::Kernel | RunsIn::Both if !in_program && is_full => RunsIn::Full,
+            RunsIn::Kernel | RunsIn::Both if !in_program => RunsIn::NothingToDrop,
+            // Some of its rules may not have fit.
+            RunsIn::Kernel if is_full && last_source.is_some_and(|last| usize::from(last) == source) => RunsIn::Both,
             place => place,
         };
     }
@@ -118,17 +116,17 @@ pub fn captured(capture: &Capture, reset: &Reset) -> bool {
 }
 
 /// The resets that the switches leave out.
-fn left_out(capture: &Capture) -> impl Iterator<Item = FactSets> + use<> {
+fn left_out(capture: &Capture) -> impl Iterator<Item = EnumSets> + use<> {
     let unmatched = 1_u32 << Cause::UnmatchedReset as u32;
     let firewall = 1_u8 << Origin::Firewall as u8;
     let transmit = 1_u8 << Direction::Transmit as u8;
     let receive = 1_u8 << Direction::Receive as u8;
-    let all = FactSets::ALL;
+    let all = EnumSets::ALL;
     [
-        (capture.sent, FactSets { directions: transmit, origins: all.origins & !firewall, ..all }),
-        (capture.received, FactSets { directions: receive, causes: all.causes & !unmatched, ..all }),
-        (capture.firewall, FactSets { directions: transmit, origins: firewall, ..all }),
-        (capture.unmatched, FactSets { directions: receive, causes: unmatched, ..all }),
+        (capture.sent, EnumSets { directions: transmit, origins: all.origins & !firewall, ..all }),
+        (capture.received, EnumSets { directions: receive, causes: all.causes & !unmatched, ..all }),
+        (capture.firewall, EnumSets { directions: transmit, origins: firewall, ..all }),
+        (capture.unmatched, EnumSets { directions: receive, causes: unmatched, ..all }),
     ]
     .into_iter()
     .filter_map(|(on, facts)| (!on).then_some(facts))
@@ -153,13 +151,13 @@ impl Program {
     }
 
     /// Where each filter runs, in their order.
-    pub fn places(&self) -> &[Place] {
+    pub fn places(&self) -> &[RunsIn] {
         &self.places
     }
 
     /// Lines for `check`: which rule runs where.
     pub fn report(&self) -> String {
-        let mut report = format!("the kernel applies {} of at most {MAX_RULES} rules\n", self.rules.len());
+        let mut report = format!("the kernel evaluates {} of up to {MAX_RULES} rules\n", self.rules.len());
         for rule in self.rules.iter().filter(|rule| rule.source == FROM_CAPTURE) {
             let what = match (rule.directions, rule.origins) {
                 (_, origins) if origins == 1 << Origin::Firewall as u8 => "firewall",
@@ -176,27 +174,17 @@ impl Program {
     }
 }
 
-/// Writes terms as rules, until the program is full or a rule stops everything.
+/// Writes clauses as rules, until the program is full or a rule stops everything.
 struct Writer {
     rules: Vec<rule::Rule>,
-    undecided_causes: u32,
 }
 
 impl Writer {
-    fn push(&mut self, source: u16, verdict: u8, term: &Term) {
-        if self.undecided_causes == 0 || term.facts.causes == FactSets::ALL.causes {
-            return self.push_decided(source, verdict, term);
-        }
-        // The cause may yet become one of the term's: such a reset is left to user space if the rest holds.
-        self.push_decided(source, rule::STOP, &term.with_causes(self.undecided_causes));
-        self.push_decided(source, verdict, &term.with_causes(term.facts.causes & !self.undecided_causes));
-    }
-
-    fn push_decided(&mut self, source: u16, verdict: u8, term: &Term) {
-        if term.facts.is_empty() {
+    fn push(&mut self, source: u16, verdict: u8, clause: &Clause) {
+        if clause.facts.is_empty() {
             return;
         }
-        for mut rule in term.rules() {
+        for mut rule in clause.rules() {
             if self.is_closed() {
                 return;
             }
@@ -215,7 +203,7 @@ impl Writer {
         self.rules.len() > MAX_RULES
     }
 
-    /// The program; one that was too long stops at its last place, for user space to go on.
+    /// The program; one that was too long stops at its last rule, and user space continues.
     fn finish(mut self) -> Vec<rule::Rule> {
         if self.is_full() {
             self.rules.truncate(MAX_RULES - 1);
@@ -228,7 +216,7 @@ impl Writer {
 }
 
 fn matches_all(rule: &rule::Rule) -> bool {
-    let all = FactSets::ALL;
+    let all = EnumSets::ALL;
     rule.tests == 0
         && rule.causes & all.causes == all.causes
         && rule.states & all.states == all.states

@@ -1,7 +1,7 @@
-//! How many of the kept resets go on: a share of them, or so many a second.
+//! Which of the kept resets are exported: a share of them, or a number per second.
 //!
-//! The weights of what goes on always add up to what came in: a reset kept at a ratio stands for its share of the others;
-//! what a limit holds back is told later by one of those resets, which stands for all of them.
+//! The adjusted counts of the exported resets always add up to the number of resets: a reset kept at a ratio represents its
+//! share of the others; a rate limit later emits one of the suppressed resets, which represents all of them.
 //!
 //! Pure: the time is an argument. Randomness only keys the hashes.
 
@@ -17,7 +17,7 @@ use std::{
 use crate::sampler::buckets::Buckets;
 
 use crate::{
-    filter::{Condition, Subject},
+    filter::{Condition, EvalContext},
     model::resource::ResourceValue,
     model::{
         Reset, TraceMethod,
@@ -36,13 +36,13 @@ pub struct Sampling {
 /// One sampling rule.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
-    /// Which resets.
+    /// The resets that it applies to.
     pub condition: Condition,
-    /// How many of them.
+    /// How many of them are exported.
     pub rate: Rate,
 }
 
-/// How many resets go on.
+/// How many resets are exported.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Rate {
     /// This share of them.
@@ -83,7 +83,7 @@ impl Ratio {
         self.share
     }
 
-    /// What a kept reset stands for, where this one of the 56-bit numbers is kept.
+    /// The adjusted count of a reset with this 56-bit number, if it is kept.
     fn weight(self, random: u64) -> Option<f64> {
         (random >= self.threshold).then(|| RANDOM_VALUES as f64 / (RANDOM_VALUES - self.threshold) as f64)
     }
@@ -129,15 +129,15 @@ impl Sampling {
     }
 }
 
-/// What the sampler says of a reset. The rule is counted from 0; `None` is the default.
+/// The decision of the sampler about a reset. The rule is counted from 0; `None` is the default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It goes on, with its weight.
+pub enum SampleDecision {
+    /// It is exported, with its adjusted count.
     Keep {
         /// The rule that decided.
         rule: Option<usize>,
     },
-    /// It does not go on; others stand for it.
+    /// It is not exported; others represent it.
     SampledOut {
         /// The rule that decided.
         rule: Option<usize>,
@@ -150,7 +150,7 @@ pub enum Verdict {
     },
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for SampleDecision {
     /// `sampled out by sampling.rules[0]`
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (what, rule) = match self {
@@ -165,10 +165,10 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// What a limit suppressed, told by one reset.
+/// The resets that a rate limit suppressed, represented by one of them.
 #[derive(Clone, Debug)]
 pub struct Summary {
-    /// The first of them, to go on as it is: its weight is that of all.
+    /// The first of them, with the adjusted count of all.
     pub reset: Reset,
     /// How many records there were, this one with them.
     pub suppressed: u64,
@@ -187,7 +187,7 @@ impl Summary {
     }
 }
 
-/// A summary of a key tells at least so much time.
+/// Minimum time between summaries of a key.
 pub const SUMMARY_INTERVAL_NS: u64 = 10_000_000_000;
 
 /// Samples resets by its rules; its memory is bounded, whatever the number of keys.
@@ -204,51 +204,51 @@ impl Sampler {
         Self { sampling, buckets: Buckets::new(MAX_KEYS), hashes: RandomState::new() }
     }
 
-    /// Whether the reset goes on; sets its weight. `now_ns` is of a clock that does not go back, the same at every call.
-    pub fn judge(&mut self, reset: &mut Reset, now_ns: u64) -> Verdict {
-        let subject = Subject::new(reset);
+    /// Whether the reset is exported; sets its adjusted count. `now_ns` is from a monotonic clock, the same at every call.
+    pub fn decide(&mut self, reset: &mut Reset, now_ns: u64) -> SampleDecision {
+        let subject = EvalContext::new(reset);
         let rule = self.sampling.rules.iter().position(|rule| rule.condition.matches(&subject));
         match self.sampling.rate(rule) {
             Rate::Ratio(ratio) => match ratio.weight(randomness(reset)) {
                 Some(weight) => {
                     reset.adjusted_count *= weight;
-                    Verdict::Keep { rule }
+                    SampleDecision::Keep { rule }
                 }
-                None => Verdict::SampledOut { rule },
+                None => SampleDecision::SampledOut { rule },
             },
             Rate::PerSecond(limit) => {
                 let key = key(&self.hashes, rule, &limit.group_by, reset);
                 match self.buckets.take(key, rule, limit, reset, now_ns) {
-                    buckets::Taken::Yes => Verdict::Keep { rule },
-                    buckets::Taken::Held => Verdict::Held { rule },
-                    buckets::Taken::Counted => Verdict::SampledOut { rule },
+                    buckets::TokenResult::Yes => SampleDecision::Keep { rule },
+                    buckets::TokenResult::Held => SampleDecision::Held { rule },
+                    buckets::TokenResult::Counted => SampleDecision::SampledOut { rule },
                 }
             }
         }
     }
 
-    /// What is to be told by now of what limits suppressed: to be asked about once a second.
+    /// The summaries that are due; to be called about once a second.
     pub fn due_summaries(&mut self, now_ns: u64) -> Vec<Summary> {
         self.buckets.summaries(|held_since_ns| held_since_ns.saturating_add(SUMMARY_INTERVAL_NS) <= now_ns)
     }
 
-    /// All that is still to be told, at the end or before new rules take over.
+    /// All remaining summaries, at the end or before new rules apply.
     pub fn drain(&mut self) -> Vec<Summary> {
         self.buckets.summaries(|_| true)
     }
 
-    /// Resets that are held: they are queued.
+    /// Number of suppressed resets that wait for their summary.
     pub fn held(&self) -> usize {
         self.buckets.held()
     }
 
-    /// Resets that found the table of keys full and met the bucket that all such share.
+    /// Resets whose key had no bucket because the table was full, and that used the shared one.
     pub fn overflowed(&self) -> u64 {
         self.buckets.overflowed()
     }
 }
 
-/// Keys with a bucket of their own at most: 8,192 of about 0.6 kB while they hold a reset.
+/// Maximum number of keys with a bucket of their own, of about 0.6 kB each with a suppressed reset.
 const MAX_KEYS: usize = 8_192;
 
 /// 56 bits: of the trace id, so that a trace is kept or dropped whole; else of the connection, the same seen from either
@@ -289,8 +289,8 @@ fn mix(word: u64) -> u64 {
     word ^ (word >> 31)
 }
 
-/// A hash in place of the values, so that a key's size does not depend on them. Keyed anew in every run, so that nobody
-/// can make keys that collide.
+/// A hash in place of the values, so that a key's size does not depend on them. Keyed anew in every run, so that colliding
+/// keys cannot be constructed.
 fn key(hashes: &RandomState, rule: Option<usize>, group_by: &[Key], reset: &Reset) -> u64 {
     let mut hasher = hashes.build_hasher();
     rule.hash(&mut hasher);

@@ -1,4 +1,4 @@
-//! Configuration files as people write them: the reference, the design's example, and broken ones with what is said.
+//! Configuration files: the reference, an example of every section, and broken files with their errors.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
@@ -33,7 +33,7 @@ fn parse(text: &str) -> Result<Config, ConfigErrors> {
     config::parse(text, "reset-collector.yaml", &env)
 }
 
-/// What `load` says of these bytes, the path left out.
+/// The error of `load` for these bytes, without the path.
 fn load_error(bytes: &[u8]) -> String {
     let path = std::env::temp_dir().join(format!("reset-collector-config-{}-{:p}", std::process::id(), bytes));
     fs::write(&path, bytes).unwrap();

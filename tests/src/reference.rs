@@ -182,7 +182,7 @@ fn attributes() -> String {
          counted under one.\n\n| reason | what happened, and what helps |\n| --- | --- |\n",
     );
     for reason in DropReason::ALL {
-        put(&mut page, format_args!("| `{}` | {} |\n", reason.word(), cell(reason.meaning())));
+        put(&mut page, format_args!("| `{}` | {} |\n", reason.name(), cell(reason.meaning())));
     }
     put(
         &mut page,

@@ -26,7 +26,7 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Longer than any stage of the pipeline holds a reset without traces.
+/// Longer than any stage of the pipeline delays a reset without traces.
 const SETTLE_DELAY: Duration = Duration::from_millis(180);
 /// Of the actor's last reset.
 const LAST_PORT: u16 = 41099;
@@ -142,12 +142,12 @@ impl Bench {
         Ok(records)
     }
 
-    /// Whether exactly those resets are kept that meet a condition, and then exactly the others.
+    /// Whether exactly the resets that match a condition are kept, and then exactly the others.
     fn try_rule(&mut self, all: &[Record], condition: &str, meets: impl Fn(&Record) -> bool) -> Result<()> {
         for keeps in [true, false] {
             let expected: BTreeSet<_> = all.iter().filter(|record| meets(record) == keeps).map(identity).collect();
             let (first, then) = if keeps { ("keep", "drop") } else { ("drop", "keep") };
-            // A rule after one that every reset meets is refused.
+            // A rule after one that matches every reset is refused.
             let rest = if condition == ALWAYS_MET {
                 String::new()
             } else {

@@ -15,7 +15,7 @@ use crate::{
     host::{report, selftest},
     kernel::{KERNEL_BTF, Kernel, ReasonTables, http_trace, plan, vintage},
     model::{Decoder, reason::ReasonNames},
-    pushdown::{self, Knowledge, Program},
+    pushdown::{self, KernelFacts, Program},
 };
 
 pub(super) fn attach(settings: &Settings, options: &Options) -> Result<Kernel> {
@@ -51,7 +51,7 @@ pub(super) fn program(settings: &Settings, reasons: &ReasonTables) -> Program {
     };
     let named: Vec<(u32, String)> = keys(&reasons.reset, false).into_iter().chain(keys(&reasons.drop, true)).collect();
     let reasons: Vec<(u32, &str)> = named.iter().map(|(key, name)| (*key, name.as_str())).collect();
-    pushdown::compile(&settings.capture, &settings.filters, &Knowledge { undecided_causes: 0, reasons: &reasons })
+    pushdown::compile(&settings.capture, &settings.filters, &KernelFacts { reasons: &reasons })
 }
 
 /// With BTF that is not the running kernel's own: provokes resets that must be decoded correctly, else the probes misread.

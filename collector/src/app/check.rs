@@ -53,9 +53,9 @@ pub fn preflight(config: &Config) -> Result<(), ConfigErrors> {
     if diagnostics.is_empty() { Ok(()) } else { Err(ConfigErrors { diagnostics, left_out: 0 }) }
 }
 
-/// Why a queue cannot be in this directory, whoever runs the collector.
+/// Why a queue cannot be in this directory, for any user.
 fn storage_problem(directory: &Path) -> Option<String> {
-    /// File systems of the kernel that hold no data (include/uapi/linux/magic.h).
+    /// File systems that store no data (include/uapi/linux/magic.h).
     const NO_DATA: &[(u64, &str)] = &[
         (0x9fa0, "procfs"),
         (0x6265_6572, "sysfs"),
@@ -70,7 +70,7 @@ fn storage_problem(directory: &Path) -> Option<String> {
     }
     let kind = u64::try_from(rustix::fs::statfs(existing).ok()?.f_type).ok()?;
     let (_, name) = NO_DATA.iter().find(|(magic, _)| *magic == kind)?;
-    Some(format!("`{}` is on {name}, which holds no data", existing.display()))
+    Some(format!("`{}` is on {name}, which stores no data", existing.display()))
 }
 
 /// The JSON Schema of the file, for editors.
@@ -120,7 +120,7 @@ struct Report<'a, S: Serialize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pushdown::{Knowledge, compile};
+    use crate::pushdown::{KernelFacts, compile};
 
     fn parse(text: &str) -> Result<Config, ConfigErrors> {
         config::parse(text, "f.yaml", &|_| None)
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn a_valid_file_says_which_filter_runs_where() {
         let config = parse("filters: [{ drop: { network.local.port: 22 } }, { drop: { service.name: a } }]").unwrap();
-        let program = compile(&config.settings.capture, &config.settings.filters, &Knowledge::default());
+        let program = compile(&config.settings.capture, &config.settings.filters, &KernelFacts::default());
         let text = text(&config, &program);
         assert!(text.contains("filters[0] in the kernel\n"), "{text}");
         assert!(text.contains("filters[1] in user space: it tests what the kernel does not know\n"), "{text}");

@@ -138,18 +138,7 @@ fn distance(word: &str, name: &str) -> usize {
     if name.contains(word) && word.len() >= SHORTEST_PART || word.contains(name) {
         return 1;
     }
-    let (word, name) = (word.as_bytes(), name.as_bytes());
-    let mut row: Vec<usize> = (0..=name.len()).collect();
-    for (i, letter) in word.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for j in 0..name.len() {
-            let replaced = diagonal + usize::from(*letter != name[j]);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[name.len()]
+    strsim::levenshtein(word, name)
 }
 
 #[cfg(test)]

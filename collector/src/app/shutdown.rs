@@ -12,7 +12,7 @@ use tokio::{
 use crate::{
     app::{capture, run::Options},
     config::{
-        reload::{self, NewSettings, POLL_INTERVAL, Reload, Watch},
+        reload::{self, FileWatcher, NewSettings, POLL_INTERVAL, Reload},
         settings::Settings,
     },
     export::line_writer::LineWriter,
@@ -78,7 +78,7 @@ impl Control<'_> {
     pub async fn run_until_shutdown(&self, listeners: Listeners) {
         let Listeners { mut end, mut interrupt, mut counts, mut hangup } = listeners;
         let mut running = self.settings.clone();
-        let mut watch = self.options.config.clone().map(Watch::new);
+        let mut watch = self.options.config.clone().map(FileWatcher::new);
         let ticker = |period| {
             let mut ticker = interval(period);
             ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -98,10 +98,10 @@ impl Control<'_> {
                 _ = interrupt.recv() => break,
                 _ = counts.recv() => log_counts(self.counters),
                 _ = hangup.recv() => {
-                    watch.iter_mut().for_each(Watch::mark_seen);
+                    watch.iter_mut().for_each(FileWatcher::mark_seen);
                     read_again = true;
                 }
-                _ = file.tick(), if watch.is_some() => read_again |= watch.as_mut().is_some_and(Watch::has_changed),
+                _ = file.tick(), if watch.is_some() => read_again |= watch.as_mut().is_some_and(FileWatcher::has_changed),
                 read = async { reading.as_mut()?.await.ok() }, if reading.is_some() => {
                     reading = None;
                     self.notifier.ready(self.apply_reload(read.flatten(), &mut running));

@@ -1,4 +1,4 @@
-//! The keys under `export.otlp`, with the names that OpenTelemetry Collector's users know.
+//! The keys under `export.otlp`, named as in the OpenTelemetry Collector.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use crate::config::settings::{
 use crate::config::{
     exposure,
     field_types::{
-        Codec, FilePath, OrNull, Shown, Switch, Word, count, or_variable, period, read_scalar, show_duration, size,
+        BoolField, DumpValue, FieldType, FilePath, Keyword, OrNull, count, or_variable, period, read_scalar,
+        show_duration, size,
     },
     reader::{Hint, Reader, listed, shortened},
     sections::{MULTIPLIER, file_or_null, key_schema, mapping_schema, section, text_or_null},
@@ -24,9 +25,9 @@ section! {
     DestinationSection(destination: Destination) {
         "endpoint" => destination.endpoint, Url, "Scheme, host and port; for HTTP optionally a path, to which /v1/logs and so on are appended. http:// does not use TLS, https:// does; unix:///PATH is a Unix socket.";
         "signals" => destination.signals, OrNull(SignalList, || NO_SIGNALS), "Which of export.signals this destination gets; null is all of them.";
-        "protocol" => destination.protocol, Word(PROTOCOLS), "OTLP over gRPC, or protobuf over HTTP.";
+        "protocol" => destination.protocol, Keyword(PROTOCOLS), "OTLP over gRPC, or protobuf over HTTP.";
         "headers" => destination.headers, Headers, "Headers of every request; their values are never shown.";
-        "compression" => destination.compression, Word(COMPRESSIONS), "How requests are compressed.";
+        "compression" => destination.compression, Keyword(COMPRESSIONS), "How requests are compressed.";
         "timeout" => destination.timeout, period(1, 600), "Timeout of one request.";
         "tls" => destination.tls, TlsSection, "TLS, used with https://.";
         "retry_on_failure" => destination.retry, RetrySection, "How failed requests are retried.";
@@ -62,7 +63,7 @@ section! {
         "cert_file" => tls.cert_file, file_or_null(), "Client certificate (PEM).";
         "key_file" => tls.key_file, file_or_null(), "Client key (PEM).";
         "server_name_override" => tls.server_name_override, text_or_null(), "Expected name in the server's certificate, if it is not the endpoint's host.";
-        "insecure_skip_verify" => tls.insecure_skip_verify, Switch, "Accept any server certificate.";
+        "insecure_skip_verify" => tls.insecure_skip_verify, BoolField, "Accept any server certificate.";
         "reload_interval" => tls.reload_interval, OrNull(period(1_000, 31_536_000), || Duration::ZERO), "Interval at which the files are read again; null is never.";
     } hints {
         "insecure" => "the scheme of the endpoint decides: http:// does not use TLS";
@@ -80,7 +81,7 @@ section! {
 section! {
     /// `retry_on_failure`
     RetrySection(retry: Retry) {
-        "enabled" => retry.enabled, Switch, "Whether failed requests are retried.";
+        "enabled" => retry.enabled, BoolField, "Whether failed requests are retried.";
         "initial_interval" => retry.initial_interval, period(1, 3_600), "Delay before the first retry.";
         "max_interval" => retry.max_interval, period(1, 86_400), "Maximum delay between retries.";
         "max_elapsed_time" => retry.max_elapsed_time, period(0, 31_536_000), "Time after which a request is dropped; 0s is never.";
@@ -95,7 +96,7 @@ section! {
     QueueSection(queue: Queue) {
         "queue_size" => queue.size, count(1, 100_000_000), "Maximum number of queued resets.";
         "num_consumers" => queue.consumers, count(1, 1_024), "Maximum concurrent requests.";
-        "on_overflow" => queue.on_overflow, Word(ON_OVERFLOW), "Which batch is dropped when the queue is full: the oldest, or the one that does not fit.";
+        "on_overflow" => queue.on_overflow, Keyword(ON_OVERFLOW), "Which batch is dropped when the queue is full: the oldest, or the one that does not fit.";
         "storage" => queue.storage, OrNull(StorageSection, Storage::default), "The queue on disk; null keeps it in memory.";
     } hints {
         "when_full" => "it is now `on_overflow`";
@@ -121,7 +122,7 @@ section! {
     }
 }
 
-impl Codec for StorageSection {
+impl FieldType for StorageSection {
     type Value = Storage;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Storage) {
@@ -136,7 +137,7 @@ impl Codec for StorageSection {
         }
     }
 
-    fn show(&self, value: &Storage) -> Shown {
+    fn show(&self, value: &Storage) -> DumpValue {
         StorageKeys.show(value)
     }
 
@@ -167,7 +168,7 @@ section! {
     }
 }
 
-/// `export.otlp`: one destination, or a list; null is none.
+/// `export.otlp`: one destination, or a list; null is an empty list.
 pub(super) struct Destinations;
 
 impl Destinations {
@@ -191,7 +192,7 @@ impl Destinations {
     }
 }
 
-/// What must hold between the endpoint and the protocol.
+/// Checks the endpoint against the protocol.
 fn check_endpoint(reader: &mut Reader<'_>, node: NodeId, destination: &Destination) {
     let Ok(uri) = destination.endpoint.parse::<hyper::Uri>() else { return };
     let node = reader.find(node, &["endpoint"]);
@@ -219,7 +220,7 @@ fn check_endpoint(reader: &mut Reader<'_>, node: NodeId, destination: &Destinati
     }
 }
 
-/// What must hold between the keys of a destination.
+/// Checks the keys of a destination against each other.
 fn check(reader: &mut Reader<'_>, node: NodeId, destination: &Destination) {
     check_endpoint(reader, node, destination);
     exposure::check(reader, node, destination);
@@ -250,7 +251,7 @@ fn check(reader: &mut Reader<'_>, node: NodeId, destination: &Destination) {
     }
 }
 
-impl Codec for Destinations {
+impl FieldType for Destinations {
     type Value = Vec<Destination>;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Self::Value) {
@@ -271,11 +272,11 @@ impl Codec for Destinations {
         *value = items.iter().enumerate().map(read).collect();
     }
 
-    fn show(&self, value: &Self::Value) -> Shown {
+    fn show(&self, value: &Self::Value) -> DumpValue {
         match value.as_slice() {
-            [] => Shown::Null,
+            [] => DumpValue::Null,
             [one] => DestinationSection.show(one),
-            several => Shown::List(several.iter().map(|one| DestinationSection.show(one)).collect()),
+            several => DumpValue::List(several.iter().map(|one| DestinationSection.show(one)).collect()),
         }
     }
 
@@ -301,7 +302,7 @@ impl SignalList {
     const WORDS: &'static [&'static str] = &["logs", "traces", "metrics"];
 }
 
-impl Codec for SignalList {
+impl FieldType for SignalList {
     type Value = Signals;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Signals) {
@@ -326,10 +327,10 @@ impl Codec for SignalList {
         *value = signals;
     }
 
-    fn show(&self, value: &Signals) -> Shown {
+    fn show(&self, value: &Signals) -> DumpValue {
         let on = [value.logs, value.traces, value.metrics];
         let words = Self::WORDS.iter().zip(on).filter(|(_, on)| *on);
-        Shown::List(words.map(|(word, _)| Shown::Text((*word).to_owned())).collect())
+        DumpValue::List(words.map(|(word, _)| DumpValue::Text((*word).to_owned())).collect())
     }
 
     fn schema(&self) -> Json {
@@ -340,7 +341,7 @@ impl Codec for SignalList {
 /// An endpoint of OTLP.
 struct Url;
 
-impl Codec for Url {
+impl FieldType for Url {
     type Value = String;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut String) {
@@ -358,8 +359,8 @@ impl Codec for Url {
         });
     }
 
-    fn show(&self, value: &String) -> Shown {
-        Shown::Text(value.clone())
+    fn show(&self, value: &String) -> DumpValue {
+        DumpValue::Text(value.clone())
     }
 
     fn schema(&self) -> Json {
@@ -367,10 +368,10 @@ impl Codec for Url {
     }
 }
 
-/// Headers; their values are secrets, and no message repeats them.
+/// Headers; their values are secrets and appear in no message.
 struct Headers;
 
-impl Codec for Headers {
+impl FieldType for Headers {
     type Value = Vec<(String, Secret)>;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Self::Value) {
@@ -400,8 +401,8 @@ impl Codec for Headers {
         *value = headers;
     }
 
-    fn show(&self, value: &Self::Value) -> Shown {
-        Shown::Map(value.iter().map(|(name, _)| (name.clone(), Shown::Text("[redacted]".into()))).collect())
+    fn show(&self, value: &Self::Value) -> DumpValue {
+        DumpValue::Map(value.iter().map(|(name, _)| (name.clone(), DumpValue::Text("[redacted]".into()))).collect())
     }
 
     fn schema(&self) -> Json {
@@ -412,7 +413,7 @@ impl Codec for Headers {
 /// `always`, `never`, or an interval.
 struct Fsync;
 
-impl Codec for Fsync {
+impl FieldType for Fsync {
     type Value = FsyncPolicy;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut FsyncPolicy) {
@@ -426,8 +427,8 @@ impl Codec for Fsync {
         });
     }
 
-    fn show(&self, value: &FsyncPolicy) -> Shown {
-        Shown::Text(match value {
+    fn show(&self, value: &FsyncPolicy) -> DumpValue {
+        DumpValue::Text(match value {
             FsyncPolicy::Always => "always".into(),
             FsyncPolicy::Never => "never".into(),
             FsyncPolicy::Interval(often) => show_duration(*often),

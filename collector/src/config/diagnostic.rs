@@ -4,19 +4,19 @@
 
 use std::{fmt, ops::Range};
 
-/// Problems of one file that are kept at most; the others are counted.
+/// Maximum number of diagnostics per file; further ones are only counted.
 const MAX_KEPT: usize = 50;
-/// Characters of a line that are shown at most.
+/// Maximum number of characters shown of a line.
 const MAX_LINE: usize = 160;
 
 /// A part of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct YamlPos {
     bytes: Range<usize>,
     line: usize,
 }
 
-impl Place {
+impl YamlPos {
     /// The bytes, and the line on which they begin, counted from 1.
     pub(super) fn new(bytes: Range<usize>, line: usize) -> Self {
         Self { bytes, line }
@@ -29,20 +29,20 @@ impl Place {
 
 /// A mistake, before it is known how to show it.
 #[derive(Clone, Debug)]
-pub(super) struct Problem {
-    place: Place,
+pub(super) struct RawDiagnostic {
+    place: YamlPos,
     path: String,
     message: String,
     allowed: Option<String>,
     is_warning: bool,
 }
 
-impl Problem {
-    pub(super) fn error(place: Place, path: impl Into<String>, message: impl Into<String>) -> Self {
+impl RawDiagnostic {
+    pub(super) fn error(place: YamlPos, path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { place, path: path.into(), message: message.into(), allowed: None, is_warning: false }
     }
 
-    pub(super) fn warning(place: Place, path: impl Into<String>, message: impl Into<String>) -> Self {
+    pub(super) fn warning(place: YamlPos, path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { is_warning: true, ..Self::error(place, path, message) }
     }
 
@@ -54,19 +54,19 @@ impl Problem {
 
 /// The problems of a file: as many as anybody reads, and how many more there are.
 #[derive(Debug, Default)]
-pub(super) struct Problems {
-    kept: Vec<Problem>,
+pub(super) struct Diagnostics {
+    kept: Vec<RawDiagnostic>,
     left_out: usize,
     errors: usize,
 }
 
-impl Problems {
+impl Diagnostics {
     /// Errors, without the warnings.
     pub(super) fn errors(&self) -> usize {
         self.errors
     }
 
-    pub(super) fn push(&mut self, problem: Problem) {
+    pub(super) fn push(&mut self, problem: RawDiagnostic) {
         self.errors += usize::from(!problem.is_warning);
         if self.kept.len() < MAX_KEPT {
             return self.kept.push(problem);
@@ -79,7 +79,7 @@ impl Problems {
     }
 }
 
-/// A mistake in a configuration file, or a doubt about it.
+/// An error in a configuration file, or a warning.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Diagnostic {
     /// `error`, or `warning`: the file is valid, but may not mean what was meant.
@@ -96,10 +96,10 @@ pub struct Diagnostic {
     pub message: String,
     /// What is allowed, or what to do.
     pub allowed: Option<String>,
-    /// The line itself, with secrets taken out.
+    /// The line, with secrets masked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Where in `text` the caret stands, counted from 0, and how many characters of it are meant.
+    /// Column of the caret in `text`, counted from 0, and its width in characters.
     #[serde(skip)]
     caret: usize,
     #[serde(skip)]
@@ -194,8 +194,8 @@ fn shown(diagnostics: &[Diagnostic], left_out: usize) -> String {
 }
 
 /// The problems as they are shown, in the order of the file: the errors, or where there is none the warnings.
-pub(super) fn diagnostics(text: &str, file: &str, problems: Problems) -> Result<Vec<Diagnostic>, ConfigErrors> {
-    let Problems { kept: mut problems, left_out, .. } = problems;
+pub(super) fn diagnostics(text: &str, file: &str, problems: Diagnostics) -> Result<Vec<Diagnostic>, ConfigErrors> {
+    let Diagnostics { kept: mut problems, left_out, .. } = problems;
     if problems.is_empty() {
         return Ok(Vec::new());
     }
@@ -207,16 +207,16 @@ pub(super) fn diagnostics(text: &str, file: &str, problems: Problems) -> Result<
 }
 
 /// One problem with its line.
-pub(super) fn located(text: &str, file: &str, problem: Problem) -> Diagnostic {
+pub(super) fn located(text: &str, file: &str, problem: RawDiagnostic) -> Diagnostic {
     located_in(text, file, problem, &secret_ranges(text))
 }
 
-fn located_in(text: &str, file: &str, problem: Problem, secrets: &[Range<usize>]) -> Diagnostic {
+fn located_in(text: &str, file: &str, problem: RawDiagnostic, secrets: &[Range<usize>]) -> Diagnostic {
     let start = text.floor_char_boundary(problem.place.bytes.start);
     let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
     let line_end = text[start..].find('\n').map_or(text.len(), |newline| start + newline);
     let end = text.floor_char_boundary(problem.place.bytes.end).clamp(start, line_end);
-    let shown = ShownLine::new(text, line_start..line_end, start..end, secrets);
+    let shown = SourceLine::new(text, line_start..line_end, start..end, secrets);
     Diagnostic {
         severity: if problem.is_warning { Severity::Warning } else { Severity::Error },
         file: file.to_owned(),
@@ -231,21 +231,21 @@ fn located_in(text: &str, file: &str, problem: Problem, secrets: &[Range<usize>]
     }
 }
 
-struct ShownLine {
+struct SourceLine {
     text: String,
     column: usize,
     caret: usize,
     width: usize,
 }
 
-impl ShownLine {
+impl SourceLine {
     /// A line with its secrets masked, character for character; of a long line, the part around what is meant.
     fn new(text: &str, line: Range<usize>, meant: Range<usize>, secrets: &[Range<usize>]) -> Self {
         /// Characters before what is meant in a long line.
         const BEFORE: usize = 40;
         const CUT: &str = "... ";
         let column = 1 + text[line.start..meant.start].chars().count();
-        // Secrets end with their line, so those of this line stand together.
+        // A secret ends with its line, so the secrets of this line are adjacent.
         let first = secrets.partition_point(|secret| secret.start < line.start);
         let secrets = &secrets[first..first + secrets[first..].partition_point(|secret| secret.start < line.end)];
         let is_secret = |offset: usize| secrets.iter().any(|secret| secret.contains(&offset));
@@ -267,9 +267,9 @@ impl ShownLine {
     }
 }
 
-/// The parts of a file that may be secrets: what stands under `headers`, after any key that sounds like one, and before
-/// the `@` of a URL. Found in the text and not in the tree, since a file that is no YAML has secrets too; so rather too
-/// much than too little.
+/// The parts of a file that may be secrets: everything below `headers`, after a key that sounds like a secret, and before
+/// the `@` of a URL. Found in the text instead of the tree, since a file that is not YAML has secrets too; so it masks
+/// rather too much than too little.
 fn secret_ranges(text: &str) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     let mut under_headers: Option<usize> = None;
@@ -301,7 +301,7 @@ fn secret_key(line: &str) -> Option<usize> {
     let after_key = |at: usize| {
         let key = lower[at..].trim_start_matches(|c: char| c.is_alphanumeric() || c == '_' || c == '-');
         let colon = key.trim_start_matches(['"', '\'']).trim_start().strip_prefix(':')?;
-        // `${env:SECRET:-x}` is no key: a key's colon has a space after it.
+        // `${env:SECRET:-x}` is not a key: the colon of a key is followed by a space.
         (colon.is_empty() || colon.starts_with([' ', '\t', '\n', '\r', '"'])).then_some(line.len() - colon.len())
     };
     let keys = WORDS.iter().flat_map(|word| lower.match_indices(word)).filter_map(|(at, _)| after_key(at));

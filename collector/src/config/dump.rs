@@ -3,43 +3,43 @@
 use serde_json::{Value as Json, json};
 
 use crate::config::{
-    field_types::Shown,
+    field_types::DumpValue,
     matching::{KNOWN_RESOURCE, fact_words},
 };
 use crate::{
-    filter::{Condition, End, FactSets, Numbers, Pattern},
+    filter::{Condition, EnumSets, NumberRange, Pattern, Side},
     model::attribute::Attribute,
 };
 
 /// A match as a file would have it.
-pub(super) fn show_match(condition: &Condition) -> Shown {
+pub(super) fn show_match(condition: &Condition) -> DumpValue {
     let parts = match condition {
         Condition::All(parts) => parts.iter().map(show_entries).collect(),
         other => vec![show_entries(other)],
     };
-    let mut entries: Vec<(String, Shown)> = Vec::new();
+    let mut entries: Vec<(String, DumpValue)> = Vec::new();
     let mut others = Vec::new();
     for part in parts {
         let is_new = part.iter().all(|(key, _)| entries.iter().all(|(known, _)| known != key));
-        if is_new { entries.extend(part) } else { others.push(Shown::Map(part)) }
+        if is_new { entries.extend(part) } else { others.push(DumpValue::Map(part)) }
     }
     if !others.is_empty() {
-        entries.push(("all".into(), Shown::List(others)));
+        entries.push(("all".into(), DumpValue::List(others)));
     }
-    Shown::Map(entries)
+    DumpValue::Map(entries)
 }
 
-fn show_entries(condition: &Condition) -> Vec<(String, Shown)> {
+fn show_entries(condition: &Condition) -> Vec<(String, DumpValue)> {
     let (name, values) = match condition {
-        Condition::All(_) => return vec![("all".into(), Shown::List(vec![show_match(condition)]))],
-        Condition::Any(parts) => return vec![("any".into(), Shown::List(parts.iter().map(show_match).collect()))],
+        Condition::All(_) => return vec![("all".into(), DumpValue::List(vec![show_match(condition)]))],
+        Condition::Any(parts) => return vec![("any".into(), DumpValue::List(parts.iter().map(show_match).collect()))],
         Condition::Not(inner) => return vec![("not".into(), show_match(inner))],
         Condition::Facts(sets) => return show_facts(*sets),
         Condition::Port { end, ports } => {
             (port_attribute(*end).name(), ports.ranges().iter().map(show_ports).collect())
         }
         Condition::Address { end, networks } => {
-            let texts = networks.iter().map(|network| Shown::Text(network.to_string()));
+            let texts = networks.iter().map(|network| DumpValue::Text(network.to_string()));
             (address_attribute(*end).name(), texts.collect())
         }
         Condition::Number { attribute, ranges } => (attribute.name(), ranges.iter().map(show_range).collect()),
@@ -51,58 +51,58 @@ fn show_entries(condition: &Condition) -> Vec<(String, Shown)> {
     vec![(name.to_owned(), one_or_list(values))]
 }
 
-fn one_or_list(mut values: Vec<Shown>) -> Shown {
-    if values.len() == 1 { values.remove(0) } else { Shown::List(values) }
+fn one_or_list(mut values: Vec<DumpValue>) -> DumpValue {
+    if values.len() == 1 { values.remove(0) } else { DumpValue::List(values) }
 }
 
 /// An entry for each list of facts that is not whole.
-fn show_facts(sets: FactSets) -> Vec<(String, Shown)> {
+fn show_facts(sets: EnumSets) -> Vec<(String, DumpValue)> {
     use Attribute as A;
     let attributes = [A::Cause, A::Origin, A::Direction, A::ConnectionState, A::NetworkType];
     let entries = attributes.into_iter().filter_map(|attribute| {
         let words = fact_words(attribute);
         // Two words share nothing of their own list and all of the others.
-        let others = words.iter().map(|(_, word)| *word).reduce(FactSets::intersection)?;
+        let others = words.iter().map(|(_, word)| *word).reduce(EnumSets::intersection)?;
         let own = sets.union(others);
         let chosen = words.iter().filter(|(_, word)| !word.intersection(own).is_empty());
-        let chosen: Vec<_> = chosen.map(|(word, _)| Shown::Text((*word).to_owned())).collect();
-        (own != FactSets::ALL).then(|| (attribute.name().to_owned(), one_or_list(chosen)))
+        let chosen: Vec<_> = chosen.map(|(word, _)| DumpValue::Text((*word).to_owned())).collect();
+        (own != EnumSets::ALL).then(|| (attribute.name().to_owned(), one_or_list(chosen)))
     });
     entries.collect()
 }
 
-fn port_attribute(end: End) -> Attribute {
+fn port_attribute(end: Side) -> Attribute {
     match end {
-        End::Local => Attribute::LocalPort,
-        End::Peer => Attribute::PeerPort,
+        Side::Local => Attribute::LocalPort,
+        Side::Peer => Attribute::PeerPort,
     }
 }
 
-fn address_attribute(end: End) -> Attribute {
+fn address_attribute(end: Side) -> Attribute {
     match end {
-        End::Local => Attribute::LocalAddress,
-        End::Peer => Attribute::PeerAddress,
+        Side::Local => Attribute::LocalAddress,
+        Side::Peer => Attribute::PeerAddress,
     }
 }
 
-pub(super) fn show_ports((low, high): &(u16, u16)) -> Shown {
-    if low == high { Shown::Integer(u64::from(*low)) } else { Shown::Text(format!("{low}-{high}")) }
+pub(super) fn show_ports((low, high): &(u16, u16)) -> DumpValue {
+    if low == high { DumpValue::Integer(u64::from(*low)) } else { DumpValue::Text(format!("{low}-{high}")) }
 }
 
-fn show_patterns(patterns: &[Pattern]) -> impl Iterator<Item = Shown> {
-    patterns.iter().map(|pattern| Shown::Text(pattern.to_string()))
+fn show_patterns(patterns: &[Pattern]) -> impl Iterator<Item = DumpValue> {
+    patterns.iter().map(|pattern| DumpValue::Text(pattern.to_string()))
 }
 
-fn show_range(range: &Numbers) -> Shown {
+fn show_range(range: &NumberRange) -> DumpValue {
     if range.low == range.high {
-        return Shown::number(range.low);
+        return DumpValue::number(range.low);
     }
     let ends = [
         (if range.low_inside { "gte" } else { "gt" }, range.low),
         (if range.high_inside { "lte" } else { "lt" }, range.high),
     ];
     let finite = ends.into_iter().filter(|(_, end)| end.is_finite());
-    Shown::Map(finite.map(|(name, end)| (name.to_owned(), Shown::number(end))).collect())
+    DumpValue::Map(finite.map(|(name, end)| (name.to_owned(), DumpValue::number(end))).collect())
 }
 
 /// The schema that `#/$defs/match` names.

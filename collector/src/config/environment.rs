@@ -12,7 +12,7 @@ use crate::{
     model::signal::Signal,
 };
 
-/// What the environment says.
+/// Destinations from the environment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FromEnvironment {
     /// The general variables over the defaults: what a destination in the file starts from. Carries no endpoints of
@@ -107,7 +107,7 @@ fn add_signal(destination: &mut Destination, signal: Signal, own_endpoint: Optio
     *wanted = true;
 }
 
-/// The variables of one signal, the general ones where it has none of its own; or the general ones alone.
+/// The variables of one signal, with the general ones as a fallback; or the general ones alone.
 struct Variables<'a> {
     lookup: &'a dyn Fn(&str) -> Option<String>,
     signal: Option<Signal>,

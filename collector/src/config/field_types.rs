@@ -1,4 +1,4 @@
-//! The kinds of values that a file has: each is read from a node, shown, and described for the JSON Schema in one place.
+//! The types of fields in the file: each is read from a node, printed, and described in the JSON Schema in one place.
 
 use std::{marker::PhantomData, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -10,34 +10,34 @@ use crate::config::{
     yaml::NodeId,
 };
 
-/// How a kind of value is read, shown and described.
-pub(super) trait Codec {
+/// How a type of field is read, printed and described.
+pub(super) trait FieldType {
     /// What it is in the program.
     type Value;
 
-    /// Reads a node into `value`, which holds the default. Says what is wrong, and then leaves `value` as it is.
+    /// Reads a node into `value`, which contains the default. Reports errors, and then leaves `value` unchanged.
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Self::Value);
 
-    /// As a file would have it.
-    fn show(&self, value: &Self::Value) -> Shown;
+    /// In the form of a file.
+    fn show(&self, value: &Self::Value) -> DumpValue;
 
-    /// The JSON Schema of what a file may have.
+    /// The JSON Schema of the values that a file may have.
     fn schema(&self) -> Json;
 }
 
 /// A value as it is shown; keys keep their order.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Shown {
+pub(super) enum DumpValue {
     Null,
     Bool(bool),
     Integer(u64),
     Float(f64),
     Text(String),
-    List(Vec<Shown>),
-    Map(Vec<(String, Shown)>),
+    List(Vec<DumpValue>),
+    Map(Vec<(String, DumpValue)>),
 }
 
-impl Shown {
+impl DumpValue {
     /// A number, as a whole one where it is.
     pub(super) fn number(number: f64) -> Self {
         // Up to here every whole number is exact.
@@ -50,7 +50,7 @@ impl Shown {
     }
 }
 
-impl Serialize for Shown {
+impl Serialize for DumpValue {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Null => serializer.serialize_unit(),
@@ -72,12 +72,12 @@ impl Serialize for Shown {
     }
 }
 
-/// A schema for a value that a variable may stand for.
+/// The schema of a value that may be a variable instead.
 pub(super) fn or_variable(schema: Json) -> Json {
     json!({ "anyOf": [schema, { "$ref": "#/$defs/variable" }] })
 }
 
-/// Reads a scalar by a function that says what is wrong.
+/// Reads a scalar with a function that returns an error message.
 pub(super) fn read_scalar<T>(
     reader: &mut Reader<'_>,
     node: NodeId,
@@ -97,9 +97,9 @@ pub(super) fn read_scalar<T>(
 }
 
 /// `true` or `false`.
-pub(super) struct Switch;
+pub(super) struct BoolField;
 
-impl Codec for Switch {
+impl FieldType for BoolField {
     type Value = bool;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut bool) {
@@ -110,8 +110,8 @@ impl Codec for Switch {
         });
     }
 
-    fn show(&self, value: &bool) -> Shown {
-        Shown::Bool(*value)
+    fn show(&self, value: &bool) -> DumpValue {
+        DumpValue::Bool(*value)
     }
 
     fn schema(&self) -> Json {
@@ -130,7 +130,7 @@ pub(super) const fn count<T>(min: u64, max: u64) -> Count<T> {
     Count { min, max, of: PhantomData }
 }
 
-impl<T: TryFrom<u64> + TryInto<u64> + Copy> Codec for Count<T> {
+impl<T: TryFrom<u64> + TryInto<u64> + Copy> FieldType for Count<T> {
     type Value = T;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut T) {
@@ -143,8 +143,8 @@ impl<T: TryFrom<u64> + TryInto<u64> + Copy> Codec for Count<T> {
         });
     }
 
-    fn show(&self, value: &T) -> Shown {
-        Shown::Integer((*value).try_into().unwrap_or(u64::MAX))
+    fn show(&self, value: &T) -> DumpValue {
+        DumpValue::Integer((*value).try_into().unwrap_or(u64::MAX))
     }
 
     fn schema(&self) -> Json {
@@ -193,22 +193,22 @@ pub(super) fn parse_size(text: &str) -> Option<u64> {
 }
 
 /// In the greatest unit that divides it.
-pub(super) fn show_size(bytes: u64) -> Shown {
+pub(super) fn show_size(bytes: u64) -> DumpValue {
     let binary = &SIZE_UNITS[..3];
     match binary.iter().find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit)) {
-        Some((name, unit)) => Shown::Text(format!("{}{name}", bytes / unit)),
-        None => Shown::Integer(bytes),
+        Some((name, unit)) => DumpValue::Text(format!("{}{name}", bytes / unit)),
+        None => DumpValue::Integer(bytes),
     }
 }
 
 fn size_text(bytes: u64) -> String {
     match show_size(bytes) {
-        Shown::Text(text) => text,
+        DumpValue::Text(text) => text,
         _ => bytes.to_string(),
     }
 }
 
-impl<T: TryFrom<u64> + TryInto<u64> + Copy> Codec for Size<T> {
+impl<T: TryFrom<u64> + TryInto<u64> + Copy> FieldType for Size<T> {
     type Value = T;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut T) {
@@ -225,7 +225,7 @@ impl<T: TryFrom<u64> + TryInto<u64> + Copy> Codec for Size<T> {
         });
     }
 
-    fn show(&self, value: &T) -> Shown {
+    fn show(&self, value: &T) -> DumpValue {
         show_size((*value).try_into().unwrap_or(u64::MAX))
     }
 
@@ -274,7 +274,7 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     (!text.is_empty() && ns <= u64::MAX as f64 / 2.0).then(|| Duration::from_nanos(ns as u64))
 }
 
-/// In the greatest unit of which it is a whole number.
+/// In the largest unit in which it is a whole number.
 pub(super) fn show_duration(duration: Duration) -> String {
     let ns = duration.as_nanos();
     let units = [("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000)];
@@ -284,7 +284,7 @@ pub(super) fn show_duration(duration: Duration) -> String {
     }
 }
 
-impl Codec for Period {
+impl FieldType for Period {
     type Value = Duration;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Duration) {
@@ -299,8 +299,8 @@ impl Codec for Period {
         });
     }
 
-    fn show(&self, value: &Duration) -> Shown {
-        Shown::Text(show_duration(*value))
+    fn show(&self, value: &Duration) -> DumpValue {
+        DumpValue::Text(show_duration(*value))
     }
 
     fn schema(&self) -> Json {
@@ -317,7 +317,7 @@ pub(super) struct Number {
     pub(super) max: f64,
 }
 
-impl Codec for Number {
+impl FieldType for Number {
     type Value = f64;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut f64) {
@@ -328,8 +328,8 @@ impl Codec for Number {
         });
     }
 
-    fn show(&self, value: &f64) -> Shown {
-        Shown::Float(*value)
+    fn show(&self, value: &f64) -> DumpValue {
+        DumpValue::Float(*value)
     }
 
     fn schema(&self) -> Json {
@@ -338,9 +338,9 @@ impl Codec for Number {
 }
 
 /// Null, or something; the function makes what it is read into.
-pub(super) struct OrNull<C: Codec>(pub(super) C, pub(super) fn() -> C::Value);
+pub(super) struct OrNull<C: FieldType>(pub(super) C, pub(super) fn() -> C::Value);
 
-impl<C: Codec> Codec for OrNull<C> {
+impl<C: FieldType> FieldType for OrNull<C> {
     type Value = Option<C::Value>;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Self::Value) {
@@ -353,8 +353,8 @@ impl<C: Codec> Codec for OrNull<C> {
         *value = Some(inner);
     }
 
-    fn show(&self, value: &Self::Value) -> Shown {
-        value.as_ref().map_or(Shown::Null, |value| self.0.show(value))
+    fn show(&self, value: &Self::Value) -> DumpValue {
+        value.as_ref().map_or(DumpValue::Null, |value| self.0.show(value))
     }
 
     fn schema(&self) -> Json {
@@ -363,9 +363,9 @@ impl<C: Codec> Codec for OrNull<C> {
 }
 
 /// One of a closed list of words.
-pub(super) struct Word<T: 'static>(pub(super) &'static [(&'static str, T)]);
+pub(super) struct Keyword<T: 'static>(pub(super) &'static [(&'static str, T)]);
 
-impl<T: Copy + PartialEq> Word<T> {
+impl<T: Copy + PartialEq> Keyword<T> {
     fn words(&self) -> Vec<&'static str> {
         self.0.iter().map(|(word, _)| *word).collect()
     }
@@ -379,7 +379,7 @@ impl<T: Copy + PartialEq> Word<T> {
     }
 }
 
-impl<T: Copy + PartialEq> Codec for Word<T> {
+impl<T: Copy + PartialEq> FieldType for Keyword<T> {
     type Value = T;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut T) {
@@ -387,9 +387,9 @@ impl<T: Copy + PartialEq> Codec for Word<T> {
         read_scalar(reader, node, &allowed, value, |text| self.parse(text));
     }
 
-    fn show(&self, value: &T) -> Shown {
+    fn show(&self, value: &T) -> DumpValue {
         let word = self.0.iter().find(|(_, known)| known == value).map(|(word, _)| (*word).to_owned());
-        word.map_or(Shown::Null, Shown::Text)
+        word.map_or(DumpValue::Null, DumpValue::Text)
     }
 
     fn schema(&self) -> Json {
@@ -400,7 +400,7 @@ impl<T: Copy + PartialEq> Codec for Word<T> {
 /// A text that is not empty.
 pub(super) struct Text;
 
-impl Codec for Text {
+impl FieldType for Text {
     type Value = String;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut String) {
@@ -410,8 +410,8 @@ impl Codec for Text {
         });
     }
 
-    fn show(&self, value: &String) -> Shown {
-        Shown::Text(value.clone())
+    fn show(&self, value: &String) -> DumpValue {
+        DumpValue::Text(value.clone())
     }
 
     fn schema(&self) -> Json {
@@ -422,7 +422,7 @@ impl Codec for Text {
 /// An absolute path.
 pub(super) struct FilePath;
 
-impl Codec for FilePath {
+impl FieldType for FilePath {
     type Value = PathBuf;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut PathBuf) {
@@ -432,8 +432,8 @@ impl Codec for FilePath {
         });
     }
 
-    fn show(&self, value: &PathBuf) -> Shown {
-        Shown::Text(value.display().to_string())
+    fn show(&self, value: &PathBuf) -> DumpValue {
+        DumpValue::Text(value.display().to_string())
     }
 
     fn schema(&self) -> Json {
@@ -444,7 +444,7 @@ impl Codec for FilePath {
 /// An address and port to listen on.
 pub(super) struct ListenAddress;
 
-impl Codec for ListenAddress {
+impl FieldType for ListenAddress {
     type Value = SocketAddr;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut SocketAddr) {
@@ -458,8 +458,8 @@ impl Codec for ListenAddress {
         });
     }
 
-    fn show(&self, value: &SocketAddr) -> Shown {
-        Shown::Text(value.to_string())
+    fn show(&self, value: &SocketAddr) -> DumpValue {
+        DumpValue::Text(value.to_string())
     }
 
     fn schema(&self) -> Json {

@@ -1,6 +1,6 @@
-//! A match: attributes by their exported names with what they must be; `not`, `any` and `all` of further matches.
+//! A match: attributes by their exported names, with the values to match; `not`, `any` and `all` of further matches.
 //!
-//! How values are written is [`super::values`]'s.
+//! The syntax of values is in [`crate::config::values`].
 
 use crate::config::{
     field_types::{parse_duration, parse_size},
@@ -12,14 +12,14 @@ use crate::config::{
     yaml::NodeId,
 };
 use crate::{
-    filter::{self, Condition, End, FactSets, IPV4, IPV6},
+    filter::{self, Condition, EnumSets, IPV4, IPV6, Side},
     model::{Cause, Direction, Origin, State, TraceMethod, attribute::Attribute, cause::Severity},
 };
 
-/// Matches in each other at most.
+/// Maximum depth of nested matches.
 const MAX_NESTED: usize = 8;
 
-/// Resource attributes that resets often have: a name that is nearly one of them is doubted.
+/// Resource attributes that resets often have: a similar name is likely a mistake.
 pub(super) const KNOWN_RESOURCE: &[&str] = &[
     "container.id",
     "container.name",
@@ -84,21 +84,21 @@ const OTHER_NAMES: &[(&str, &str)] = &[
     ("process.command", "process.executable.name"),
 ];
 
-/// What an attribute's name stands for.
-pub(super) enum Named {
+/// An attribute of a reset, as filters refer to it.
+pub(super) enum AttributeRef {
     /// An attribute of the record.
     Record(Attribute),
     /// An attribute of the resource, by its name.
     Resource,
 }
 
-/// What a name stands for; `None`, with an error said, where it can be nothing.
-pub(super) fn attribute(reader: &mut Reader<'_>, node: NodeId, name: &str) -> Option<Named> {
+/// Resolves a name; reports an error and returns `None` where no reset has such an attribute.
+pub(super) fn attribute(reader: &mut Reader<'_>, node: NodeId, name: &str) -> Option<AttributeRef> {
     if let Some(attribute) = Attribute::from_name(name) {
-        return Some(Named::Record(attribute));
+        return Some(AttributeRef::Record(attribute));
     }
     if KNOWN_RESOURCE.contains(&name) {
-        return Some(Named::Resource);
+        return Some(AttributeRef::Resource);
     }
     let names = || Attribute::ALL.iter().map(|attribute| attribute.name());
     let known = || names().chain(KNOWN_RESOURCE.iter().copied());
@@ -130,10 +130,10 @@ pub(super) fn attribute(reader: &mut Reader<'_>, node: NodeId, name: &str) -> Op
         };
         reader.warning(node, message, allowed);
     }
-    Some(Named::Resource)
+    Some(AttributeRef::Resource)
 }
 
-/// Reads a match; `None`, with errors said, where something is wrong or it can never match.
+/// Reads a match; reports errors and returns `None` where it is invalid or can never match.
 pub(super) fn read_match(reader: &mut Reader<'_>, node: NodeId) -> Option<Condition> {
     let condition = read_nested(reader, node, 0)?;
     if filter::is_never(&condition.clone().simplified()) {
@@ -165,8 +165,8 @@ fn read_nested(reader: &mut Reader<'_>, node: NodeId, depth: usize) -> Option<Co
             "any" => read_list(reader, value, depth).map(Condition::Any),
             "all" => read_list(reader, value, depth).map(Condition::All),
             name => match attribute(reader, key, name)? {
-                Named::Record(attribute) => read_record_test(reader, value, attribute),
-                Named::Resource => read_resource_test(reader, value, name),
+                AttributeRef::Record(attribute) => read_record_test(reader, value, attribute),
+                AttributeRef::Resource => read_resource_test(reader, value, name),
             },
         }));
     }
@@ -215,10 +215,10 @@ fn read_record_test(reader: &mut Reader<'_>, node: NodeId, attribute: Attribute)
         A::Cause | A::Origin | A::Direction | A::ConnectionState | A::NetworkType | A::Transport => {
             read_facts(reader, node, &fact_words(attribute)).map(Condition::Facts)
         }
-        A::LocalAddress => read_address(reader, node, End::Local),
-        A::PeerAddress => read_address(reader, node, End::Peer),
-        A::LocalPort => read_port_test(reader, node, End::Local),
-        A::PeerPort => read_port_test(reader, node, End::Peer),
+        A::LocalAddress => read_address(reader, node, Side::Local),
+        A::PeerAddress => read_address(reader, node, Side::Peer),
+        A::LocalPort => read_port_test(reader, node, Side::Local),
+        A::PeerPort => read_port_test(reader, node, Side::Peer),
         A::BytesSent | A::BytesReceived | A::UnreadBytes | A::UnsentBytes | A::UnackedBytes => read_number(
             reader,
             node,
@@ -260,41 +260,41 @@ fn read_record_test(reader: &mut Reader<'_>, node: NodeId, attribute: Attribute)
     }
 }
 
-fn read_port_test(reader: &mut Reader<'_>, node: NodeId, end: End) -> Option<Condition> {
+fn read_port_test(reader: &mut Reader<'_>, node: NodeId, end: Side) -> Option<Condition> {
     read_ports(reader, node).map(|ports| Condition::Port { end, ports })
 }
 
 /// The words of an attribute of a closed list, each with the resets that have it.
-pub(super) fn fact_words(attribute: Attribute) -> Vec<(&'static str, FactSets)> {
-    let all = FactSets::ALL;
+pub(super) fn fact_words(attribute: Attribute) -> Vec<(&'static str, EnumSets)> {
+    let all = EnumSets::ALL;
     match attribute {
         Attribute::Cause => {
-            Cause::ALL.iter().map(|cause| (cause.word(), FactSets { causes: 1 << *cause as u32, ..all })).collect()
+            Cause::ALL.iter().map(|cause| (cause.word(), EnumSets { causes: 1 << *cause as u32, ..all })).collect()
         }
         Attribute::Origin => {
-            Origin::ALL.iter().map(|origin| (origin.word(), FactSets { origins: 1 << *origin as u8, ..all })).collect()
+            Origin::ALL.iter().map(|origin| (origin.word(), EnumSets { origins: 1 << *origin as u8, ..all })).collect()
         }
         Attribute::Direction => Direction::ALL
             .iter()
-            .map(|direction| (direction.word(), FactSets { directions: 1 << *direction as u8, ..all }))
+            .map(|direction| (direction.word(), EnumSets { directions: 1 << *direction as u8, ..all }))
             .collect(),
         Attribute::ConnectionState => {
-            State::ALL.iter().map(|state| (state.word(), FactSets { states: 1 << *state as u16, ..all })).collect()
+            State::ALL.iter().map(|state| (state.word(), EnumSets { states: 1 << *state as u16, ..all })).collect()
         }
         Attribute::NetworkType => {
-            vec![("ipv4", FactSets { ip_versions: IPV4, ..all }), ("ipv6", FactSets { ip_versions: IPV6, ..all })]
+            vec![("ipv4", EnumSets { ip_versions: IPV4, ..all }), ("ipv6", EnumSets { ip_versions: IPV6, ..all })]
         }
         _ => vec![("tcp", all)],
     }
 }
 
-fn read_facts(reader: &mut Reader<'_>, node: NodeId, words: &[(&'static str, FactSets)]) -> Option<FactSets> {
+fn read_facts(reader: &mut Reader<'_>, node: NodeId, words: &[(&'static str, EnumSets)]) -> Option<EnumSets> {
     let names: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-    let mut union: Option<FactSets> = None;
+    let mut union: Option<EnumSets> = None;
     read_values(reader, node, &format!("one or a list of {}", listed(&names)), |value| {
         let pattern = text_pattern(&value.text)?;
         let matched = words.iter().filter(|(word, _)| pattern.matches(word));
-        let found = matched.map(|(_, sets)| *sets).reduce(FactSets::union);
+        let found = matched.map(|(_, sets)| *sets).reduce(EnumSets::union);
         let found = found.ok_or_else(|| unknown_word(value, &names))?;
         union = Some(union.map_or(found, |union| union.union(found)));
         Ok(())

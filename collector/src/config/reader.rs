@@ -1,9 +1,9 @@
-//! Walks a tree, key by key, and gathers what is wrong with it.
+//! Walks a tree key by key and collects the diagnostics.
 
 use std::borrow::Cow;
 
 use crate::config::{
-    diagnostic::{Place, Problem, Problems},
+    diagnostic::{Diagnostics, RawDiagnostic, YamlPos},
     exposure,
     substitute::{self, Sources},
     yaml::{Content, NodeId, Tree},
@@ -15,7 +15,7 @@ pub(super) struct Reader<'a> {
     tree: &'a Tree,
     env: &'a dyn Fn(&str) -> Option<String>,
     path: String,
-    problems: Problems,
+    problems: Diagnostics,
 }
 
 /// A scalar with its variables substituted.
@@ -27,17 +27,17 @@ pub(super) struct Scalar<'a> {
 }
 
 impl Scalar<'_> {
-    /// The value as a message may repeat it: a variable by its name, since what it stands for may be a secret.
+    /// The value for messages: variables by their names, since their values may be secrets.
     pub(super) fn shown(&self) -> String {
         shortened(self.written)
     }
 
-    /// Whether a variable stands in it.
+    /// Whether it contains a variable.
     pub(super) fn has_variable(&self) -> bool {
         matches!(self.text, Cow::Owned(_))
     }
 
-    /// Whether it is the null: written as one, and not a text that says so.
+    /// Whether it is null: unquoted, not the text `"null"`.
     pub(super) fn is_null(&self) -> bool {
         self.plain && matches!(self.text.as_ref(), "" | "~" | "null" | "Null" | "NULL")
     }
@@ -45,7 +45,7 @@ impl Scalar<'_> {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(tree: &'a Tree, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Self { tree, env, path: String::new(), problems: Problems::default() }
+        Self { tree, env, path: String::new(), problems: Diagnostics::default() }
     }
 
     /// What a destination starts from: the environment's `OTEL_EXPORTER_OTLP_*` over the defaults. A variable that cannot
@@ -54,12 +54,12 @@ impl<'a> Reader<'a> {
         environment::read(self.env).map_or_else(|_| Destination::default(), |from| from.base)
     }
 
-    /// Whether `OTEL_EXPORTER_OTLP_*` give a destination, or cannot be used, which is an error of its own.
+    /// Whether `OTEL_EXPORTER_OTLP_*` define a destination, or are invalid, which is reported elsewhere.
     pub(super) fn has_environment_destination(&self) -> bool {
         environment::read(self.env).map_or(true, |from| !from.destinations.is_empty())
     }
 
-    pub(super) fn into_problems(self) -> Problems {
+    pub(super) fn into_diagnostics(self) -> Diagnostics {
         self.problems
     }
 
@@ -68,19 +68,19 @@ impl<'a> Reader<'a> {
         self.problems.errors()
     }
 
-    /// Says that a node is wrong.
+    /// Reports an error at a node.
     pub(super) fn error(&mut self, node: NodeId, message: impl Into<String>, allowed: impl Into<String>) {
-        let problem = Problem::error(self.place(node), self.path.clone(), message).allowed(allowed);
+        let problem = RawDiagnostic::error(self.place(node), self.path.clone(), message).allowed(allowed);
         self.problems.push(problem);
     }
 
-    /// Says that a node may not mean what was meant.
+    /// Reports a warning at a node.
     pub(super) fn warning(&mut self, node: NodeId, message: impl Into<String>, allowed: impl Into<String>) {
-        let problem = Problem::warning(self.place(node), self.path.clone(), message).allowed(allowed);
+        let problem = RawDiagnostic::warning(self.place(node), self.path.clone(), message).allowed(allowed);
         self.problems.push(problem);
     }
 
-    fn place(&self, node: NodeId) -> Place {
+    fn place(&self, node: NodeId) -> YamlPos {
         self.tree.node(node).place.clone()
     }
 
@@ -96,12 +96,12 @@ impl<'a> Reader<'a> {
         value
     }
 
-    /// A scalar with its variables substituted, or `None` with an error said.
+    /// A scalar with its variables substituted; reports an error and returns `None` where that fails.
     pub(super) fn scalar(&mut self, node: NodeId, wanted: &str) -> Option<Scalar<'a>> {
         self.substituted(node, wanted, false)
     }
 
-    /// The same for a value that is shown nowhere: it may come from a file.
+    /// The same for a value that is never printed: it may come from a file.
     pub(super) fn secret(&mut self, node: NodeId, wanted: &str) -> Option<Scalar<'a>> {
         self.substituted(node, wanted, true)
     }
@@ -135,7 +135,7 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// The node under these keys, or the deepest that there is on the way.
+    /// The node under these keys, or the deepest existing one on the way.
     pub(super) fn find(&self, root: NodeId, path: &[&str]) -> NodeId {
         self.tree.find(root, path)
     }
@@ -150,7 +150,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The items of a list; `None` where the node is none.
+    /// The items of a list; `None` where the node is not a list.
     pub(super) fn list(&self, node: NodeId) -> Option<&'a [NodeId]> {
         match &self.tree.node(node).content {
             Content::Sequence(items) => Some(items),
@@ -158,7 +158,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The entries of a mapping, keys as they are written; `None` where the node is none.
+    /// The entries of a mapping, with the keys as written; `None` where the node is not a mapping.
     pub(super) fn mapping(&self, node: NodeId) -> Option<impl Iterator<Item = (&'a str, NodeId, NodeId)> + use<'a>> {
         let tree = self.tree;
         match &tree.node(node).content {
@@ -168,7 +168,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The value of each of `keys` in a mapping, in their order; unknown keys are errors. The null is an empty mapping.
-    /// `None`, with an error said, where the node is neither.
+    /// Reports an error and returns `None` where the node is neither.
     pub(super) fn entries(&mut self, node: NodeId, keys: &[&str], hints: &[Hint]) -> Option<Vec<Option<NodeId>>> {
         let mut found = vec![None; keys.len()];
         if self.is_null(node) {
@@ -205,58 +205,31 @@ pub(super) fn listed(names: &[&str]) -> String {
     names.join(", ")
 }
 
-/// A value as it is repeated in a message.
+/// A value, shortened for a message.
 pub(super) fn shortened(text: &str) -> String {
-    const SHOWN: usize = 60;
-    match text.char_indices().nth(SHOWN) {
+    const MAX_CHARACTERS: usize = 60;
+    match text.char_indices().nth(MAX_CHARACTERS) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
     }
 }
 
-/// The known name that a mistyped one is likely to mean.
+/// The known name that is most similar to a mistyped one.
 pub(super) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
-    const LONGEST: usize = 64;
-    if name.chars().count() > LONGEST {
+    const MAX_CHARACTERS: usize = 64;
+    if name.chars().count() > MAX_CHARACTERS {
         return None;
     }
     let plain = |text: &str| text.to_lowercase().replace(['-', ' '], "_");
     let name = plain(name);
-    let distances = known.map(|known| (distance(&name, &plain(known)), known));
+    let distances = known.map(|known| (strsim::osa_distance(&name, &plain(known)), known));
     let (distance, known) = distances.min_by_key(|(distance, _)| *distance)?;
     (distance <= (known.chars().count() / 3).clamp(1, 4)).then_some(known)
 }
 
-/// Edits from one text to the other: a character put in, left out or exchanged, or two neighbours swapped.
-fn distance(from: &str, to: &str) -> usize {
-    let (from, to): (Vec<_>, Vec<_>) = (from.chars().collect(), to.chars().collect());
-    let mut before_last = vec![0; to.len() + 1];
-    let mut last: Vec<_> = (0..=to.len()).collect();
-    for (row, character) in from.iter().enumerate() {
-        let mut current = vec![row + 1; to.len() + 1];
-        for (column, wanted) in to.iter().enumerate() {
-            let exchanged = last[column] + usize::from(character != wanted);
-            current[column + 1] = exchanged.min(last[column + 1] + 1).min(current[column] + 1);
-            let is_swap = row > 0 && column > 0 && *character == to[column - 1] && from[row - 1] == *wanted;
-            if is_swap {
-                current[column + 1] = current[column + 1].min(before_last[column - 1] + 1);
-            }
-        }
-        (before_last, last) = (last, current);
-    }
-    last[to.len()]
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{distance, nearest};
-
-    #[test]
-    fn distances() {
-        for (from, to, expected) in [("", "", 0), ("abc", "", 3), ("sned", "send", 1), ("recieved", "received", 1)] {
-            assert_eq!(distance(from, to), expected, "{from} {to}");
-        }
-    }
+    use super::nearest;
 
     #[test]
     fn nearest_names_are_near() {

@@ -1,7 +1,7 @@
-//! A configuration that changes while the program runs: when to read the file again, and what of it can take effect.
+//! Reloading: when to read the file again, and which changes can take effect without a restart.
 //!
-//! Looks at the file from time to time and watches no directory: a Kubernetes ConfigMap swaps a symbolic link two
-//! directories up, and an editor puts a new file in the place of the old one. Signals are the caller's.
+//! Polls the file instead of watching a directory: a Kubernetes ConfigMap swaps a symbolic link two directories up, and an
+//! editor replaces the file. Signals are handled by the caller.
 
 use std::{
     fs, io,
@@ -12,21 +12,21 @@ use std::{
 
 use crate::config::{self, Config, ConfigErrors, settings::Settings};
 
-/// How often [`Watch::has_changed`] is to be asked.
+/// Interval at which to call [`FileWatcher::has_changed`].
 pub const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Watches one file.
 #[derive(Debug)]
-pub struct Watch {
+pub struct FileWatcher {
     path: PathBuf,
-    seen: Option<Identity>,
-    /// Looked different last time: it is taken for changed once it stays so, and is not read half written.
-    pending: Option<Identity>,
+    seen: Option<FileIdentity>,
+    /// A change seen at the last poll: it counts once it is stable, so that no half-written file is read.
+    pending: Option<FileIdentity>,
 }
 
-/// What tells one content of a file from another without reading it.
+/// Distinguishes versions of a file without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
+struct FileIdentity {
     device: u64,
     inode: u64,
     size: u64,
@@ -34,7 +34,7 @@ struct Identity {
     changed: (i64, i64),
 }
 
-impl Identity {
+impl FileIdentity {
     /// Follows symbolic links, all the way.
     fn of(path: &Path) -> io::Result<Self> {
         let metadata = fs::metadata(path)?;
@@ -48,10 +48,10 @@ impl Identity {
     }
 }
 
-impl Watch {
+impl FileWatcher {
     /// Watches a file as it is now.
     pub fn new(path: PathBuf) -> Self {
-        let seen = Identity::of(&path).ok();
+        let seen = FileIdentity::of(&path).ok();
         Self { path, seen, pending: None }
     }
 
@@ -60,16 +60,16 @@ impl Watch {
         &self.path
     }
 
-    /// The file as it is now is about to be read: it is no change any more.
+    /// Marks the current version as seen, because it is about to be read.
     pub fn mark_seen(&mut self) {
-        self.seen = Identity::of(&self.path).ok().or(self.seen);
+        self.seen = FileIdentity::of(&self.path).ok().or(self.seen);
         self.pending = None;
     }
 
-    /// Whether there is another content than before, which has not moved since it was last asked. A file that is gone is
-    /// no change: it is mostly about to come back.
+    /// Whether there is a new version that has been stable since the last call. A missing file is not a change: usually it
+    /// is about to be replaced.
     pub fn has_changed(&mut self) -> bool {
-        let Ok(now) = Identity::of(&self.path) else { return false };
+        let Ok(now) = FileIdentity::of(&self.path) else { return false };
         if self.seen == Some(now) {
             self.pending = None;
             return false;
@@ -84,29 +84,29 @@ impl Watch {
     }
 }
 
-/// What reading the file again has come to.
+/// The result of reading the file again.
 #[derive(Debug)]
 pub enum Reload {
-    /// The file means what runs already.
+    /// The same settings as the running ones.
     Same,
-    /// The file means something else.
+    /// Different settings.
     New(Box<NewSettings>),
-    /// The file is wrong: what runs goes on as it is.
+    /// The file has errors: the running configuration stays.
     Refused(ConfigErrors),
 }
 
-/// Settings to take over.
+/// Settings to apply.
 #[derive(Debug)]
 pub struct NewSettings {
-    /// Valid settings; in place of what cannot change without a restart, they have what runs.
+    /// Valid settings; what cannot change without a restart is as in the running ones.
     pub settings: Settings,
-    /// The keys in the file that take effect after a restart only.
+    /// The changed keys that require a restart.
     pub after_restart: Vec<&'static str>,
-    /// What in the file may not mean what was meant.
+    /// Warnings about the file.
     pub warnings: Vec<config::Diagnostic>,
 }
 
-/// Reads the file again and compares it with what runs.
+/// Reads the file again and compares it with the running settings.
 pub fn reload(path: &Path, running: &Settings) -> Reload {
     match config::load(path) {
         Ok(config) => compare(config, running),
@@ -121,7 +121,7 @@ fn compare(config: Config, running: &Settings) -> Reload {
     let (new, old) = (&mut settings, running);
     // The probes are loaded with the first, and attached by the others.
     keep.running("capture.ring_buffer_size", &mut new.capture.ring_buffer_bytes, &old.capture.ring_buffer_bytes);
-    // Its hook sees every packet, so it is attached only where it is wanted from the start.
+    // Its hook sees every packet, so it is attached only if it is enabled at the start.
     if new.capture.firewall && !old.capture.firewall {
         keep.running("capture.firewall", &mut new.capture.firewall, &old.capture.firewall);
     }
@@ -156,7 +156,7 @@ struct Keep<'a> {
 }
 
 impl Keep<'_> {
-    /// Keeps what runs, and names the key where the file has something else.
+    /// Keeps the running value, and records the key where the file has another one.
     fn running<T: PartialEq + Clone>(&mut self, key: &'static str, new: &mut T, running: &T) {
         if new != running {
             new.clone_from(running);
@@ -228,7 +228,7 @@ mod tests {
         let directory = directory("rename");
         let path = directory.join("f.yaml");
         fs::write(&path, "a").unwrap();
-        let mut watch = Watch::new(path.clone());
+        let mut watch = FileWatcher::new(path.clone());
         assert!(!watch.has_changed());
         fs::write(directory.join("new"), "b").unwrap();
         fs::rename(directory.join("new"), &path).unwrap();
@@ -254,7 +254,7 @@ mod tests {
         }
         symlink("v1", directory.join("..data")).unwrap();
         symlink("..data/f.yaml", directory.join("f.yaml")).unwrap();
-        let mut watch = Watch::new(directory.join("f.yaml"));
+        let mut watch = FileWatcher::new(directory.join("f.yaml"));
         symlink("v2", directory.join("..data_tmp")).unwrap();
         fs::rename(directory.join("..data_tmp"), directory.join("..data")).unwrap();
         assert!(!watch.has_changed());

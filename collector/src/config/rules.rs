@@ -1,10 +1,10 @@
-//! `filters` and `sampling`: lists of rules, and what is wrong with rules among each other.
+//! `filters` and `sampling`: lists of rules, and rules that are unreachable.
 
 use serde_json::{Value as Json, json};
 
 use crate::config::{
     dump::show_match,
-    field_types::{Codec, Number, Shown, or_variable},
+    field_types::{DumpValue, FieldType, Number, or_variable},
     matching::{self, read_match},
     reader::{Hint, Reader},
     yaml::NodeId,
@@ -15,7 +15,7 @@ use crate::{
     sampler::{self, Key, Rate, RateLimit, Ratio, Sampling},
 };
 
-/// Rules of one list at most: so many are still looked through in well under a millisecond.
+/// Maximum number of rules in a list: evaluating this many takes well under a millisecond.
 const MAX_RULES: usize = 4_096;
 
 /// `filters`
@@ -40,7 +40,7 @@ impl FilterRules {
                 reader.error(node, "a rule has either keep or drop", "two rules, in the order of evaluation");
                 return None;
             }
-            // A key that is not known has been said to be.
+            // An unknown key was reported.
             _ if reader.error_count() > before => return None,
             _ => {
                 reader.error(node, "the rule has neither keep nor drop", "keep: { ... } or drop: { ... }");
@@ -52,21 +52,21 @@ impl FilterRules {
     }
 }
 
-impl Codec for FilterRules {
+impl FieldType for FilterRules {
     type Value = Filters;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Filters) {
         let rules = read_rules(reader, node, Self::ALLOWED, Self::read_rule);
-        say_shadowed(reader, "filters", &rules, |rule| &rule.condition);
+        report_unreachable(reader, "filters", &rules, |rule| &rule.condition);
         *value = Filters::new(rules.into_iter().map(|(_, rule)| rule).collect());
     }
 
-    fn show(&self, value: &Filters) -> Shown {
+    fn show(&self, value: &Filters) -> DumpValue {
         let rules = value.rules().iter().map(|rule| {
             let verdict = if rule.keep { "keep" } else { "drop" };
-            Shown::Map(vec![(verdict.to_owned(), show_match(&rule.condition))])
+            DumpValue::Map(vec![(verdict.to_owned(), show_match(&rule.condition))])
         });
-        Shown::List(rules.collect())
+        DumpValue::List(rules.collect())
     }
 
     fn schema(&self) -> Json {
@@ -79,7 +79,7 @@ impl Codec for FilterRules {
     }
 }
 
-/// Each rule of a list with its node; those that are wrong are left out, with an error said.
+/// Each rule of a list with its position; invalid ones are reported and left out.
 fn read_rules<T>(
     reader: &mut Reader<'_>,
     node: NodeId,
@@ -106,13 +106,18 @@ fn read_rules<T>(
     rules
 }
 
-/// Where a rule stands.
+/// Position of a rule.
 struct RuleAt {
     node: NodeId,
     index: usize,
 }
 
-fn say_shadowed<T>(reader: &mut Reader<'_>, list: &str, rules: &[(RuleAt, T)], condition: impl Fn(&T) -> &Condition) {
+fn report_unreachable<T>(
+    reader: &mut Reader<'_>,
+    list: &str,
+    rules: &[(RuleAt, T)],
+    condition: impl Fn(&T) -> &Condition,
+) {
     // Rules are compared as they are evaluated.
     let simplified: Vec<_> = rules.iter().map(|(_, rule)| condition(rule).clone().simplified()).collect();
     let conditions: Vec<_> = simplified.iter().collect();
@@ -210,7 +215,7 @@ fn read_rate(reader: &mut Reader<'_>, node: NodeId, found: &[Option<NodeId>], be
 }
 
 fn read_group_by(reader: &mut Reader<'_>, node: NodeId) -> Option<Vec<Key>> {
-    /// More do not tell resets apart any better.
+    /// More attributes do not distinguish resets any better.
     const MAX_ATTRIBUTES: usize = 8;
     let items = match reader.list(node) {
         Some(items) => items.to_vec(),
@@ -227,18 +232,18 @@ fn read_group_by(reader: &mut Reader<'_>, node: NodeId) -> Option<Vec<Key>> {
             continue;
         };
         match matching::attribute(reader, item, &name.text) {
-            Some(matching::Named::Record(Attribute::AdjustedCount)) => {
+            Some(matching::AttributeRef::Record(Attribute::AdjustedCount)) => {
                 reader.error(item, "the adjusted count is known only after sampling", "another attribute");
             }
-            Some(matching::Named::Record(attribute)) => keys.push(Key::Record(attribute)),
-            Some(matching::Named::Resource) => keys.push(Key::Resource(name.text.as_ref().into())),
+            Some(matching::AttributeRef::Record(attribute)) => keys.push(Key::Record(attribute)),
+            Some(matching::AttributeRef::Resource) => keys.push(Key::Resource(name.text.as_ref().into())),
             None => {}
         }
     }
     (reader.error_count() == before || !keys.is_empty()).then_some(keys)
 }
 
-impl Codec for SamplingRules {
+impl FieldType for SamplingRules {
     type Value = Sampling;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Sampling) {
@@ -270,27 +275,27 @@ impl Codec for SamplingRules {
         if let Some(node) = found[1] {
             rules = reader.within("rules", |reader| {
                 let rules = read_rules(reader, node, Self::ALLOWED, Self::read_rule);
-                say_shadowed(reader, "sampling.rules", &rules, |rule| &rule.condition);
+                report_unreachable(reader, "sampling.rules", &rules, |rule| &rule.condition);
                 rules
             });
         }
         *value = Sampling::new(default, rules.into_iter().map(|(_, rule)| rule).collect());
     }
 
-    fn show(&self, value: &Sampling) -> Shown {
+    fn show(&self, value: &Sampling) -> DumpValue {
         let rules = value.rules().iter().map(|rule| {
             let mut entries = vec![("match".to_owned(), show_match(&rule.condition))];
             entries.extend(show_rate(&rule.rate));
-            Shown::Map(entries)
+            DumpValue::Map(entries)
         });
-        let rules = Shown::List(rules.collect());
-        Shown::Map(vec![("default".into(), Shown::Map(show_rate(&value.default))), ("rules".into(), rules)])
+        let rules = DumpValue::List(rules.collect());
+        DumpValue::Map(vec![("default".into(), DumpValue::Map(show_rate(&value.default))), ("rules".into(), rules)])
     }
 
     fn schema(&self) -> Json {
         let rate = json!({
             "ratio": or_variable(json!({ "type": "number", "minimum": 0, "maximum": 1,
-                "description": "This share goes on, the same traces as OpenTelemetry's probability sampling keeps." })),
+                "description": "The share that is exported: the same traces that OpenTelemetry's probability sampling keeps." })),
             "max_per_second": or_variable(json!({ "type": "number", "minimum": 0.001, "maximum": 1e9,
                 "description": "Maximum records per second." })),
             "burst": or_variable(json!({ "type": "number", "minimum": 1, "maximum": 1e9,
@@ -312,20 +317,20 @@ impl Codec for SamplingRules {
     }
 }
 
-fn show_rate(rate: &Rate) -> Vec<(String, Shown)> {
+fn show_rate(rate: &Rate) -> Vec<(String, DumpValue)> {
     match rate {
-        Rate::Ratio(ratio) => vec![("ratio".into(), Shown::Float(ratio.share()))],
+        Rate::Ratio(ratio) => vec![("ratio".into(), DumpValue::Float(ratio.share()))],
         Rate::PerSecond(limit) => {
             let mut entries = vec![
-                ("max_per_second".into(), Shown::number(limit.per_second)),
-                ("burst".into(), Shown::number(limit.burst)),
+                ("max_per_second".into(), DumpValue::number(limit.per_second)),
+                ("burst".into(), DumpValue::number(limit.burst)),
             ];
             if !limit.group_by.is_empty() {
                 let names = limit.group_by.iter().map(|key| match key {
-                    Key::Record(attribute) => Shown::Text(attribute.name().to_owned()),
-                    Key::Resource(name) => Shown::Text(name.to_string()),
+                    Key::Record(attribute) => DumpValue::Text(attribute.name().to_owned()),
+                    Key::Resource(name) => DumpValue::Text(name.to_string()),
                 });
-                entries.push(("group_by".into(), Shown::List(names.collect())));
+                entries.push(("group_by".into(), DumpValue::List(names.collect())));
             }
             entries
         }

@@ -1,5 +1,5 @@
-//! The keys of the file: their names, kinds, limits and meanings, once. Reading, the effective configuration and the JSON
-//! Schema are all made from what stands here; defaults are those of [`crate::config::settings`].
+//! The keys of the file: names, types, limits and descriptions in one place. Reading, the effective configuration and the
+//! JSON Schema are all derived from it; defaults are those of [`crate::config::settings`].
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -10,8 +10,8 @@ use crate::config::{
     destination::{Destinations, SignalList},
     dump::show_ports,
     field_types::{
-        Codec, FilePath, ListenAddress, Number, OrNull, Shown, Size, Switch, Text, Word, count, period, read_scalar,
-        size,
+        BoolField, DumpValue, FieldType, FilePath, Keyword, ListenAddress, Number, OrNull, Size, Text, count, period,
+        read_scalar, size,
     },
     reader::{Hint, Reader, shortened},
     rules::{FilterRules, SamplingRules},
@@ -21,10 +21,10 @@ use crate::config::{
 use crate::filter::Ports;
 use crate::model::signal::Signal;
 
-/// Makes a codec of a mapping with these keys, each read into its part of the value.
+/// Makes a field of a mapping with these keys, each read into its part of the value.
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident($value:ident: $type:ty) {
-        $($key:literal => $place:expr, $codec:expr, $meaning:literal;)+
+        $($key:literal => $place:expr, $field:expr, $meaning:literal;)+
     } $(hints { $($other:literal => $instead:literal;)+ })?) => {
         $(#[$doc])*
         pub(super) struct $name;
@@ -34,24 +34,24 @@ macro_rules! section {
             const HINTS: &'static [Hint] = &[$($(($other, $instead),)+)?];
         }
 
-        impl Codec for $name {
+        impl FieldType for $name {
             type Value = $type;
 
             fn read(&self, reader: &mut Reader<'_>, node: NodeId, $value: &mut $type) {
                 let Some(nodes) = reader.entries(node, Self::KEYS, Self::HINTS) else { return };
                 let mut nodes = nodes.into_iter();
                 $(if let Some(Some(node)) = nodes.next() {
-                    reader.within($key, |reader| $codec.read(reader, node, &mut $place));
+                    reader.within($key, |reader| $field.read(reader, node, &mut $place));
                 })+
             }
 
-            fn show(&self, $value: &$type) -> Shown {
-                Shown::Map(vec![$(($key.to_owned(), $codec.show(&$place)),)+])
+            fn show(&self, $value: &$type) -> DumpValue {
+                DumpValue::Map(vec![$(($key.to_owned(), $field.show(&$place)),)+])
             }
 
             fn schema(&self) -> Json {
                 let $value = &<$type>::default();
-                mapping_schema(vec![$(key_schema($key, &$codec, &$place, $meaning),)+])
+                mapping_schema(vec![$(key_schema($key, &$field, &$place, $meaning),)+])
             }
         }
     };
@@ -59,13 +59,13 @@ macro_rules! section {
 pub(super) use section;
 
 /// A key with its schema, meaning and default.
-pub(super) fn key_schema<C: Codec>(key: &str, codec: &C, default: &C::Value, meaning: &str) -> (String, Json) {
-    let mut schema = codec.schema();
+pub(super) fn key_schema<C: FieldType>(key: &str, field: &C, default: &C::Value, meaning: &str) -> (String, Json) {
+    let mut schema = field.schema();
     if let Json::Object(schema) = &mut schema {
         schema.insert("description".into(), meaning.into());
         // A section's default is the sum of its keys'.
-        let default = codec.show(default);
-        if !matches!(default, Shown::Map(_)) {
+        let default = field.show(default);
+        if !matches!(default, DumpValue::Map(_)) {
             schema.insert("default".into(), json!(default));
         }
     }
@@ -88,7 +88,7 @@ section! {
         "correlation" => settings.correlation, CorrelationSection, "How a reset is matched to the request that it broke.";
         "export" => settings.export, ExportSection, "Where records are exported to.";
         "admin" => settings.admin, OrNull(AdminSection, any_address), "The admin endpoint: /healthz, /readyz and /metrics.";
-        "hardening" => settings.hardening, Word(HARDENINGS), "Whether the process gives up the capabilities and system calls that it does not need once it runs: auto goes on where the kernel cannot do it, required does not.";
+        "hardening" => settings.hardening, Keyword(HARDENINGS), "Whether the process gives up the capabilities and system calls that it does not need once it runs: auto goes on where the kernel cannot do it, required does not.";
     } hints {
         "receivers" => "the only receiver is correlation.otlp_receiver";
         "exporters" => "write export: { otlp: ... }; there are no pipelines";
@@ -108,10 +108,10 @@ section! {
 section! {
     /// `capture`
     CaptureSection(capture: settings::Capture) {
-        "sent" => capture.sent, Switch, "Resets that this host's TCP sends.";
-        "received" => capture.received, Switch, "Resets that a socket here receives.";
-        "firewall" => capture.firewall, Switch, "Resets that netfilter sends.";
-        "unmatched" => capture.unmatched, Switch, "Resets received that fit no connection here.";
+        "sent" => capture.sent, BoolField, "Resets that this host's TCP sends.";
+        "received" => capture.received, BoolField, "Resets that a socket here receives.";
+        "firewall" => capture.firewall, BoolField, "Resets that netfilter sends.";
+        "unmatched" => capture.unmatched, BoolField, "Resets received that fit no connection here.";
         "max_records_per_second" => capture.max_records_per_second, OrNull(count(1, 10_000_000), || 0), "Maximum records per second from the kernel, shared fairly between keys; null is unlimited. Resets are counted exactly in any case.";
         "ring_buffer_size" => capture.ring_buffer_bytes, Size { power_of_two: true, ..size(64 << 10, 1 << 30) }, "Size of the buffer between kernel and collector, a power of two.";
     }
@@ -120,7 +120,7 @@ section! {
 section! {
     /// `enrichment`
     EnrichmentSection(enrichment: settings::Enrichment) {
-        "command_line" => enrichment.command_line, Switch, "Export process.command_args; command lines may hold secrets.";
+        "command_line" => enrichment.command_line, BoolField, "Export process.command_args; command lines may hold secrets.";
         "kubernetes" => enrichment.kubernetes, OrNull(KubernetesSection, || settings::Kubernetes { node_name: String::new() }), "Pod metadata from the Kubernetes API; null disables it.";
         "resource" => enrichment.resource, StaticAttributes, "Resource attributes of everything that is exported, such as deployment.environment.name and k8s.cluster.name.";
     } hints {
@@ -150,7 +150,7 @@ impl StaticAttributes {
     }
 }
 
-impl Codec for StaticAttributes {
+impl FieldType for StaticAttributes {
     type Value = Vec<(String, String)>;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Self::Value) {
@@ -181,8 +181,8 @@ impl Codec for StaticAttributes {
         *value = attributes;
     }
 
-    fn show(&self, value: &Self::Value) -> Shown {
-        Shown::Map(value.iter().map(|(name, text)| (name.clone(), Shown::Text(text.clone()))).collect())
+    fn show(&self, value: &Self::Value) -> DumpValue {
+        DumpValue::Map(value.iter().map(|(name, text)| (name.clone(), DumpValue::Text(text.clone()))).collect())
     }
 
     fn schema(&self) -> Json {
@@ -195,18 +195,18 @@ impl Codec for StaticAttributes {
 struct KubernetesSection;
 
 impl KubernetesSection {
-    const NODE_NAME: Required<Text> =
-        Required("node_name", Text, "Only this node's pods are watched: ${env:NODE_NAME} from the downward API.");
+    const NODE_NAME: SingleKeyMap<Text> =
+        SingleKeyMap("node_name", Text, "Only this node's pods are watched: ${env:NODE_NAME} from the downward API.");
 }
 
-impl Codec for KubernetesSection {
+impl FieldType for KubernetesSection {
     type Value = settings::Kubernetes;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Self::Value) {
         Self::NODE_NAME.read(reader, node, &mut value.node_name);
     }
 
-    fn show(&self, value: &Self::Value) -> Shown {
+    fn show(&self, value: &Self::Value) -> DumpValue {
         Self::NODE_NAME.show(&value.node_name)
     }
 
@@ -219,7 +219,7 @@ section! {
     /// `correlation`
     CorrelationSection(correlation: settings::Correlation) {
         "otlp_receiver" => (*correlation), ReceiverSection, "Applications send their OTLP here; it is forwarded unchanged, with reset events added.";
-        "http_headers" => correlation.http_header_ports, Required("ports", PortList, "Ports of servers, and ranges of ports."), "Read traceparent from plain HTTP/1.1 of servers on these ports and of their clients, in the kernel. Enabling or disabling it takes a restart.";
+        "http_headers" => correlation.http_header_ports, SingleKeyMap("ports", PortList, "Ports of servers, and ranges of ports."), "Read traceparent from plain HTTP/1.1 of servers on these ports and of their clients, in the kernel. Enabling or disabling it takes a restart.";
         "span_wait" => correlation.span_wait, period(0, 60), "How long a reset waits for its span before it is exported without one.";
     } hints {
         "wait" => "it is now `span_wait`";
@@ -244,7 +244,7 @@ section! {
     /// `export`
     ExportSection(export: settings::Export) {
         "signals" => export.signals, SignalList, "Which signals are exported: logs, traces, metrics.";
-        "console" => export.console, Word(CONSOLE), "Output on standard output; auto is pretty on a terminal and JSON lines otherwise.";
+        "console" => export.console, Keyword(CONSOLE), "Output on standard output; auto is pretty on a terminal and JSON lines otherwise.";
         "otlp" => export.otlp, Destinations, "One destination, or a list of them; each has its own queue. Without one, OTEL_EXPORTER_OTLP_ENDPOINT is used.";
     } hints {
         "endpoint" => "write it under otlp:";
@@ -268,17 +268,18 @@ const HARDENINGS: &[(&str, Hardening)] =
 struct AdminSection;
 
 impl AdminSection {
-    const ENDPOINT: Required<ListenAddress> = Required("endpoint", ListenAddress, "Address and port to listen on.");
+    const ENDPOINT: SingleKeyMap<ListenAddress> =
+        SingleKeyMap("endpoint", ListenAddress, "Address and port to listen on.");
 }
 
-impl Codec for AdminSection {
+impl FieldType for AdminSection {
     type Value = SocketAddr;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut SocketAddr) {
         Self::ENDPOINT.read(reader, node, value);
     }
 
-    fn show(&self, value: &SocketAddr) -> Shown {
+    fn show(&self, value: &SocketAddr) -> DumpValue {
         Self::ENDPOINT.show(value)
     }
 
@@ -292,27 +293,27 @@ fn any_address() -> SocketAddr {
 }
 
 /// A mapping with one key, which must be there.
-struct Required<C>(&'static str, C, &'static str);
+struct SingleKeyMap<C>(&'static str, C, &'static str);
 
-impl<C: Codec> Codec for Required<C> {
+impl<C: FieldType> FieldType for SingleKeyMap<C> {
     type Value = C::Value;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut C::Value) {
-        let Self(key, codec, meaning) = self;
+        let Self(key, field, meaning) = self;
         match reader.entries(node, &[key], &[]).as_deref() {
-            Some([Some(node)]) => reader.within(key, |reader| codec.read(reader, *node, value)),
+            Some([Some(node)]) => reader.within(key, |reader| field.read(reader, *node, value)),
             Some(_) => reader.error(node, format!("missing key `{key}`"), format!("{key}: {meaning}")),
             None => {}
         }
     }
 
-    fn show(&self, value: &C::Value) -> Shown {
-        Shown::Map(vec![(self.0.to_owned(), self.1.show(value))])
+    fn show(&self, value: &C::Value) -> DumpValue {
+        DumpValue::Map(vec![(self.0.to_owned(), self.1.show(value))])
     }
 
     fn schema(&self) -> Json {
-        let Self(key, codec, meaning) = self;
-        let mut schema = codec.schema();
+        let Self(key, field, meaning) = self;
+        let mut schema = field.schema();
         if let Json::Object(schema) = &mut schema {
             schema.insert("description".into(), (*meaning).into());
         }
@@ -328,7 +329,7 @@ impl PortList {
     const MAX: usize = 64;
 }
 
-impl Codec for PortList {
+impl FieldType for PortList {
     type Value = Ports;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Ports) {
@@ -349,8 +350,8 @@ impl Codec for PortList {
         }
     }
 
-    fn show(&self, value: &Ports) -> Shown {
-        Shown::List(value.ranges().iter().map(show_ports).collect())
+    fn show(&self, value: &Ports) -> DumpValue {
+        DumpValue::List(value.ranges().iter().map(show_ports).collect())
     }
 
     fn schema(&self) -> Json {
@@ -363,7 +364,7 @@ impl Codec for PortList {
 /// Names of HTTP headers.
 struct HeaderNames;
 
-impl Codec for HeaderNames {
+impl FieldType for HeaderNames {
     type Value = Vec<String>;
 
     fn read(&self, reader: &mut Reader<'_>, node: NodeId, value: &mut Vec<String>) {
@@ -393,8 +394,8 @@ impl Codec for HeaderNames {
         *value = names;
     }
 
-    fn show(&self, value: &Vec<String>) -> Shown {
-        Shown::List(value.iter().map(|name| Shown::Text(name.clone())).collect())
+    fn show(&self, value: &Vec<String>) -> DumpValue {
+        DumpValue::List(value.iter().map(|name| DumpValue::Text(name.clone())).collect())
     }
 
     fn schema(&self) -> Json {
@@ -427,7 +428,7 @@ fn leads_to(endpoint: &str, listener: SocketAddr) -> bool {
     is_here && listener.port() != 0 && uri.port_u16().unwrap_or(default) == listener.port()
 }
 
-/// What must hold between sections.
+/// Checks sections against each other.
 pub(super) fn check(reader: &mut Reader<'_>, root: NodeId, settings: &Settings) {
     let correlation = &settings.correlation;
     let listeners: [(&[&str], _); 3] = [

@@ -1,7 +1,7 @@
-//! The valid configuration: what the rest of the program reads, with nothing left to check.
+//! The valid configuration, as the rest of the program reads it.
 //!
-//! [`crate::config`] makes it out of a file; the defaults here are the program's, and `config/reset-collector.yaml` is
-//! held to them by a test.
+//! [`crate::config`] reads it from a file. The defaults are defined here; a test compares `config/reset-collector.yaml`
+//! with them.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -16,17 +16,17 @@ use crate::{
 pub struct Settings {
     /// Which resets are captured.
     pub capture: Capture,
-    /// Which captured resets go on.
+    /// Which captured resets are kept.
     pub filters: Filters,
-    /// How many of those go on.
+    /// What share of those is exported.
     pub sampling: Sampling,
     /// How the owner of a connection is described.
     pub enrichment: Enrichment,
-    /// How traces are found.
+    /// How a reset is matched to a request.
     pub correlation: Correlation,
     /// Where records are exported to.
     pub export: Export,
-    /// The admin endpoint; `None` is none.
+    /// The admin endpoint; `None` disables it.
     pub admin: Option<SocketAddr>,
     /// What the process gives up once the programs are attached.
     pub hardening: Hardening,
@@ -44,7 +44,7 @@ pub enum Hardening {
     Off,
 }
 
-/// Which resets are captured, and how many a second at most.
+/// Which resets are captured, and the maximum rate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Capture {
     /// Resets that this host's TCP sends.
@@ -55,7 +55,7 @@ pub struct Capture {
     pub firewall: bool,
     /// Received, owned by no socket.
     pub unmatched: bool,
-    /// Records a second from the kernel at most, shared fairly between keys; `None` is no ceiling.
+    /// Maximum records per second from the kernel, shared fairly between keys; `None` is unlimited.
     pub max_records_per_second: Option<u32>,
     /// Size of the ring buffer, bytes, a power of two.
     pub ring_buffer_bytes: u32,
@@ -77,34 +77,34 @@ impl Default for Capture {
 /// How the owner of a connection is described.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Enrichment {
-    /// Export `process.command_args`: off, since command lines may hold secrets.
+    /// Export `process.command_args`: off by default, since command lines may contain secrets.
     pub command_line: bool,
-    /// Names of pods from the Kubernetes API; `None` leaves it alone.
+    /// Pod metadata from the Kubernetes API; `None` disables it.
     pub kubernetes: Option<Kubernetes>,
     /// Static resource attributes of everything that is exported, unique by name.
     pub resource: Vec<(String, String)>,
 }
 
-/// Names of pods from the Kubernetes API.
+/// Pod metadata from the Kubernetes API.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kubernetes {
     /// Only this node's pods are watched.
     pub node_name: String,
 }
 
-/// How traces are found.
+/// How a reset is matched to a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Correlation {
-    /// Applications send their OTLP here by gRPC; `None` is no receiver.
+    /// Listener for OTLP/gRPC from applications; `None` disables it.
     pub grpc: Option<SocketAddr>,
-    /// Applications send their OTLP here by HTTP; `None` is no receiver.
+    /// Listener for OTLP/HTTP from applications; `None` disables it.
     pub http: Option<SocketAddr>,
     /// How long a reset waits for its span before it is exported without one.
     pub span_wait: Duration,
     /// Largest request accepted from an application, bytes after decompression; `None` is the Collector's default of
     /// each protocol.
     pub max_request_bytes: Option<usize>,
-    /// Headers of applications that are forwarded beside the usual ones, in lower case.
+    /// Headers of applications that are forwarded in addition to the usual ones, in lower case.
     pub pass_headers: Vec<String>,
     /// Read traceparent from plain HTTP/1.1 on these ports, in the kernel; empty is off.
     pub http_header_ports: Ports,
@@ -152,7 +152,7 @@ impl Default for Export {
     }
 }
 
-/// The signals that go out.
+/// A set of signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signals {
     /// One log record per reset.
@@ -164,7 +164,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Whether a signal is among them.
+    /// Whether a signal is in the set.
     pub const fn has(self, signal: Signal) -> bool {
         match signal {
             Signal::Logs => self.logs,
@@ -175,7 +175,7 @@ impl Signals {
 }
 
 impl Export {
-    /// The signals that go to a destination: those that it names, of those that go out at all.
+    /// The signals of a destination: its own, restricted to those that are exported at all.
     pub fn signals_of(&self, destination: &Destination) -> Signals {
         let (all, own) = (self.signals, destination.signals.unwrap_or(self.signals));
         Signals { logs: all.logs && own.logs, traces: all.traces && own.traces, metrics: all.metrics && own.metrics }
@@ -216,7 +216,7 @@ pub struct Destination {
     pub retry: Retry,
     /// The queue of resets to be sent.
     pub queue: Queue,
-    /// The signals that go here; `None` is those of [`Export::signals`].
+    /// The signals of this destination; `None` is those of [`Export::signals`].
     pub signals: Option<Signals>,
     /// How records are combined into requests.
     pub batch: Batch,
@@ -294,7 +294,7 @@ pub struct Tls {
     pub server_name_override: Option<String>,
     /// Accept any server certificate.
     pub insecure_skip_verify: bool,
-    /// How often the files are read again; `None` is never.
+    /// Interval at which the files are read again; `None` is never.
     pub reload_interval: Option<Duration>,
 }
 
@@ -307,7 +307,7 @@ pub struct Retry {
     pub initial_interval: Duration,
     /// Maximum delay between retries.
     pub max_interval: Duration,
-    /// From the first try to giving up; zero is never giving up.
+    /// Time after which a request is dropped; zero is never.
     pub max_elapsed_time: Duration,
     /// Multiplier between retry intervals.
     pub multiplier: f64,

@@ -5,19 +5,19 @@
 
 use std::{borrow::Cow, fs::File, io::Read, path::Path};
 
-/// A secret longer than this is none.
-const LONGEST_SECRET: u64 = 64 << 10;
+/// Maximum size of a secret in a file.
+const MAX_SECRET_BYTES: u64 = 64 << 10;
 
-/// Where values come from.
+/// Sources of values.
 #[derive(Clone, Copy)]
 pub(super) struct Sources<'a> {
     /// Gives variables.
     pub(super) env: &'a dyn Fn(&str) -> Option<String>,
-    /// Whether files may be named: only where the value is shown nowhere.
+    /// Whether files are allowed: only for values that are never printed.
     pub(super) files: bool,
 }
 
-/// What is wrong with a reference to a variable.
+/// An invalid reference to a variable.
 #[derive(Debug, PartialEq)]
 pub(super) struct SubstituteError {
     pub(super) message: String,
@@ -36,7 +36,7 @@ pub(super) fn has_bare_name(text: &str) -> bool {
     false
 }
 
-/// The text with its variables replaced. The default holds where the variable is not set, and where it is empty.
+/// The text with its variables replaced. The default applies where the variable is unset or empty.
 pub(super) fn substitute<'t>(text: &'t str, sources: Sources<'_>) -> Result<Cow<'t, str>, SubstituteError> {
     if !text.contains('$') {
         return Ok(text.into());
@@ -93,7 +93,7 @@ fn value(reference: &str, sources: Sources<'_>) -> Result<String, SubstituteErro
     }
 }
 
-/// A file's text, without the line's end that editors leave.
+/// The text of a file, without the newline at its end.
 fn file(path: &Path) -> Result<String, SubstituteError> {
     let failed = |why: String| SubstituteError {
         message: format!("`${{file:{}}}` cannot be read: {why}", path.display()),
@@ -103,9 +103,9 @@ fn file(path: &Path) -> Result<String, SubstituteError> {
         return Err(failed("the path is relative".into()));
     }
     let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(LONGEST_SECRET + 1).read_to_string(&mut text));
+    let read = File::open(path).and_then(|file| file.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text));
     match read {
-        Ok(length) if length as u64 > LONGEST_SECRET => Err(failed("the file is too large".into())),
+        Ok(length) if length as u64 > MAX_SECRET_BYTES => Err(failed("the file is too large".into())),
         Ok(_) => Ok(text.trim_end().to_owned()),
         Err(error) => Err(failed(error.to_string())),
     }

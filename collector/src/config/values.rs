@@ -1,4 +1,4 @@
-//! What an attribute must be, as a match has it: texts and globs, numbers and ranges, ports, addresses and networks.
+//! The values in a match: texts and patterns, numbers and ranges, ports, addresses and networks.
 
 use std::net::IpAddr;
 
@@ -7,11 +7,11 @@ use crate::config::{
     yaml::NodeId,
 };
 use crate::{
-    filter::{Condition, End, Network, Numbers, Pattern, Ports, ResourceTest},
+    filter::{Condition, Network, NumberRange, Pattern, Ports, ResourceTest, Side},
     model::attribute::Attribute,
 };
 
-/// Reads one value or each of a list; `None`, with errors said, where one of them is wrong or there is none.
+/// Reads one value or each of a list; reports errors and returns `None` where one is invalid or missing.
 pub(super) fn read_values(
     reader: &mut Reader<'_>,
     node: NodeId,
@@ -55,7 +55,7 @@ fn read_values_or_ranges(
     is_whole.then_some(())
 }
 
-/// A glob; an error for what was meant as a regular expression.
+/// A pattern; an error for what looks like a regular expression.
 pub(super) fn text_pattern(text: &str) -> Result<Pattern, String> {
     let is_grouped = text.contains('(') && text.contains('|') && text.contains(')');
     let is_class = ["\\d", "\\w", "\\s", "\\b", "[a-", "[A-", "[0-", "[^"].iter().any(|class| text.contains(class));
@@ -102,7 +102,7 @@ pub(super) fn read_resource_test(reader: &mut Reader<'_>, node: NodeId, name: &s
     Some(Condition::Resource(ResourceTest::new(name, patterns, ranges)))
 }
 
-pub(super) fn read_address(reader: &mut Reader<'_>, node: NodeId, end: End) -> Option<Condition> {
+pub(super) fn read_address(reader: &mut Reader<'_>, node: NodeId, end: Side) -> Option<Condition> {
     let allowed = "an address or a network, such as 10.0.0.7, 10.0.0.0/8 or \"fd00::/8\", or a list of them";
     let mut networks = Vec::new();
     read_values(reader, node, allowed, |value| {
@@ -169,13 +169,13 @@ pub(super) fn parse_number(text: &str) -> Option<f64> {
 }
 
 /// One number, or a range `low-high` with both ends inside.
-fn parse_numbers(text: &str, parse: &dyn Fn(&str) -> Option<f64>) -> Result<Numbers, &'static str> {
+fn parse_numbers(text: &str, parse: &dyn Fn(&str) -> Option<f64>) -> Result<NumberRange, &'static str> {
     if let Some(number) = parse(text) {
-        return Ok(Numbers::one(number));
+        return Ok(NumberRange::one(number));
     }
     let ends = text.split_once('-').and_then(|(low, high)| Some((parse(low.trim())?, parse(high.trim())?)));
     let (low, high) = ends.ok_or("is not valid")?;
-    let range = Numbers { low, high, low_inside: true, high_inside: true };
+    let range = NumberRange { low, high, low_inside: true, high_inside: true };
     if range.is_empty() { Err("is empty: its end is below its start") } else { Ok(range) }
 }
 
@@ -206,7 +206,7 @@ fn read_range(
     node: NodeId,
     allowed: &str,
     parse: &dyn Fn(&str) -> Option<f64>,
-) -> Option<Numbers> {
+) -> Option<NumberRange> {
     let before = reader.error_count();
     let found = reader.entries(
         node,
@@ -217,7 +217,7 @@ fn read_range(
             ("in", "write a list of values"),
         ],
     )?;
-    let mut range = Numbers::ALL;
+    let mut range = NumberRange::ALL;
     for (at, node) in found.iter().enumerate().filter_map(|(at, node)| Some((at, (*node)?))) {
         let scalar = reader.scalar(node, allowed)?;
         let Some(number) = parse(&scalar.text) else {
@@ -234,7 +234,7 @@ fn read_range(
         return None;
     }
     let is_doubled = found[0].is_some() && found[1].is_some() || found[2].is_some() && found[3].is_some();
-    if range == Numbers::ALL || is_doubled {
+    if range == NumberRange::ALL || is_doubled {
         reader.error(node, "a range has a lower bound, an upper bound, or both", "{ gte: 1, lt: 10 }");
         return None;
     }

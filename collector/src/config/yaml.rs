@@ -1,4 +1,4 @@
-//! A YAML document as a tree whose every node knows its place, so that all of a file's mistakes can be shown at once.
+//! A YAML document as a tree whose nodes have positions, so that all mistakes in a file can be reported at once.
 //!
 //! Bounded against hostile files: depth, nodes, and what aliases would expand to. Aliases share their node; nothing is
 //! copied.
@@ -7,11 +7,11 @@ use std::collections::HashMap;
 
 use serde_yaml::granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Span};
 
-use crate::config::diagnostic::{Place, Problem};
+use crate::config::diagnostic::{RawDiagnostic, YamlPos};
 
-/// Collections in each other at most.
+/// Maximum depth of nested collections.
 const MAX_DEPTH: usize = 32;
-/// Nodes at most, those of aliases counted wherever the alias stands.
+/// Maximum number of nodes, with aliases expanded.
 const MAX_NODES: u64 = 300_000;
 
 /// Names a node of one [`Tree`].
@@ -25,7 +25,7 @@ pub(super) struct Tree {
 
 #[derive(Debug)]
 pub(super) struct Node {
-    pub(super) place: Place,
+    pub(super) place: YamlPos,
     pub(super) content: Content,
     /// Nodes in it, itself with them, aliases expanded.
     expanded: u64,
@@ -39,7 +39,7 @@ pub(super) enum Content {
         plain: bool,
     },
     Sequence(Vec<NodeId>),
-    /// Keys are scalars and stand once each.
+    /// Keys are scalars and unique.
     Mapping(Vec<(NodeId, NodeId)>),
 }
 
@@ -72,10 +72,10 @@ impl Tree {
 }
 
 /// The tree of a text and its root; no root where the document is empty. Stops at the first mistake in the YAML itself.
-pub(super) fn parse(text: &str) -> Result<(Tree, Option<NodeId>), Problem> {
+pub(super) fn parse(text: &str) -> Result<(Tree, Option<NodeId>), RawDiagnostic> {
     let mut builder = Builder { tree: Tree::default(), open: Vec::new(), anchors: HashMap::new(), root: None };
     for event in Parser::new_from_str(text) {
-        let (event, span) = event.map_err(|error| syntax_problem(text, &error))?;
+        let (event, span) = event.map_err(|error| syntax_error(text, &error))?;
         builder.add(event, place(text, &span))?;
     }
     Ok((builder.tree, builder.root))
@@ -88,9 +88,9 @@ struct Builder {
     root: Option<NodeId>,
 }
 
-/// A collection that has not ended.
+/// A collection that is not closed yet.
 struct Open {
-    place: Place,
+    place: YamlPos,
     anchor: usize,
     expanded: u64,
     content: OpenContent,
@@ -102,11 +102,11 @@ enum OpenContent {
 }
 
 impl Builder {
-    fn add(&mut self, event: Event<'_>, place: Place) -> Result<(), Problem> {
+    fn add(&mut self, event: Event<'_>, place: YamlPos) -> Result<(), RawDiagnostic> {
         match event {
             Event::DocumentStart(..) if self.root.is_some() => {
                 return Err(
-                    Problem::error(place, "", "second document").allowed("one document: without a second `---`")
+                    RawDiagnostic::error(place, "", "second document").allowed("one document: without a second `---`")
                 );
             }
             Event::Scalar(text, style, anchor, tag) => {
@@ -136,7 +136,9 @@ impl Builder {
                 Some(node) => self.place_node(*node, place)?,
                 None => {
                     let message = "this alias is inside its own anchor";
-                    return Err(Problem::error(place, "", message).allowed("an alias after the end of its anchor"));
+                    return Err(
+                        RawDiagnostic::error(place, "", message).allowed("an alias after the end of its anchor")
+                    );
                 }
             },
             _ => {}
@@ -145,25 +147,29 @@ impl Builder {
     }
 
     /// Whether the tag is `!!str`; other tags than YAML's own are refused.
-    fn is_text_tag(&self, tag: Option<&serde_yaml::granit_parser::Tag>, place: &Place) -> Result<bool, Problem> {
+    fn is_text_tag(
+        &self,
+        tag: Option<&serde_yaml::granit_parser::Tag>,
+        place: &YamlPos,
+    ) -> Result<bool, RawDiagnostic> {
         match tag {
             None => Ok(false),
             Some(tag) if tag.is_yaml_core_schema() => Ok(tag.is_yaml_core_schema_tag("str")),
-            Some(tag) => Err(Problem::error(place.clone(), "", format!("unknown tag `{}`", tag.original()))
+            Some(tag) => Err(RawDiagnostic::error(place.clone(), "", format!("unknown tag `{}`", tag.original()))
                 .allowed("plain YAML, without tags")),
         }
     }
 
-    fn open(&mut self, anchor: usize, place: Place, content: OpenContent) -> Result<(), Problem> {
+    fn open(&mut self, anchor: usize, place: YamlPos, content: OpenContent) -> Result<(), RawDiagnostic> {
         if self.open.len() >= MAX_DEPTH {
             let message = format!("nested more than {MAX_DEPTH} levels deep");
-            return Err(Problem::error(place, "", message).allowed(format!("at most {MAX_DEPTH}")));
+            return Err(RawDiagnostic::error(place, "", message).allowed(format!("at most {MAX_DEPTH}")));
         }
         self.open.push(Open { place, anchor, expanded: 1, content });
         Ok(())
     }
 
-    fn finish(&mut self, anchor: usize, place: Place, content: Content, expanded: u64) -> Result<(), Problem> {
+    fn finish(&mut self, anchor: usize, place: YamlPos, content: Content, expanded: u64) -> Result<(), RawDiagnostic> {
         let id = self.tree.nodes.len();
         self.tree.nodes.push(Node { place: place.clone(), content, expanded });
         if anchor != 0 {
@@ -172,8 +178,8 @@ impl Builder {
         self.place_node(id, place)
     }
 
-    /// Puts a node where the text has come to.
-    fn place_node(&mut self, id: NodeId, place: Place) -> Result<(), Problem> {
+    /// Adds a node to the innermost open collection.
+    fn place_node(&mut self, id: NodeId, place: YamlPos) -> Result<(), RawDiagnostic> {
         let expanded = self.tree.nodes[id].expanded;
         let Some(open) = self.open.last_mut() else {
             self.root = Some(id);
@@ -182,7 +188,7 @@ impl Builder {
         open.expanded = open.expanded.saturating_add(expanded);
         if open.expanded > MAX_NODES {
             let message = format!("more than {MAX_NODES} values, with aliases expanded");
-            return Err(Problem::error(place, "", message).allowed(format!("at most {MAX_NODES}")));
+            return Err(RawDiagnostic::error(place, "", message).allowed(format!("at most {MAX_NODES}")));
         }
         match &mut open.content {
             OpenContent::Sequence(items) => items.push(id),
@@ -191,12 +197,12 @@ impl Builder {
             }
             OpenContent::Mapping { key, lines, .. } => {
                 let Content::Scalar { text, .. } = &self.tree.nodes[id].content else {
-                    return Err(Problem::error(place, "", "a key must be text, not a list or a mapping")
+                    return Err(RawDiagnostic::error(place, "", "a key must be text, not a list or a mapping")
                         .allowed("`name: value`"));
                 };
                 if let Some(line) = lines.insert(text.clone(), place.line()) {
                     let message = format!("duplicate key `{text}`, first on line {line}");
-                    return Err(Problem::error(place, "", message).allowed("one value for each key"));
+                    return Err(RawDiagnostic::error(place, "", message).allowed("one value for each key"));
                 }
                 *key = Some(id);
             }
@@ -205,19 +211,19 @@ impl Builder {
     }
 }
 
-fn place(text: &str, span: &Span) -> Place {
+fn place(text: &str, span: &Span) -> YamlPos {
     let start = span.start.byte_offset().unwrap_or(0).min(text.len());
     let end = span.end.byte_offset().unwrap_or(start).clamp(start, text.len());
-    Place::new(start..end, span.start.line())
+    YamlPos::new(start..end, span.start.line())
 }
 
-/// What the parser says, with what to do about the mistakes that are made most.
-fn syntax_problem(text: &str, error: &ScanError) -> Problem {
+/// The parser's error, with a hint for the most common mistakes.
+fn syntax_error(text: &str, error: &ScanError) -> RawDiagnostic {
     let marker = error.marker();
     let start = marker
         .byte_offset()
         .unwrap_or_else(|| text.char_indices().nth(marker.index()).map_or(text.len(), |(offset, _)| offset));
-    let place = Place::new(start..start, marker.line());
+    let place = YamlPos::new(start..start, marker.line());
     let (message, allowed): (String, &str) = match error.kind() {
         ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation => {
             ("tab in indentation".into(), "spaces for indentation")
@@ -235,5 +241,5 @@ fn syntax_problem(text: &str, error: &ScanError) -> Problem {
         }
         other => (other.to_string(), "valid YAML; check the indentation, colons and quotes"),
     };
-    Problem::error(place, "", message).allowed(allowed)
+    RawDiagnostic::error(place, "", message).allowed(allowed)
 }

@@ -253,7 +253,7 @@ impl ExportWorker {
         if let Some(suppressed) = self.throttle.due("batch_dropped", Instant::now()) {
             tracing::warn!(
                 event = "batch_dropped", destination = %self.destination, signal = self.signal.word(),
-                resets = batch.resets(), reason = reason.word(), error, suppressed,
+                resets = batch.resets(), reason = reason.name(), error, suppressed,
                 "batch dropped"
             );
         }

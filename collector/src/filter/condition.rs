@@ -1,12 +1,12 @@
-//! What a rule asks of a reset, in the form that is evaluated.
+//! The condition of a rule, in the form in which it is evaluated.
 //!
-//! A value that is not known meets no test; so `not` of the test is met.
+//! A missing value matches no test; so `not` of the test matches it.
 
 use std::{cell::Cell, io::Write, sync::Arc};
 
 use crate::filter::{
     pattern::Pattern,
-    range::{Network, Numbers, Ports},
+    range::{Network, NumberRange, Ports},
 };
 use crate::{
     model::resource::ResourceValue,
@@ -26,18 +26,18 @@ pub enum Condition {
     /// The opposite.
     Not(Box<Condition>),
     /// Facts from closed lists.
-    Facts(FactSets),
+    Facts(EnumSets),
     /// A port.
     Port {
         /// Whose.
-        end: End,
+        end: Side,
         /// Which.
         ports: Ports,
     },
     /// An address.
     Address {
         /// Whose.
-        end: End,
+        end: Side,
         /// In one of these.
         networks: Vec<Network>,
     },
@@ -46,7 +46,7 @@ pub enum Condition {
         /// Which.
         attribute: Attribute,
         /// In one of these.
-        ranges: Vec<Numbers>,
+        ranges: Vec<NumberRange>,
     },
     /// A text of the record that is of no closed list of facts.
     Text {
@@ -67,30 +67,30 @@ pub struct ResourceTest {
     /// Matched by one of these; a number is matched by its decimal text ...
     pub patterns: Vec<Pattern>,
     /// ... or a number in one of these.
-    pub ranges: Vec<Numbers>,
-    /// Where [`Subject`] keeps the value once looked up.
+    pub ranges: Vec<NumberRange>,
+    /// The slot of the value in [`EvalContext`].
     pub(super) slot: usize,
 }
 
 impl ResourceTest {
     /// A test of the attribute `name`.
-    pub fn new(name: &str, patterns: Vec<Pattern>, ranges: Vec<Numbers>) -> Self {
+    pub fn new(name: &str, patterns: Vec<Pattern>, ranges: Vec<NumberRange>) -> Self {
         Self { name: name.into(), patterns, ranges, slot: SLOTS }
     }
 }
 
 /// Whose address or port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum Side {
     /// `network.local`
     Local,
     /// `network.peer`
     Peer,
 }
 
-/// A set of members of each closed list: a bit for each number. All must hold.
+/// A set of members of each closed list: a bit for each number. All sets must match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FactSets {
+pub struct EnumSets {
     /// Causes.
     pub causes: u32,
     /// States; bit 0 is the unknown one.
@@ -103,12 +103,12 @@ pub struct FactSets {
     pub ip_versions: u8,
 }
 
-/// Bit of [`FactSets::ip_versions`].
+/// Bit of [`EnumSets::ip_versions`].
 pub const IPV4: u8 = 1;
-/// Bit of [`FactSets::ip_versions`].
+/// Bit of [`EnumSets::ip_versions`].
 pub const IPV6: u8 = 2;
 
-impl FactSets {
+impl EnumSets {
     /// Everything: no condition at all.
     pub const ALL: Self = Self {
         causes: (1 << Cause::ALL.len()) - 1,
@@ -129,7 +129,7 @@ impl FactSets {
         }
     }
 
-    /// The smallest set that holds both.
+    /// The smallest set that contains both.
     pub fn union(self, other: Self) -> Self {
         Self {
             causes: self.causes | other.causes,
@@ -167,7 +167,7 @@ impl FactSets {
         restricted.next().filter(|_| restricted.next().is_none())
     }
 
-    /// The sets as one number, for a test in one step: a reset is in them where its own number has no bit beside theirs.
+    /// The sets as one number, for a test in one step: a reset is in them if its own number has no bit outside of theirs.
     pub(super) fn packed(self) -> u64 {
         u64::from(self.causes)
             | u64::from(self.states) << 32
@@ -188,27 +188,27 @@ impl FactSets {
     }
 }
 
-/// Names of resource attributes whose values are looked up once per reset.
+/// Number of resource attributes whose values are read once per reset.
 pub(super) const SLOTS: usize = 16;
 
-/// A reset under test, with what has been looked up of it.
-pub struct Subject<'a> {
+/// A reset under evaluation, with the values that were read already.
+pub struct EvalContext<'a> {
     reset: &'a Reset,
-    facts: FactSets,
-    /// The same, as [`FactSets::packed`].
+    facts: EnumSets,
+    /// The same, as [`EnumSets::packed`].
     packed: u64,
-    /// By [`End`], in its order.
+    /// By [`Side`], in its order.
     ports: [u16; 2],
-    /// By [`End`], as [`Network::holds`] takes them.
+    /// By [`Side`], as [`Network::holds`] takes them.
     addresses: [(u128, bool); 2],
     resource: [Cell<Option<Option<&'a ResourceValue>>>; SLOTS],
 }
 
-impl<'a> Subject<'a> {
+impl<'a> EvalContext<'a> {
     /// Prepares a reset for testing.
     pub fn new(reset: &'a Reset) -> Self {
         let ends = [reset.local, reset.peer];
-        let facts = FactSets::of(reset);
+        let facts = EnumSets::of(reset);
         Self {
             reset,
             facts,
@@ -235,8 +235,8 @@ impl<'a> Subject<'a> {
 }
 
 impl Condition {
-    /// Whether the reset meets the condition.
-    pub fn matches(&self, subject: &Subject<'_>) -> bool {
+    /// Whether the reset matches the condition.
+    pub fn matches(&self, subject: &EvalContext<'_>) -> bool {
         let reset = subject.reset;
         match self {
             Self::All(parts) => parts.iter().all(|part| part.matches(subject)),
@@ -262,18 +262,18 @@ impl Condition {
         }
     }
 
-    /// Sets that hold every reset which meets the condition: what lies outside them need not be tested further.
-    pub(super) fn bounds(&self) -> FactSets {
-        const NOTHING: FactSets = FactSets { causes: 0, states: 0, directions: 0, origins: 0, ip_versions: 0 };
+    /// Sets that contain every reset which matches the condition: nothing outside of them needs further tests.
+    pub(super) fn bounds(&self) -> EnumSets {
+        const NOTHING: EnumSets = EnumSets { causes: 0, states: 0, directions: 0, origins: 0, ip_versions: 0 };
         match self {
-            Self::All(parts) => parts.iter().map(Self::bounds).fold(FactSets::ALL, FactSets::intersection),
-            Self::Any(parts) => parts.iter().map(Self::bounds).fold(NOTHING, FactSets::union),
+            Self::All(parts) => parts.iter().map(Self::bounds).fold(EnumSets::ALL, EnumSets::intersection),
+            Self::Any(parts) => parts.iter().map(Self::bounds).fold(NOTHING, EnumSets::union),
             Self::Facts(sets) => *sets,
             Self::Address { networks, .. } => {
                 let version = |network: &Network| if network.is_ipv4() { IPV4 } else { IPV6 };
-                FactSets { ip_versions: networks.iter().map(version).fold(0, std::ops::BitOr::bitor), ..FactSets::ALL }
+                EnumSets { ip_versions: networks.iter().map(version).fold(0, std::ops::BitOr::bitor), ..EnumSets::ALL }
             }
-            _ => FactSets::ALL,
+            _ => EnumSets::ALL,
         }
     }
 
@@ -304,7 +304,7 @@ impl Condition {
     }
 
     fn all(parts: Vec<Self>) -> Self {
-        let mut facts = FactSets::ALL;
+        let mut facts = EnumSets::ALL;
         let mut flat = Vec::with_capacity(parts.len());
         let mut add = |part: Self, flat: &mut Vec<Self>| match part {
             Self::Facts(sets) => facts = facts.intersection(sets),
@@ -316,7 +316,7 @@ impl Condition {
                 other => add(other, &mut flat),
             }
         }
-        if facts != FactSets::ALL {
+        if facts != EnumSets::ALL {
             flat.push(Self::Facts(facts));
         }
         flat.sort_by_key(Self::cost);

@@ -1,4 +1,4 @@
-//! Patterns for text: `*` stands for any run of characters, `?` for one, `\` takes the next one as it is.
+//! Patterns for text: `*` matches any characters, `?` one character, and `\` escapes the next one.
 //!
 //! Not regular expressions: a glob has bounded cost, and whether one covers another can be decided.
 
@@ -7,11 +7,11 @@ use std::fmt;
 /// A glob, in the fastest of its forms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
-    form: Form,
+    form: PatternKind,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Form {
+enum PatternKind {
     /// No wildcard.
     Exact(String),
     /// `text*`; with an empty text, everything.
@@ -21,82 +21,83 @@ enum Form {
     /// `*text*`
     Contains(String),
     /// Anything else.
-    Glob(Vec<Piece>),
+    Glob(Vec<GlobToken>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Piece {
+enum GlobToken {
     Character(char),
     One,
     Any,
 }
 
 impl Pattern {
-    /// Reads a glob. Every text is one; a `\` at its end stands for itself.
+    /// Parses a pattern. Every text is one; a `\` at its end is literal.
     pub fn new(text: &str) -> Self {
         let mut pieces = Vec::new();
         let mut characters = text.chars();
         while let Some(character) = characters.next() {
             pieces.push(match character {
-                '*' if pieces.last() == Some(&Piece::Any) => continue,
-                '*' => Piece::Any,
-                '?' => Piece::One,
-                '\\' => Piece::Character(characters.next().unwrap_or('\\')),
-                other => Piece::Character(other),
+                '*' if pieces.last() == Some(&GlobToken::Any) => continue,
+                '*' => GlobToken::Any,
+                '?' => GlobToken::One,
+                '\\' => GlobToken::Character(characters.next().unwrap_or('\\')),
+                other => GlobToken::Character(other),
             });
         }
-        Self { form: Form::of(pieces) }
+        Self { form: PatternKind::of(pieces) }
     }
 
     /// A pattern that matches this text only, whatever characters it has.
     pub fn exact(text: &str) -> Self {
-        Self { form: Form::Exact(text.to_owned()) }
+        Self { form: PatternKind::Exact(text.to_owned()) }
     }
 
     /// Whether the whole text matches.
     pub fn matches(&self, text: &str) -> bool {
         match &self.form {
-            Form::Exact(exact) => text == exact,
-            Form::Prefix(prefix) => text.starts_with(prefix.as_str()),
-            Form::Suffix(suffix) => text.ends_with(suffix.as_str()),
-            Form::Contains(part) => text.contains(part.as_str()),
-            Form::Glob(pieces) => glob_matches(pieces, text),
+            PatternKind::Exact(exact) => text == exact,
+            PatternKind::Prefix(prefix) => text.starts_with(prefix.as_str()),
+            PatternKind::Suffix(suffix) => text.ends_with(suffix.as_str()),
+            PatternKind::Contains(part) => text.contains(part.as_str()),
+            PatternKind::Glob(pieces) => glob_matches(pieces, text),
         }
     }
 
     /// The text, where the pattern has no wildcard.
     pub fn as_exact(&self) -> Option<&str> {
         match &self.form {
-            Form::Exact(exact) => Some(exact),
+            PatternKind::Exact(exact) => Some(exact),
             _ => None,
         }
     }
 
-    /// Whether every text that `other` matches is matched by this one. May say no where the answer is yes, never the
+    /// Whether every text that `other` matches is matched by this one. May be a false negative, never the
     /// other way round.
     pub fn covers(&self, other: &Self) -> bool {
         match (&self.form, &other.form) {
             (mine, theirs) if mine == theirs => true,
-            (_, Form::Exact(exact)) => self.matches(exact),
-            (Form::Prefix(mine), Form::Prefix(theirs)) => theirs.starts_with(mine.as_str()),
-            (Form::Suffix(mine), Form::Suffix(theirs)) => theirs.ends_with(mine.as_str()),
-            (Form::Contains(mine), Form::Prefix(theirs) | Form::Suffix(theirs) | Form::Contains(theirs)) => {
-                theirs.contains(mine.as_str())
-            }
-            (Form::Prefix(mine), _) => mine.is_empty(),
+            (_, PatternKind::Exact(exact)) => self.matches(exact),
+            (PatternKind::Prefix(mine), PatternKind::Prefix(theirs)) => theirs.starts_with(mine.as_str()),
+            (PatternKind::Suffix(mine), PatternKind::Suffix(theirs)) => theirs.ends_with(mine.as_str()),
+            (
+                PatternKind::Contains(mine),
+                PatternKind::Prefix(theirs) | PatternKind::Suffix(theirs) | PatternKind::Contains(theirs),
+            ) => theirs.contains(mine.as_str()),
+            (PatternKind::Prefix(mine), _) => mine.is_empty(),
             _ => false,
         }
     }
 
-    /// Whether no text is matched by both. May say no where the answer is yes, never the other way round.
+    /// Whether no text is matched by both. May be a false negative, never the other way round.
     pub fn excludes(&self, other: &Self) -> bool {
         match (&self.form, &other.form) {
-            (Form::Exact(exact), _) => !other.matches(exact),
-            (_, Form::Exact(exact)) => !self.matches(exact),
-            (Form::Prefix(mine), Form::Prefix(theirs)) => {
+            (PatternKind::Exact(exact), _) => !other.matches(exact),
+            (_, PatternKind::Exact(exact)) => !self.matches(exact),
+            (PatternKind::Prefix(mine), PatternKind::Prefix(theirs)) => {
                 !mine.starts_with(theirs.as_str()) && !theirs.starts_with(mine.as_str())
             }
-            (Form::Suffix(mine), Form::Suffix(theirs)) => {
+            (PatternKind::Suffix(mine), PatternKind::Suffix(theirs)) => {
                 !mine.ends_with(theirs.as_str()) && !theirs.ends_with(mine.as_str())
             }
             _ => false,
@@ -104,16 +105,16 @@ impl Pattern {
     }
 }
 
-impl Form {
-    fn of(pieces: Vec<Piece>) -> Self {
-        let text = |pieces: &[Piece]| -> Option<String> {
-            pieces.iter().map(|piece| if let Piece::Character(c) = piece { Some(*c) } else { None }).collect()
+impl PatternKind {
+    fn of(pieces: Vec<GlobToken>) -> Self {
+        let text = |pieces: &[GlobToken]| -> Option<String> {
+            pieces.iter().map(|piece| if let GlobToken::Character(c) = piece { Some(*c) } else { None }).collect()
         };
         let form = match pieces.as_slice() {
-            [Piece::Any] => Some(Self::Prefix(String::new())),
-            [Piece::Any, middle @ .., Piece::Any] => text(middle).map(Self::Contains),
-            [Piece::Any, rest @ ..] => text(rest).map(Self::Suffix),
-            [rest @ .., Piece::Any] => text(rest).map(Self::Prefix),
+            [GlobToken::Any] => Some(Self::Prefix(String::new())),
+            [GlobToken::Any, middle @ .., GlobToken::Any] => text(middle).map(Self::Contains),
+            [GlobToken::Any, rest @ ..] => text(rest).map(Self::Suffix),
+            [rest @ .., GlobToken::Any] => text(rest).map(Self::Prefix),
             all => text(all).map(Self::Exact),
         };
         form.unwrap_or(Self::Glob(pieces))
@@ -121,20 +122,20 @@ impl Form {
 }
 
 /// Linear in the text times the pattern at worst: only the last `*` is ever tried again.
-fn glob_matches(pieces: &[Piece], text: &str) -> bool {
+fn glob_matches(pieces: &[GlobToken], text: &str) -> bool {
     let mut rest = text;
     let mut at = 0;
     let mut retry: Option<(usize, &str)> = None;
     loop {
         match (pieces.get(at), rest.chars().next()) {
             (None, None) => return true,
-            (Some(Piece::Any), _) => {
+            (Some(GlobToken::Any), _) => {
                 at += 1;
                 retry = Some((at, rest));
                 continue;
             }
-            (Some(Piece::One), Some(character)) => rest = &rest[character.len_utf8()..],
-            (Some(Piece::Character(wanted)), Some(character)) if *wanted == character => {
+            (Some(GlobToken::One), Some(character)) => rest = &rest[character.len_utf8()..],
+            (Some(GlobToken::Character(wanted)), Some(character)) if *wanted == character => {
                 rest = &rest[character.len_utf8()..];
             }
             _ => {
@@ -154,15 +155,15 @@ impl fmt::Display for Pattern {
     /// The glob as it would be written.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (before, text, after) = match &self.form {
-            Form::Exact(text) => ("", text, ""),
-            Form::Prefix(text) => ("", text, "*"),
-            Form::Suffix(text) => ("*", text, ""),
-            Form::Contains(text) => ("*", text, "*"),
-            Form::Glob(pieces) => {
+            PatternKind::Exact(text) => ("", text, ""),
+            PatternKind::Prefix(text) => ("", text, "*"),
+            PatternKind::Suffix(text) => ("*", text, ""),
+            PatternKind::Contains(text) => ("*", text, "*"),
+            PatternKind::Glob(pieces) => {
                 return pieces.iter().try_for_each(|piece| match piece {
-                    Piece::Any => formatter.write_str("*"),
-                    Piece::One => formatter.write_str("?"),
-                    Piece::Character(character) => write_escaped(formatter, *character),
+                    GlobToken::Any => formatter.write_str("*"),
+                    GlobToken::One => formatter.write_str("?"),
+                    GlobToken::Character(character) => write_escaped(formatter, *character),
                 });
             }
         };

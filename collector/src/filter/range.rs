@@ -85,7 +85,7 @@ impl Ports {
 
 /// A range of numbers. Infinite ends are open ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Numbers {
+pub struct NumberRange {
     /// The lower end.
     pub low: f64,
     /// The upper end.
@@ -96,7 +96,7 @@ pub struct Numbers {
     pub high_inside: bool,
 }
 
-impl Numbers {
+impl NumberRange {
     /// Every number.
     pub const ALL: Self = Self { low: f64::NEG_INFINITY, high: f64::INFINITY, low_inside: true, high_inside: true };
 
@@ -134,7 +134,7 @@ impl Numbers {
     }
 }
 
-/// A network: the addresses that share its first bits. IPv4 and IPv6 never hold each other's addresses.
+/// A network: the addresses that share its first bits. A network of IPv4 never contains an address of IPv6, nor the reverse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     value: u128,
@@ -187,7 +187,7 @@ impl Network {
         self.ipv4 == other.ipv4 && self.mask & other.mask == self.mask && other.value & self.mask == self.value
     }
 
-    /// Whether the network holds IPv4 addresses.
+    /// Whether it is a network of IPv4.
     pub fn is_ipv4(&self) -> bool {
         self.ipv4
     }
@@ -279,7 +279,7 @@ mod tests {
         #[test]
         fn number_ranges_compare(a in (0..6_i8, 0..6_i8, any::<bool>(), any::<bool>()),
                                  b in (0..6_i8, 0..6_i8, any::<bool>(), any::<bool>()), number in 0..6_i8) {
-            let range = |(low, high, low_inside, high_inside): (i8, i8, bool, bool)| Numbers {
+            let range = |(low, high, low_inside, high_inside): (i8, i8, bool, bool)| NumberRange {
                 low: low.into(), high: high.into(), low_inside, high_inside };
             let (a, b, number) = (range(a), range(b), f64::from(number));
             prop_assert!(!(a.is_empty() && a.contains(number)));

@@ -1,39 +1,39 @@
-//! Whether one condition holds wherever another does: how rules that can never match are found.
+//! Whether one condition implies another: finds unreachable rules.
 //!
-//! Every answer `true` is a proof; `false` means "not proven". The analysis looks at pairs of conditions, not at what
+//! Every result `true` is a proof; `false` means "not proven". The analysis compares pairs of conditions, not what
 //! several rules cover together.
 
 use std::cell::Cell;
 
 use crate::filter::{
-    condition::{Condition, FactSets},
-    range::Numbers,
+    condition::{Condition, EnumSets},
+    range::NumberRange,
 };
 
 /// Proves things of conditions, in a bounded number of steps: once they are used up, nothing more is proven.
-pub(super) struct Prover {
+pub(super) struct SubsumptionProof {
     steps_left: Cell<usize>,
 }
 
-impl Prover {
-    /// One that takes so many steps at most, of some ns each.
+impl SubsumptionProof {
+    /// A proof of at most `max_steps` steps, of a few ns each.
     pub(super) fn new(steps: usize) -> Self {
         Self { steps_left: Cell::new(steps) }
     }
 
-    /// Whether the steps are used up, so that an answer `false` says nothing.
+    /// Whether the steps are used up, so that a result `false` means nothing.
     pub(super) fn is_exhausted(&self) -> bool {
         self.steps_left.get() == 0
     }
 
-    /// Takes steps; `false` where there are not so many left.
+    /// Uses steps; `false` if too few are left.
     fn take(&self, steps: usize) -> bool {
         let left = self.steps_left.get().saturating_sub(steps);
         self.steps_left.set(left);
         left > 0
     }
 
-    /// Whether every reset that meets `other` meets `condition` too.
+    /// Whether every reset that matches `other` matches `condition` too.
     pub(super) fn covers(&self, condition: &Condition, other: &Condition) -> bool {
         use Condition as C;
         if !self.take(1) {
@@ -57,7 +57,7 @@ impl Prover {
                 end == other_end && self.each_covered(networks, others, |mine, theirs| mine.covers(theirs))
             }
             (C::Number { attribute, ranges }, C::Number { attribute: other_attribute, ranges: others }) => {
-                attribute == other_attribute && self.each_covered(ranges, others, Numbers::covers)
+                attribute == other_attribute && self.each_covered(ranges, others, NumberRange::covers)
             }
             (C::Text { attribute, patterns }, C::Text { attribute: other_attribute, patterns: others }) => {
                 attribute == other_attribute && self.each_covered(patterns, others, |mine, theirs| mine.covers(theirs))
@@ -65,13 +65,13 @@ impl Prover {
             (C::Resource(mine), C::Resource(theirs)) => {
                 mine.name == theirs.name
                     && self.each_covered(&mine.patterns, &theirs.patterns, |mine, theirs| mine.covers(theirs))
-                    && self.each_covered(&mine.ranges, &theirs.ranges, Numbers::covers)
+                    && self.each_covered(&mine.ranges, &theirs.ranges, NumberRange::covers)
             }
             _ => false,
         }
     }
 
-    /// Whether no reset meets both conditions.
+    /// Whether no reset matches both conditions.
     pub(super) fn excludes(&self, condition: &Condition, other: &Condition) -> bool {
         use Condition as C;
         if !self.take(1) {
@@ -93,17 +93,17 @@ impl Prover {
                     && self.each_pair(networks, others, |mine, theirs| !mine.covers(theirs) && !theirs.covers(mine))
             }
             (C::Number { attribute, ranges }, C::Number { attribute: other_attribute, ranges: others }) => {
-                attribute == other_attribute && self.each_pair(ranges, others, Numbers::excludes)
+                attribute == other_attribute && self.each_pair(ranges, others, NumberRange::excludes)
             }
             (C::Text { attribute, patterns }, C::Text { attribute: other_attribute, patterns: others }) => {
                 attribute == other_attribute && self.each_pair(patterns, others, |mine, theirs| mine.excludes(theirs))
             }
-            // A list may hold a value for each of two tests.
+            // A list may contain a value for each of two tests.
             _ => false,
         }
     }
 
-    /// Whether no reset can meet the condition.
+    /// Whether no reset can match the condition.
     pub(super) fn is_never(&self, condition: &Condition) -> bool {
         use Condition as C;
         if !self.take(1) {
@@ -122,13 +122,13 @@ impl Prover {
             C::Facts(sets) => sets.is_empty(),
             C::Port { ports, .. } => ports.ranges().is_empty(),
             C::Address { networks, .. } => networks.is_empty(),
-            C::Number { ranges, .. } => ranges.iter().all(Numbers::is_empty),
+            C::Number { ranges, .. } => ranges.iter().all(NumberRange::is_empty),
             C::Text { patterns, .. } => patterns.is_empty(),
-            C::Resource(test) => test.patterns.is_empty() && test.ranges.iter().all(Numbers::is_empty),
+            C::Resource(test) => test.patterns.is_empty() && test.ranges.iter().all(NumberRange::is_empty),
         }
     }
 
-    /// Whether every reset meets the condition.
+    /// Whether every reset matches the condition.
     pub(super) fn is_always(&self, condition: &Condition) -> bool {
         use Condition as C;
         if !self.take(1) {
@@ -138,7 +138,7 @@ impl Prover {
             C::All(parts) => parts.iter().all(|part| self.is_always(part)),
             C::Any(parts) => parts.iter().any(|part| self.is_always(part)),
             C::Not(part) => self.is_never(part),
-            C::Facts(sets) => *sets == FactSets::ALL,
+            C::Facts(sets) => *sets == EnumSets::ALL,
             _ => false,
         }
     }

@@ -51,7 +51,7 @@ fn member<T: Copy + std::fmt::Debug + 'static>(all: &'static [T]) -> impl Strate
     prop::sample::select(all)
 }
 
-/// A reset from a small world, so that random rules meet it often.
+/// A reset from a small world, so that random rules often match it.
 pub(crate) fn any_reset() -> impl Strategy<Value = Reset> {
     let facts = (
         member(Direction::ALL),
@@ -83,8 +83,8 @@ pub(crate) fn any_reset() -> impl Strategy<Value = Reset> {
     })
 }
 
-fn any_end() -> impl Strategy<Value = End> {
-    member(&[End::Local, End::Peer])
+fn any_end() -> impl Strategy<Value = Side> {
+    member(&[Side::Local, Side::Peer])
 }
 
 fn any_network() -> impl Strategy<Value = Network> {
@@ -101,7 +101,7 @@ fn any_test() -> impl Strategy<Value = Condition> {
         let texts = vec!["*", "checkout*", "cart", "NO_SOCKET", "TCP_*", "c?rt"];
         prop::collection::vec(prop::sample::select(texts).prop_map(Pattern::new), 0..3)
     };
-    let range = (0_u8..4, 0_u8..4, any::<bool>()).prop_map(|(low, high, inside)| Numbers {
+    let range = (0_u8..4, 0_u8..4, any::<bool>()).prop_map(|(low, high, inside)| NumberRange {
         low: low.into(),
         high: high.into(),
         low_inside: true,
@@ -109,12 +109,12 @@ fn any_test() -> impl Strategy<Value = Condition> {
     });
     let ranges = prop::collection::vec(range, 0..3);
     let facts = (0_u32..16, 0_u16..16, 0_u8..4, 0_u8..16, 0_u8..4, 0_u8..32).prop_map(
-        |(causes, states, directions, origins, ip_versions, which)| FactSets {
-            causes: if which & 1 == 0 { FactSets::ALL.causes } else { causes },
-            states: if which & 2 == 0 { FactSets::ALL.states } else { states },
-            directions: if which & 4 == 0 { FactSets::ALL.directions } else { directions },
-            origins: if which & 8 == 0 { FactSets::ALL.origins } else { origins },
-            ip_versions: if which & 16 == 0 { FactSets::ALL.ip_versions } else { ip_versions },
+        |(causes, states, directions, origins, ip_versions, which)| EnumSets {
+            causes: if which & 1 == 0 { EnumSets::ALL.causes } else { causes },
+            states: if which & 2 == 0 { EnumSets::ALL.states } else { states },
+            directions: if which & 4 == 0 { EnumSets::ALL.directions } else { directions },
+            origins: if which & 8 == 0 { EnumSets::ALL.origins } else { origins },
+            ip_versions: if which & 16 == 0 { EnumSets::ALL.ip_versions } else { ip_versions },
         },
     );
     prop_oneof![
@@ -169,7 +169,7 @@ fn plainly(condition: &Condition, reset: &Reset) -> bool {
                 && sets.origins >> reset.origin as u8 & 1 == 1
                 && sets.ip_versions & (if reset.local.address.is_ipv4() { IPV4 } else { IPV6 }) != 0
         }
-        test => test.matches(&Subject::new(reset)),
+        test => test.matches(&EvalContext::new(reset)),
     }
 }
 
@@ -188,9 +188,9 @@ proptest! {
     #[test]
     fn analysis_never_claims_falsely(a in any_condition(), b in any_condition(), reset in any_reset()) {
         let (a, b) = (a.simplified(), b.simplified());
-        let subject = Subject::new(&reset);
+        let subject = EvalContext::new(&reset);
         let (meets_a, meets_b) = (a.matches(&subject), b.matches(&subject));
-        let prover = Prover::new(usize::MAX);
+        let prover = SubsumptionProof::new(usize::MAX);
         prop_assert!(!prover.covers(&a, &b) || !meets_b || meets_a, "{:?} does not cover {:?}", a, b);
         prop_assert!(!(prover.excludes(&a, &b) && meets_a && meets_b), "{:?} does not exclude {:?}", a, b);
         prop_assert!(!prover.is_never(&a) || !meets_a);
@@ -202,8 +202,8 @@ proptest! {
 fn not_of_an_unknown_value_matches() {
     let reset = plain_reset();
     let pod = Condition::Resource(ResourceTest::new("k8s.pod.name", vec![Pattern::new("*")], Vec::new()));
-    assert!(!pod.matches(&Subject::new(&reset)));
-    assert!(Condition::Not(Box::new(pod)).matches(&Subject::new(&reset)));
+    assert!(!pod.matches(&EvalContext::new(&reset)));
+    assert!(Condition::Not(Box::new(pod)).matches(&EvalContext::new(&reset)));
 }
 
 #[test]
@@ -218,13 +218,13 @@ fn more_names_than_slots_are_still_looked_up() {
         let attributes = vec![(Cow::from(name.clone()), ResourceValue::Text("yes".into()))];
         let resource = Resource::new(attributes);
         let reset = Reset { resource, ..plain_reset() };
-        assert_eq!(filters.decide(&reset), Decision { keep: false, rule: Some(at) });
+        assert_eq!(filters.decide(&reset), FilterDecision { keep: false, rule: Some(at) });
     }
 }
 
 #[test]
 fn shadowed_rules_are_found() {
-    let ports = |ranges: &[(u16, u16)]| Condition::Port { end: End::Local, ports: Ports::new(ranges.to_vec()) };
+    let ports = |ranges: &[(u16, u16)]| Condition::Port { end: Side::Local, ports: Ports::new(ranges.to_vec()) };
     let conditions = [ports(&[(8000, 8999)]), ports(&[(22, 22)]), ports(&[(8080, 8080)]), ports(&[(22, 23)])];
     let conditions: Vec<_> = conditions.iter().collect();
     assert_eq!(shadowed(&conditions), (vec![(0, 2)], true));
@@ -232,6 +232,6 @@ fn shadowed_rules_are_found() {
 
 #[test]
 fn a_prover_without_steps_proves_nothing() {
-    let prover = Prover::new(1);
+    let prover = SubsumptionProof::new(1);
     assert!(!prover.is_always(&Condition::All(Vec::new())) && prover.is_exhausted());
 }

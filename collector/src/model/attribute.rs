@@ -20,61 +20,38 @@ pub enum Value<'a> {
     Float(f64),
 }
 
-/// Defines the attributes once: variant, name, what it means.
-macro_rules! attributes {
-    ($($item:ident $name:literal $meaning:literal,)+) => {
-        /// An attribute of the record (not of the resource).
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        #[repr(u8)]
-        pub enum Attribute { $(#[doc = $meaning] $item,)+ }
-        impl Attribute {
-            /// Every attribute, in the order in which they go out.
-            pub const ALL: &'static [Self] = &[$(Self::$item,)+];
-            /// The name on the wire and in filters.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$item => $name,)+ }
-            }
-            /// What it means, for the reference page.
-            pub const fn meaning(self) -> &'static str {
-                match self { $(Self::$item => $meaning,)+ }
-            }
-            /// The attribute with this name.
-            pub fn from_name(name: &str) -> Option<Self> {
-                match name { $($name => Some(Self::$item),)+ _ => None }
-            }
-        }
-    };
-}
-
-attributes! {
-    Cause "tcp.reset.cause" "Why, the same word on every kernel; `explain` lists them",
-    Origin "tcp.reset.origin" "Who wanted it: active, passive, firewall or peer",
-    Severity "tcp.reset.severity" "INFO, WARN or ERROR, by what was lost",
-    Reason "tcp.reset.reason" "The kernel's own name for the reason",
-    Direction "network.io.direction" "transmit or receive, seen from this host",
-    Transport "network.transport" "Always tcp",
-    NetworkType "network.type" "ipv4 or ipv6; IPv4-mapped addresses are ipv4",
-    LocalAddress "network.local.address" "Address of this host's end",
-    LocalPort "network.local.port" "Port of this host's end",
-    PeerAddress "network.peer.address" "Address of the other end",
-    PeerPort "network.peer.port" "Port of the other end",
-    ConnectionState "network.connection.state" "State of the connection before the reset",
-    ErrorType "error.type" "Error that the local application gets: connection_refused, connection_reset or timed_out",
-    ExitCode "process.exit.code" "Exit code of the owner, where it ended by itself and its end closed the connection",
-    ExitSignal "process.exit.signal" "Signal that ended the owner, where its end closed the connection",
-    ActorPid "tcp.reset.actor.pid" "Process that destroyed the connection, where it is not the owner",
-    ActorName "tcp.reset.actor.name" "Its name at the time of the reset",
-    BytesSent "tcp.connection.bytes_sent" "Bytes that this end sent on the connection",
-    BytesReceived "tcp.connection.bytes_received" "Bytes that this end received on the connection",
-    UnreadBytes "tcp.connection.unread_bytes" "Bytes received that the application had not read",
-    UnsentBytes "tcp.connection.unsent_bytes" "Bytes written that had not been sent",
-    UnackedBytes "tcp.connection.unacked_bytes" "Bytes sent that the peer had not acknowledged",
-    Retransmits "tcp.connection.retransmits" "Segments sent again over the connection's life",
-    SmoothedRtt "tcp.connection.smoothed_rtt" "Smoothed round trip, seconds",
-    Duration "tcp.connection.duration" "From establishment to the reset, seconds",
-    NetworkNamespace "network.namespace.inode" "Inode of the network namespace",
-    TraceMethod "tcp.reset.trace.method" "How the trace was found: header, span or ambiguous",
-    AdjustedCount "tcp.reset.adjusted_count" "How many resets the record stands for; left out when one",
+named_list! {
+    /// An attribute of the record (not of the resource), in the order of export.
+    Attribute {
+        Cause "tcp.reset.cause" "Why, the same word on every kernel; `explain` lists them",
+        Origin "tcp.reset.origin" "Who wanted it: active, passive, firewall or peer",
+        Severity "tcp.reset.severity" "INFO, WARN or ERROR, by what was lost",
+        Reason "tcp.reset.reason" "The kernel's own name for the reason",
+        Direction "network.io.direction" "transmit or receive, seen from this host",
+        Transport "network.transport" "Always tcp",
+        NetworkType "network.type" "ipv4 or ipv6; IPv4-mapped addresses are ipv4",
+        LocalAddress "network.local.address" "Address of this host's end",
+        LocalPort "network.local.port" "Port of this host's end",
+        PeerAddress "network.peer.address" "Address of the other end",
+        PeerPort "network.peer.port" "Port of the other end",
+        ConnectionState "network.connection.state" "State of the connection before the reset",
+        ErrorType "error.type" "Error that the local application gets: connection_refused, connection_reset or timed_out",
+        ExitCode "process.exit.code" "Exit code of the owner, where it ended by itself and its end closed the connection",
+        ExitSignal "process.exit.signal" "Signal that ended the owner, where its end closed the connection",
+        ActorPid "tcp.reset.actor.pid" "Process that destroyed the connection, where it is not the owner",
+        ActorName "tcp.reset.actor.name" "Its name at the time of the reset",
+        BytesSent "tcp.connection.bytes_sent" "Bytes that this end sent on the connection",
+        BytesReceived "tcp.connection.bytes_received" "Bytes that this end received on the connection",
+        UnreadBytes "tcp.connection.unread_bytes" "Bytes received that the application had not read",
+        UnsentBytes "tcp.connection.unsent_bytes" "Bytes written that had not been sent",
+        UnackedBytes "tcp.connection.unacked_bytes" "Bytes sent that the peer had not acknowledged",
+        Retransmits "tcp.connection.retransmits" "Segments sent again over the connection's life",
+        SmoothedRtt "tcp.connection.smoothed_rtt" "Smoothed round trip, seconds",
+        Duration "tcp.connection.duration" "From establishment to the reset, seconds",
+        NetworkNamespace "network.namespace.inode" "Inode of the network namespace",
+        TraceMethod "tcp.reset.trace.method" "How the trace was found: header, span or ambiguous",
+        AdjustedCount "tcp.reset.adjusted_count" "How many resets the record stands for; left out when one",
+    }
 }
 
 /// The message as an attribute of the span and the span event; the log record has it as its body.

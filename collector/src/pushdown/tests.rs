@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::filter::{
-    Condition, End, Pattern, Ports, ResourceTest, Rule,
+    Condition, Pattern, Ports, ResourceTest, Rule, Side,
     tests::{any_filters, any_reset, plain_reset},
 };
 
@@ -56,24 +56,19 @@ proptest! {
 
     #[test]
     fn kernel_then_user_is_user_alone(
-        filters in any_filters(), capture in any_capture(), reset in any_reset(),
-        seen_as in prop::sample::select(&Cause::ALL[..4]), undecided in any::<bool>(), with_reasons in any::<bool>(),
+        filters in any_filters(), capture in any_capture(), reset in any_reset(), with_reasons in any::<bool>(),
     ) {
-        let undecided_causes = if undecided { 1 << seen_as as u32 } else { 0 };
-        let knowledge = Knowledge { undecided_causes, reasons: if with_reasons { REASONS } else { &[] } };
-        let program = compile(&capture, &filters, &knowledge);
+        let kernel = KernelFacts { reasons: if with_reasons { REASONS } else { &[] } };
+        let program = compile(&capture, &filters, &kernel);
         prop_assert!(program.len() <= MAX_RULES);
-        let mut facts = facts(&reset);
-        if undecided {
-            facts.cause = seen_as as u8;
-        }
+        let facts = facts(&reset);
         let user = captured(&capture, &reset) && filters.decide(&reset).keep;
         match evaluate(&program.rules(), &facts).map(|outcome| outcome.verdict) {
             Some(Verdict::Drop) => prop_assert!(!user, "dropped by the kernel alone: {:?}", program),
             Some(Verdict::Keep) => prop_assert!(filters.decide(&reset).keep, "kept by the kernel: {:?}", program),
             Some(Verdict::Stop) | None => {}
         }
-        if capture == Capture::default() && !undecided && program.places().iter().all(|place| *place == Place::Kernel) {
+        if capture == Capture::default() && program.places().iter().all(|place| *place == RunsIn::Kernel) {
             let kernel = !matches!(evaluate(&program.rules(), &facts), Some(outcome) if outcome.verdict == Verdict::Drop);
             prop_assert_eq!(kernel, user, "all in the kernel: {:?}", program);
         }
@@ -85,7 +80,7 @@ fn drop(condition: Condition) -> Rule {
 }
 
 fn local_port(low: u16, high: u16) -> Condition {
-    Condition::Port { end: End::Local, ports: Ports::new(vec![(low, high)]) }
+    Condition::Port { end: Side::Local, ports: Ports::new(vec![(low, high)]) }
 }
 
 fn service(name: &str) -> Condition {
@@ -98,8 +93,8 @@ fn a_rule_that_the_kernel_cannot_decide_holds_back_only_what_it_may_match() {
         Rule { keep: true, condition: Condition::All(vec![service("checkout"), local_port(80, 80)]) },
         drop(local_port(0, 9_999)),
     ]);
-    let program = compile(&Capture::default(), &filters, &Knowledge::default());
-    assert_eq!(program.places(), [Place::User, Place::Kernel]);
+    let program = compile(&Capture::default(), &filters, &KernelFacts::default());
+    assert_eq!(program.places(), [RunsIn::User, RunsIn::Kernel]);
     let verdict = |port| {
         let reset = Reset { local: crate::model::Endpoint { port, ..plain_reset().local }, ..plain_reset() };
         evaluate(&program.rules(), &facts(&reset)).map(|outcome| outcome.verdict)
@@ -115,26 +110,26 @@ fn nothing_to_drop_is_an_empty_program() {
         Rule { keep: true, condition: local_port(80, 80) },
         drop(Condition::Not(Box::new(service("checkout")))),
     ]);
-    let program = compile(&Capture::default(), &filters, &Knowledge::default());
+    let program = compile(&Capture::default(), &filters, &KernelFacts::default());
     assert!(program.is_empty());
-    assert_eq!(program.places(), [Place::NothingToDrop, Place::User]);
+    assert_eq!(program.places(), [RunsIn::NothingToDrop, RunsIn::User]);
 }
 
 #[test]
 fn a_program_that_is_too_long_ends_in_user_space() {
     let rules: Vec<_> = (0..100).map(|port| drop(local_port(port * 2, port * 2))).collect();
     let filters = Filters::new(rules);
-    let program = compile(&Capture::default(), &filters, &Knowledge::default());
+    let program = compile(&Capture::default(), &filters, &KernelFacts::default());
     assert_eq!(program.len(), MAX_RULES - 1);
-    assert_eq!(program.places()[0], Place::Kernel);
-    assert_eq!(program.places()[99], Place::Full);
+    assert_eq!(program.places()[0], RunsIn::Kernel);
+    assert_eq!(program.places()[99], RunsIn::Full);
     assert!(program.report().contains("filters[99] in user space: the kernel's program is full"));
 }
 
 #[test]
 fn long_lists_are_spread_over_rules() {
     let ports = Ports::new((0..20).map(|port| (port * 10, port * 10)).collect());
-    let filters = Filters::new(vec![drop(Condition::Port { end: End::Peer, ports })]);
-    let program = compile(&Capture::default(), &filters, &Knowledge::default());
-    assert_eq!((program.len(), program.places()), (5, &[Place::Kernel][..]));
+    let filters = Filters::new(vec![drop(Condition::Port { end: Side::Peer, ports })]);
+    let program = compile(&Capture::default(), &filters, &KernelFacts::default());
+    assert_eq!((program.len(), program.places()), (5, &[RunsIn::Kernel][..]));
 }

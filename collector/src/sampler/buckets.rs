@@ -1,23 +1,23 @@
 //! Token buckets, one for each key of a limit, in bounded memory.
 //!
-//! A bucket is forgotten only when it is full again and holds nothing: a new one would be the same, so forgetting never
-//! loosens a limit. Where no bucket can be forgotten, new keys share one bucket for each rule.
+//! A bucket is removed only when it is full again and has no suppressed reset: a new one would be the same, so removal
+//! never loosens a limit. If no bucket can be removed, new keys share one bucket for each rule.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::model::Reset;
 use crate::sampler::{RateLimit, Summary};
 
-/// Buckets that are looked at for one to forget, when a new key finds the table full.
-const LOOKED_AT: usize = 16;
+/// Number of buckets that are checked for removal when the table is full.
+const MAX_CANDIDATES: usize = 16;
 
-/// What became of a reset.
-pub(super) enum Taken {
+/// Result of taking a token.
+pub(super) enum TokenResult {
     /// There was a token for it.
     Yes,
-    /// There was none; it is held.
+    /// There was none; the reset is kept for a summary.
     Held,
-    /// There was none; the one that is held stands for it too.
+    /// There was none; the reset kept for the summary represents it too.
     Counted,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct Buckets {
     max_keys: usize,
     /// Where the next search for a bucket to forget begins.
     hand: usize,
-    /// When each held reset was held and whose it is, oldest first.
+    /// When each suppressed reset was kept, and its bucket; oldest first.
     held: VecDeque<(u64, Holder)>,
     overflowed: u64,
 }
@@ -49,11 +49,11 @@ struct Bucket {
     per_second: f64,
     burst: f64,
     filled_ns: u64,
-    held: Option<Box<Held>>,
+    held: Option<Box<SuppressedGroup>>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct SuppressedGroup {
     reset: Reset,
     weight: f64,
     count: u64,
@@ -75,28 +75,29 @@ impl Bucket {
         self.held.is_none() && self.tokens_at(now_ns) >= self.burst
     }
 
-    fn take(&mut self, reset: &Reset, now_ns: u64) -> Taken {
+    fn take(&mut self, reset: &Reset, now_ns: u64) -> TokenResult {
         self.tokens = self.tokens_at(now_ns);
         self.filled_ns = self.filled_ns.max(now_ns);
         if self.tokens >= 1.0 {
             self.tokens -= 1.0;
-            return Taken::Yes;
+            return TokenResult::Yes;
         }
         match &mut self.held {
             Some(held) => {
                 held.weight += reset.adjusted_count;
                 held.count += 1;
-                Taken::Counted
+                TokenResult::Counted
             }
             none => {
-                *none = Some(Box::new(Held { reset: reset.clone(), weight: reset.adjusted_count, count: 1 }));
-                Taken::Held
+                *none =
+                    Some(Box::new(SuppressedGroup { reset: reset.clone(), weight: reset.adjusted_count, count: 1 }));
+                TokenResult::Held
             }
         }
     }
 
     fn summary(&mut self) -> Option<Summary> {
-        let Held { mut reset, weight, count } = *self.held.take()?;
+        let SuppressedGroup { mut reset, weight, count } = *self.held.take()?;
         reset.adjusted_count = weight;
         Some(Summary { reset, suppressed: count, rule: self.rule })
     }
@@ -122,7 +123,7 @@ impl Buckets {
         limit: &RateLimit,
         reset: &Reset,
         now_ns: u64,
-    ) -> Taken {
+    ) -> TokenResult {
         let slot = self.by_key.get(&key).copied().or_else(|| self.add(Bucket::new(key, rule, limit, now_ns), now_ns));
         let (holder, bucket) = match slot {
             Some(slot) => (Holder::Slot(slot), &mut self.slots[slot]),
@@ -133,7 +134,7 @@ impl Buckets {
             }
         };
         let taken = bucket.take(reset, now_ns);
-        if matches!(taken, Taken::Held) {
+        if matches!(taken, TokenResult::Held) {
             self.held.push_back((now_ns, holder));
         }
         taken
@@ -145,9 +146,9 @@ impl Buckets {
             self.slots.len()
         } else {
             let slots = self.slots.len();
-            let candidates = (0..LOOKED_AT.min(slots)).map(|step| (self.hand + step) % slots);
+            let candidates = (0..MAX_CANDIDATES.min(slots)).map(|step| (self.hand + step) % slots);
             let found = candidates.into_iter().find(|slot| self.slots[*slot].is_forgettable(now_ns));
-            self.hand = found.map_or(self.hand + LOOKED_AT, |slot| slot + 1) % slots.max(1);
+            self.hand = found.map_or(self.hand + MAX_CANDIDATES, |slot| slot + 1) % slots.max(1);
             found?
         };
         let key = bucket.key;
@@ -162,7 +163,7 @@ impl Buckets {
         Some(slot)
     }
 
-    /// Takes what is held for as long as the time when it was held is `due`.
+    /// Removes and returns the suppressed resets that are `due` by the time when they were kept.
     pub(super) fn summaries(&mut self, due: impl Fn(u64) -> bool) -> Vec<Summary> {
         let mut summaries = Vec::new();
         while let Some((_, holder)) = self.held.pop_front_if(|(held_since_ns, _)| due(*held_since_ns)) {
@@ -197,7 +198,8 @@ mod tests {
     fn keys_are_bounded_and_overflow_shares_a_bucket() {
         let mut buckets = Buckets::new(4);
         let limit = limit(1.0, 2.0);
-        let taken = (0..100).filter(|key| matches!(buckets.take(*key, None, &limit, &plain_reset(), 0), Taken::Yes));
+        let taken =
+            (0..100).filter(|key| matches!(buckets.take(*key, None, &limit, &plain_reset(), 0), TokenResult::Yes));
         // Four keys of their own, and two tokens of the shared bucket.
         assert_eq!(taken.count(), 6);
         assert_eq!((buckets.slots.len(), buckets.by_key.len(), buckets.overflowed()), (4, 4, 96));
@@ -207,7 +209,7 @@ mod tests {
     fn a_bucket_that_is_full_again_makes_room() {
         let mut buckets = Buckets::new(1);
         let limit = limit(1.0, 1.0);
-        assert!(matches!(buckets.take(1, None, &limit, &plain_reset(), 0), Taken::Yes));
+        assert!(matches!(buckets.take(1, None, &limit, &plain_reset(), 0), TokenResult::Yes));
         buckets.take(2, None, &limit, &plain_reset(), 500_000_000);
         assert_eq!(buckets.overflowed(), 1);
         buckets.take(3, None, &limit, &plain_reset(), 1_000_000_000);
@@ -219,7 +221,7 @@ mod tests {
         let mut buckets = Buckets::new(1);
         let limit = limit(1.0, 1.0);
         buckets.take(1, None, &limit, &plain_reset(), 0);
-        assert!(matches!(buckets.take(1, None, &limit, &plain_reset(), 0), Taken::Held));
+        assert!(matches!(buckets.take(1, None, &limit, &plain_reset(), 0), TokenResult::Held));
         buckets.take(2, None, &limit, &plain_reset(), 60_000_000_000);
         assert_eq!(buckets.overflowed(), 1);
         assert_eq!(buckets.summaries(|_| true).len(), 1);

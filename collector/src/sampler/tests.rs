@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    filter::{FactSets, tests::plain_reset},
+    filter::{EnumSets, tests::plain_reset},
     model::{Cause, Endpoint, Trace},
 };
 
@@ -31,13 +31,13 @@ fn traced(trace_id: [u8; 16], method: TraceMethod) -> Reset {
     Reset { trace: Some(trace), ..plain_reset() }
 }
 
-/// `share`, kept and sum of weights of so many resets of different connections.
+/// `share`, kept and sum of weights of that many resets of different connections.
 fn sampled(share: f64, count: u64) -> (f64, f64) {
     let mut sampler = sampler(ratio(share));
     let (mut kept, mut weights) = (0.0, 0.0);
     for number in 0..count {
         let mut reset = from_port(number as u16, number >> 16);
-        if sampler.judge(&mut reset, 0) == (Verdict::Keep { rule: None }) {
+        if sampler.decide(&mut reset, 0) == (SampleDecision::Keep { rule: None }) {
             kept += 1.0;
             weights += reset.adjusted_count;
         }
@@ -61,8 +61,8 @@ fn a_ratio_keeps_its_share_and_its_weights_are_unbiased() {
 #[test]
 fn one_connection_is_not_dropped_for_ever() {
     let mut sampler = sampler(ratio(0.1));
-    let kept =
-        (0..10_000).filter(|second| matches!(sampler.judge(&mut from_port(4_000, *second), 0), Verdict::Keep { .. }));
+    let kept = (0..10_000)
+        .filter(|second| matches!(sampler.decide(&mut from_port(4_000, *second), 0), SampleDecision::Keep { .. }));
     assert!((900..1_100).contains(&kept.count()));
 }
 
@@ -74,7 +74,7 @@ fn a_ratio_follows_the_trace_id_as_opentelemetry_does() {
         let mut trace_id = [0xff; 16];
         trace_id[9..].copy_from_slice(&[first, 0, 0, 0, 0, 0, 0]);
         let mut reset = traced(trace_id, method);
-        (matches!(sampler.judge(&mut reset, 0), Verdict::Keep { .. }), reset.adjusted_count)
+        (matches!(sampler.decide(&mut reset, 0), SampleDecision::Keep { .. }), reset.adjusted_count)
     };
     assert_eq!(verdict(0xc0, TraceMethod::Header), (true, 4.0));
     assert_eq!(verdict(0xbf, TraceMethod::Header), (false, 1.0));
@@ -88,20 +88,20 @@ fn both_ends_of_a_connection_are_sampled_alike() {
     for port in 0..1_000 {
         let mut sent = from_port(port, 7);
         let mut received = Reset { local: sent.peer, peer: sent.local, ..sent.clone() };
-        let is_kept = |verdict| matches!(verdict, Verdict::Keep { .. });
-        assert_eq!(is_kept(sampler.judge(&mut sent, 0)), is_kept(sampler.judge(&mut received, 0)));
+        let is_kept = |verdict| matches!(verdict, SampleDecision::Keep { .. });
+        assert_eq!(is_kept(sampler.decide(&mut sent, 0)), is_kept(sampler.decide(&mut received, 0)));
     }
 }
 
 #[test]
 fn the_first_rule_that_matches_decides() {
-    let port_closed = FactSets { causes: 1 << Cause::PortClosed as u32, ..FactSets::ALL };
+    let port_closed = EnumSets { causes: 1 << Cause::PortClosed as u32, ..EnumSets::ALL };
     let rules = vec![
         Rule { condition: Condition::Facts(port_closed), rate: ratio(0.0) },
         Rule { condition: all(), rate: ratio(1.0) },
     ];
     let mut sampler = Sampler::new(Sampling::new(ratio(1.0), rules));
-    let mut verdict = |cause| sampler.judge(&mut Reset { cause, ..plain_reset() }, 0).to_string();
+    let mut verdict = |cause| sampler.decide(&mut Reset { cause, ..plain_reset() }, 0).to_string();
     assert_eq!(verdict(Cause::PortClosed), "sampled out by sampling.rules[0]");
     assert_eq!(verdict(Cause::LingerZero), "kept by sampling.rules[1]");
 }
@@ -110,11 +110,14 @@ fn the_first_rule_that_matches_decides() {
 fn a_summary_tells_what_a_limit_suppressed() {
     let limit = RateLimit { per_second: 1.0, burst: 1.0, group_by: vec![Key::Record(Attribute::PeerPort)] };
     let mut sampler = sampler(Rate::PerSecond(limit));
-    let verdicts: Vec<_> = (0..1_206).map(|_| sampler.judge(&mut from_port(1, 0), 5).to_string()).collect();
+    let verdicts: Vec<_> = (0..1_206).map(|_| sampler.decide(&mut from_port(1, 0), 5).to_string()).collect();
     assert_eq!(verdicts[0], "kept by sampling.default");
     assert_eq!(verdicts[1], "held for a summary by sampling.default");
     assert_eq!(verdicts[2], "sampled out by sampling.default");
-    assert!(matches!(sampler.judge(&mut from_port(2, 0), 5), Verdict::Keep { .. }), "another key has its own limit");
+    assert!(
+        matches!(sampler.decide(&mut from_port(2, 0), 5), SampleDecision::Keep { .. }),
+        "another key has its own limit"
+    );
     assert_eq!(sampler.held(), 1);
     assert!(sampler.due_summaries(5 + SUMMARY_INTERVAL_NS - 1).is_empty());
     let summaries = sampler.due_summaries(5 + SUMMARY_INTERVAL_NS);
@@ -140,13 +143,13 @@ proptest! {
                 held -= 1;
             }
             let mut reset = plain_reset();
-            match sampler.judge(&mut reset, now) {
-                Verdict::Keep { .. } => {
+            match sampler.decide(&mut reset, now) {
+                SampleDecision::Keep { .. } => {
                     kept_at.push(now);
                     weights += reset.adjusted_count;
                 }
-                Verdict::Held { .. } => held += 1,
-                Verdict::SampledOut { .. } => {}
+                SampleDecision::Held { .. } => held += 1,
+                SampleDecision::SampledOut { .. } => {}
             }
             prop_assert_eq!(sampler.held(), held);
         }

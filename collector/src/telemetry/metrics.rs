@@ -404,7 +404,7 @@ fn resets(observed: &Observed<'_>, points: &mut Points) {
 fn dropped(observed: &Observed<'_>, points: &mut Points) {
     let mut push = |labels: &Labels, counts: &Dropped| {
         for reason in DropReason::ALL {
-            let reason_label = ("reason", reason.word().into());
+            let reason_label = ("reason", reason.name().into());
             points.push(counts[*reason as usize], labels.iter().cloned().chain([reason_label]).collect());
         }
     };

@@ -1,74 +1,73 @@
-//! A term: tests that all must hold, each of which the kernel can make. A condition becomes a list of them, of which one
-//! must hold.
+//! A clause: a conjunction of tests that the kernel supports. A condition becomes a disjunction of clauses.
 
 use probes::rule::{self, MAX_NETWORKS, MAX_PORT_RANGES, MAX_REASONS};
 
-use crate::pushdown::Knowledge;
+use crate::pushdown::KernelFacts;
 use crate::{
-    filter::{Condition, End, FactSets, Network, Pattern, Ports},
+    filter::{Condition, EnumSets, Network, Pattern, Ports, Side},
     model::attribute::Attribute,
 };
 
-/// Terms of a condition at most; of one that needs more the kernel knows nothing.
-const MAX_TERMS: usize = 16;
+/// Maximum number of clauses of a condition; one that needs more is left to user space.
+const MAX_CLAUSES: usize = 16;
 
-/// Tests that all must hold.
+/// A conjunction of tests.
 #[derive(Clone, Debug)]
-pub(super) struct Term {
+pub(super) struct Clause {
     /// Facts of closed lists.
-    pub(super) facts: FactSets,
-    /// Whether the term says all that the condition asked; else only what must hold besides.
+    pub(super) facts: EnumSets,
+    /// Whether the clause is equivalent to the condition, or only necessary for it.
     pub(super) exact: bool,
-    local: EndTests,
-    peer: EndTests,
-    reasons: Option<Listed<u32>>,
+    local: SideTests,
+    peer: SideTests,
+    reasons: Option<SetTest<u32>>,
     network_namespace: Option<(u32, bool)>,
 }
 
 /// Tests of one end; `None` where there is none.
 #[derive(Clone, Debug, Default)]
-struct EndTests {
+struct SideTests {
     ports: Option<Ports>,
-    networks: Option<Listed<Network>>,
+    networks: Option<SetTest<Network>>,
 }
 
 /// One of these, or with `negated` none of these.
 #[derive(Clone, Debug)]
-struct Listed<T> {
+struct SetTest<T> {
     members: Vec<T>,
     negated: bool,
 }
 
-/// The terms of which one holds wherever the condition does; where all are exact, only there.
-pub(super) fn terms(condition: &Condition, knowledge: &Knowledge<'_>) -> Vec<Term> {
-    let terms = Expansion { knowledge }.expand(condition, false).unwrap_or_else(|| vec![Term::anything()]);
-    terms.into_iter().map(Term::bounded).collect()
+/// The clauses of which one matches wherever the condition does; if all are exact, only there.
+pub(super) fn clauses(condition: &Condition, kernel: &KernelFacts<'_>) -> Vec<Clause> {
+    let clauses = ClauseExpansion { kernel }.expand(condition, false).unwrap_or_else(|| vec![Clause::anything()]);
+    clauses.into_iter().map(Clause::bounded).collect()
 }
 
-struct Expansion<'a> {
-    knowledge: &'a Knowledge<'a>,
+struct ClauseExpansion<'a> {
+    kernel: &'a KernelFacts<'a>,
 }
 
-impl Expansion<'_> {
-    /// `None` where there would be more than [`MAX_TERMS`].
-    fn expand(&self, condition: &Condition, negated: bool) -> Option<Vec<Term>> {
+impl ClauseExpansion<'_> {
+    /// `None` where there would be more than [`MAX_CLAUSES`].
+    fn expand(&self, condition: &Condition, negated: bool) -> Option<Vec<Clause>> {
         match condition {
             Condition::Not(part) => self.expand(part, !negated),
             Condition::All(parts) if !negated => self.product(parts, negated),
             Condition::Any(parts) if negated => self.product(parts, negated),
             Condition::All(parts) | Condition::Any(parts) => self.sum(parts, negated),
-            Condition::Facts(sets) => Some(facts_terms(*sets, negated)),
+            Condition::Facts(sets) => Some(enum_clauses(*sets, negated)),
             Condition::Port { end, ports } => {
                 let ports = if negated { ports.complement() } else { ports.clone() };
-                Some(vec![end_term(*end, EndTests { ports: Some(ports), networks: None })])
+                Some(vec![side_clause(*end, SideTests { ports: Some(ports), networks: None })])
             }
             Condition::Address { end, networks } => {
-                let networks = Some(Listed { members: networks.clone(), negated });
-                Some(vec![end_term(*end, EndTests { ports: None, networks })])
+                let networks = Some(SetTest { members: networks.clone(), negated });
+                Some(vec![side_clause(*end, SideTests { ports: None, networks })])
             }
-            Condition::Text { attribute: Attribute::Reason, patterns } if !self.knowledge.reasons.is_empty() => {
-                let reasons = Some(Listed { members: self.reasons(patterns), negated });
-                Some(vec![Term { reasons, ..Term::of(FactSets::ALL) }])
+            Condition::Text { attribute: Attribute::Reason, patterns } if !self.kernel.reasons.is_empty() => {
+                let reasons = Some(SetTest { members: self.reasons(patterns), negated });
+                Some(vec![Clause { reasons, ..Clause::of(EnumSets::ALL) }])
             }
             Condition::Number { attribute: Attribute::NetworkNamespace, ranges } => {
                 Some(vec![match ranges.as_slice() {
@@ -77,34 +76,36 @@ impl Expansion<'_> {
                         let inode = range.low as u32;
                         let exact = f64::from(inode) == range.low && !range.is_empty();
                         let network_namespace = exact.then_some((inode, negated));
-                        Term { network_namespace, exact, ..Term::of(FactSets::ALL) }
+                        Clause { network_namespace, exact, ..Clause::of(EnumSets::ALL) }
                     }
-                    _ => Term::anything(),
+                    _ => Clause::anything(),
                 }])
             }
-            Condition::Number { .. } | Condition::Text { .. } | Condition::Resource(_) => Some(vec![Term::anything()]),
+            Condition::Number { .. } | Condition::Text { .. } | Condition::Resource(_) => {
+                Some(vec![Clause::anything()])
+            }
         }
     }
 
-    fn sum(&self, parts: &[Condition], negated: bool) -> Option<Vec<Term>> {
+    fn sum(&self, parts: &[Condition], negated: bool) -> Option<Vec<Clause>> {
         let mut all = Vec::new();
         for part in parts {
             all.extend(self.expand(part, negated)?);
-            if all.len() > MAX_TERMS {
+            if all.len() > MAX_CLAUSES {
                 return None;
             }
         }
         Some(all)
     }
 
-    fn product(&self, parts: &[Condition], negated: bool) -> Option<Vec<Term>> {
-        let mut all = vec![Term::of(FactSets::ALL)];
+    fn product(&self, parts: &[Condition], negated: bool) -> Option<Vec<Clause>> {
+        let mut all = vec![Clause::of(EnumSets::ALL)];
         for part in parts {
-            // A part with too many terms is a part that the kernel knows nothing of.
-            let terms = self.expand(part, negated).unwrap_or_else(|| vec![Term::anything()]);
-            let pairs = all.iter().flat_map(|left| terms.iter().map(move |right| left.and(right)));
-            all = pairs.filter(|term| !term.facts.is_empty()).take(MAX_TERMS + 1).collect();
-            if all.len() > MAX_TERMS {
+            // A part with too many clauses is left to user space.
+            let clauses = self.expand(part, negated).unwrap_or_else(|| vec![Clause::anything()]);
+            let pairs = all.iter().flat_map(|left| clauses.iter().map(move |right| left.and(right)));
+            all = pairs.filter(|clause| !clause.facts.is_empty()).take(MAX_CLAUSES + 1).collect();
+            if all.len() > MAX_CLAUSES {
                 return None;
             }
         }
@@ -112,56 +113,51 @@ impl Expansion<'_> {
     }
 
     fn reasons(&self, patterns: &[Pattern]) -> Vec<u32> {
-        let named = self.knowledge.reasons.iter();
+        let named = self.kernel.reasons.iter();
         named.filter(|(_, name)| patterns.iter().any(|pattern| pattern.matches(name))).map(|(key, _)| *key).collect()
     }
 }
 
-/// The facts, or where negated a term for each list in which they are some: one of the lists must differ.
-fn facts_terms(sets: FactSets, negated: bool) -> Vec<Term> {
+/// The facts, or where negated a clause for each list in which they are some: one of the lists must differ.
+fn enum_clauses(sets: EnumSets, negated: bool) -> Vec<Clause> {
     if !negated {
-        return vec![Term::of(sets)];
+        return vec![Clause::of(sets)];
     }
-    let all = FactSets::ALL;
+    let all = EnumSets::ALL;
     let opposites = [
-        FactSets { causes: all.causes & !sets.causes, ..all },
-        FactSets { states: all.states & !sets.states, ..all },
-        FactSets { directions: all.directions & !sets.directions, ..all },
-        FactSets { origins: all.origins & !sets.origins, ..all },
-        FactSets { ip_versions: all.ip_versions & !sets.ip_versions, ..all },
+        EnumSets { causes: all.causes & !sets.causes, ..all },
+        EnumSets { states: all.states & !sets.states, ..all },
+        EnumSets { directions: all.directions & !sets.directions, ..all },
+        EnumSets { origins: all.origins & !sets.origins, ..all },
+        EnumSets { ip_versions: all.ip_versions & !sets.ip_versions, ..all },
     ];
-    opposites.into_iter().filter(|facts| !facts.is_empty()).map(Term::of).collect()
+    opposites.into_iter().filter(|facts| !facts.is_empty()).map(Clause::of).collect()
 }
 
-fn end_term(end: End, tests: EndTests) -> Term {
-    let all = Term::of(FactSets::ALL);
+fn side_clause(end: Side, tests: SideTests) -> Clause {
+    let all = Clause::of(EnumSets::ALL);
     match end {
-        End::Local => Term { local: tests, ..all },
-        End::Peer => Term { peer: tests, ..all },
+        Side::Local => Clause { local: tests, ..all },
+        Side::Peer => Clause { peer: tests, ..all },
     }
 }
 
-impl Term {
+impl Clause {
     /// These facts and nothing else.
-    pub(super) fn of(facts: FactSets) -> Self {
+    pub(super) fn of(facts: EnumSets) -> Self {
         Self {
             facts,
             exact: true,
-            local: EndTests::default(),
-            peer: EndTests::default(),
+            local: SideTests::default(),
+            peer: SideTests::default(),
             reasons: None,
             network_namespace: None,
         }
     }
 
-    /// In place of a condition of which the kernel knows nothing.
+    /// In place of a condition that the kernel cannot evaluate.
     fn anything() -> Self {
-        Self { exact: false, ..Self::of(FactSets::ALL) }
-    }
-
-    /// The same with other causes.
-    pub(super) fn with_causes(&self, causes: u32) -> Self {
-        Self { facts: FactSets { causes, ..self.facts }, ..self.clone() }
+        Self { exact: false, ..Self::of(EnumSets::ALL) }
     }
 
     fn and(&self, other: &Self) -> Self {
@@ -177,7 +173,7 @@ impl Term {
         .bounded()
     }
 
-    /// Without the lists that no rule can hold: what is left still must hold, but is not all.
+    /// Without the lists that do not fit into a rule: the rest is still necessary, but not sufficient.
     fn bounded(mut self) -> Self {
         let exact = &mut self.exact;
         for networks in [&mut self.local.networks, &mut self.peer.networks] {
@@ -190,7 +186,7 @@ impl Term {
         self
     }
 
-    /// Rules of the kernel's form of which one matches where the term holds; their verdict is still to be set.
+    /// Rules in the kernel's format of which one matches where the clause does; their verdict is not set yet.
     pub(super) fn rules(&self) -> Vec<rule::Rule> {
         let facts = self.facts;
         let mut rules = vec![rule::Rule {
@@ -237,7 +233,7 @@ impl Term {
     }
 }
 
-impl EndTests {
+impl SideTests {
     fn and(&self, other: &Self, exact: &mut bool) -> Self {
         let ports = match (&self.ports, &other.ports) {
             (Some(mine), Some(theirs)) => Some(mine.intersection(theirs)),
@@ -247,7 +243,7 @@ impl EndTests {
     }
 }
 
-/// The one test that there is; of two, the first, which leaves out what the second asks.
+/// The existing test; of two only the first, so that the result is not exact.
 fn either<T: Clone>(mine: &Option<T>, theirs: &Option<T>, exact: &mut bool) -> Option<T> {
     *exact &= mine.is_none() || theirs.is_none();
     mine.as_ref().or(theirs.as_ref()).cloned()
@@ -260,7 +256,7 @@ fn leave_out<T>(test: &mut Option<T>, exact: &mut bool, inexpressible: impl Fn(&
     }
 }
 
-/// The rules with a test of a list added. A list that one rule cannot hold is spread over several, of which one must
+/// The rules with a test of a list added. A list that does not fit into one rule is spread over several, of which one must
 /// match; an empty list matches nothing, and negated everything.
 fn spread<T>(
     rules: &[rule::Rule],
@@ -303,7 +299,7 @@ fn network(network: &Network) -> Option<rule::Network> {
     Some(rule::Network { value: words(value), mask: words(mask) })
 }
 
-/// The 16 bytes in network order as four words as they stand in memory.
+/// The 16 bytes in network order as four words of memory.
 fn words(bits: u128) -> [u32; 4] {
     let bytes = bits.to_be_bytes();
     std::array::from_fn(|word| u32::from_ne_bytes(std::array::from_fn(|byte| bytes[word * 4 + byte])))
