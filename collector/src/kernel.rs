@@ -38,9 +38,9 @@ use crate::{
         btf::{BtfError, Types},
         credentials::{Credentials, ProcessByKey},
         http_trace::HttpPorts,
-        load::{Globals, Stopwatch, Verdicts},
-        missed_runs::PassedOver,
-        plan::{PLANS, Plan, Step},
+        load::{Globals, StartupTimer, VerifierResults},
+        missed_runs::MissedRuns,
+        plan::{AttachStep, PROBES, ProbeSpec},
     },
     pushdown,
 };
@@ -101,13 +101,13 @@ pub struct Kernel {
     rules: Array<MapData, [u8; RULE_LEN]>,
     wire_ports: HttpPorts,
     /// What the map holds, but for the programs' own writes.
-    said: Control,
+    control_words: Control,
     /// Whether the kernel could look through all tasks.
     walks_tasks: bool,
     counters: Arc<Counters>,
     coverage: Vec<Coverage>,
     reasons: ReasonTables,
-    walk_took: Duration,
+    task_walk_duration: Duration,
 }
 
 /// The kernel's names for its reasons, by number, without their prefixes.
@@ -124,7 +124,7 @@ impl Kernel {
     ///
     /// `ring_buffer_bytes` is a power of two; `wanted` leaves out hooks by name, [`http_trace::HOOK`] among them.
     pub fn attach(btf: &Path, ring_buffer_bytes: u32, wanted: impl Fn(&str) -> bool) -> Result<Self, KernelError> {
-        let mut watch = Stopwatch::start();
+        let mut watch = StartupTimer::start();
         let (types, loader) = thread::scope(|scope| {
             let loader = load::prepare(scope);
             (Types::from_file(btf), loader.join())
@@ -133,25 +133,30 @@ impl Kernel {
         let loader = loader.map_err(|_| KernelError::Load("the loader failed; its message stands above".to_owned()))?;
         watch.lap("the kernel's types are read");
         let globals = Globals::from_types(&types);
-        let twice = wanted(plan::AGAIN);
-        let steps = |plan: &'static Plan| match plan.step(&types, twice) {
-            Step::NotNeeded => None,
+        let with_companions = wanted(plan::COMPANION);
+        let steps = |plan: &'static ProbeSpec| match plan.step(&types, with_companions) {
+            AttachStep::NotNeeded => None,
             _ if !wanted(plan.hook) => Some((plan, Err("switched off in the configuration".to_owned()))),
-            Step::CannotRun(why) => Some((plan, Err(why))),
-            Step::Attach(names) => Some((plan, Ok(names))),
+            AttachStep::CannotRun(why) => Some((plan, Err(why))),
+            AttachStep::Attach(names) => Some((plan, Ok(names))),
         };
-        let steps: Vec<(&Plan, Result<Vec<_>, String>)> = PLANS.iter().filter_map(steps).collect();
-        let reads_wire = wanted(http_trace::HOOK);
-        let mut programs =
-            load::load(loader, &globals, ring_buffer_bytes, reads_wire && http_trace::can_run(&types), twice)?;
+        let steps: Vec<(&ProbeSpec, Result<Vec<_>, String>)> = PROBES.iter().filter_map(steps).collect();
+        let http_trace = wanted(http_trace::HOOK);
+        let mut programs = load::load(
+            loader,
+            &globals,
+            ring_buffer_bytes,
+            http_trace && http_trace::can_run(&types),
+            with_companions,
+        )?;
         watch.lap("the maps are there");
         let names: Vec<_> = steps.iter().filter_map(|(_, names)| names.as_ref().ok()).flatten().copied().collect();
-        let mut verdicts = Verdicts::reach(&mut programs, &names, &types)?;
+        let mut results = VerifierResults::reach(&mut programs, &names, &types)?;
         watch.lap("the programs are verified");
         let ring = RingBuf::try_from(take(&mut programs, "RESETS")?).map_err(|_| KernelError::Map("RESETS"))?;
         let control = Array::try_from(take(&mut programs, "CONTROL")?).map_err(|_| KernelError::Map("CONTROL"))?;
         let rules = Array::try_from(take(&mut programs, "RULES")?).map_err(|_| KernelError::Map("RULES"))?;
-        let withheld =
+        let suppressed =
             PerCpuArray::try_from(take(&mut programs, "SUPPRESSED")?).map_err(|_| KernelError::Map("SUPPRESSED"))?;
         let captured =
             PerCpuArray::try_from(take(&mut programs, "CAPTURED")?).map_err(|_| KernelError::Map("CAPTURED"))?;
@@ -161,17 +166,17 @@ impl Kernel {
         let lost = PerCpuArray::try_from(take(&mut programs, "RINGBUF_DROPS")?)
             .map_err(|_| KernelError::Map("RINGBUF_DROPS"))?;
         let wire_ports = HttpPorts::take(&mut programs)?;
-        let mut passed_over = PassedOver::default();
+        let mut missed_runs = MissedRuns::default();
         let mut coverage: Vec<Coverage> = steps
             .into_iter()
             .map(|(plan, names)| {
-                let attach = |names: Vec<_>| load::attach(&mut programs, plan, &names, &mut verdicts, &mut passed_over);
+                let attach = |names: Vec<_>| load::attach(&mut programs, plan, &names, &mut results, &mut missed_runs);
                 let missing = names.and_then(attach).err();
                 Coverage { hook: plan.hook, sees: plan.sees, sees_resets: plan.sees_resets, missing }
             })
             .collect();
         watch.lap("the hooks are attached");
-        if reads_wire {
+        if http_trace {
             let missing = http_trace::attach(&mut programs, &types, Path::new("/proc")).err();
             coverage.push(Coverage { hook: http_trace::HOOK, sees: http_trace::SEES, sees_resets: false, missing });
         }
@@ -179,7 +184,7 @@ impl Kernel {
             return Err(KernelError::NoHook(reasons_why_not(&coverage)));
         }
         for (name, _) in load::WALKS {
-            if let Err(why) = verdicts.take(name, name) {
+            if let Err(why) = results.take(name, name) {
                 tracing::warn!("{name} {why}");
             }
         }
@@ -190,17 +195,17 @@ impl Kernel {
             control,
             rules,
             wire_ports,
-            said: Control::default(),
+            control_words: Control::default(),
             walks_tasks: false,
-            counters: Arc::new(Counters { captured, lost, withheld, passed_over }),
+            counters: Arc::new(Counters { captured, lost, suppressed, missed_runs }),
             coverage,
             reasons: globals.reasons,
-            walk_took: Duration::ZERO,
+            task_walk_duration: Duration::ZERO,
         };
         // After the hooks: nobody is missed between.
         kernel.walk_tasks();
         kernel.walk_files();
-        kernel.walk_took = watch.lap("who is there already is known");
+        kernel.task_walk_duration = watch.lap("who is there already is known");
         Ok(kernel)
     }
 
@@ -221,11 +226,11 @@ impl Kernel {
 
     /// Whether the calling thread may still do what a running collector asks of the kernel: read counters, set rules, look
     /// through the tasks.
-    pub fn still_works(&mut self) -> bool {
+    pub fn self_check(&mut self) -> bool {
         let tasks = |programs| iterate(programs, "every_task").is_ok();
         // Where the tasks could not be walked at the start, that proves nothing.
         let tasks = !self.walks_tasks || self.programs.as_mut().is_none_or(tasks);
-        tasks && self.counters.captured.get(&0, 0).is_ok() && self.say(self.said).is_ok()
+        tasks && self.counters.captured.get(&0, 0).is_ok() && self.write_control(self.control_words).is_ok()
     }
 
     /// Looks through all tasks, so that processes are known by the credentials that they have now.
@@ -235,16 +240,16 @@ impl Kernel {
 
     /// Walks all files of all tasks, to find which process holds each listener now.
     pub fn walk_files(&mut self) {
-        self.said.walk = self.said.walk.wrapping_add(1);
-        if let Err(error) = self.say(self.said) {
+        self.control_words.walk = self.control_words.walk.wrapping_add(1);
+        if let Err(error) = self.write_control(self.control_words) {
             tracing::warn!(event = "control_failed", %error, "cannot number a walk through all files");
         }
         self.iterate("every_file", "task_file");
     }
 
     /// How long it took to name the owners of the sockets and the processes that were there already.
-    pub fn walk_took(&self) -> Duration {
-        self.walk_took
+    pub fn task_walk_duration(&self) -> Duration {
+        self.task_walk_duration
     }
 
     /// Whether it could.
@@ -276,8 +281,8 @@ impl Kernel {
 
     /// Asks the kernel to wake the reader for the next record; the caller drains once more before it sleeps, since a
     /// record may have come meanwhile.
-    pub fn ask_for_wakeup(&mut self) {
-        if let Err(error) = self.say(Control { reader_sleeps: 1, ..self.said }) {
+    pub fn request_wakeup(&mut self) {
+        if let Err(error) = self.write_control(Control { reader_sleeps: 1, ..self.control_words }) {
             tracing::warn!("cannot ask the kernel for a wake-up, records wait for the next timer: {error}");
         }
     }
@@ -285,32 +290,32 @@ impl Kernel {
     /// Gives the kernel other rules, from one reset to the next: those of an old program are never mixed with a new one's.
     pub fn set_rules(&mut self, program: &pushdown::Program) -> Result<(), MapError> {
         if program.is_empty() {
-            self.said.program = 0;
-            return self.say(self.said);
+            self.control_words.program = 0;
+            return self.write_control(self.control_words);
         }
-        let next = if self.said.program & 1 == 0 { 3 } else { 2 };
+        let next = if self.control_words.program & 1 == 0 { 3 } else { 2 };
         let first = (next & 1) * MAX_RULES as u32;
         for (index, rule) in (first..).zip(program.rules()) {
             let mut bytes = [0; RULE_LEN];
             bytes.copy_from_slice(rule.as_bytes());
             self.rules.set(index, bytes, 0)?;
         }
-        self.said.program = next;
-        self.say(self.said)
+        self.control_words.program = next;
+        self.write_control(self.control_words)
     }
 
     /// Sets the ceiling on records a second; `None` is none.
-    pub fn set_ceiling(&mut self, records_per_second: Option<u32>) -> Result<(), MapError> {
-        self.said.interval_ns = records_per_second.map_or(0, |count| (1_000_000_000 / count.max(1)).max(1));
-        self.say(self.said)
+    pub fn set_rate_limit(&mut self, records_per_second: Option<u32>) -> Result<(), MapError> {
+        self.control_words.interval_ns = records_per_second.map_or(0, |count| (1_000_000_000 / count.max(1)).max(1));
+        self.write_control(self.control_words)
     }
 
     /// Sets the servers' ports on which `traceparent` is read; without [`http_trace::HOOK`] it is read on none.
-    pub fn set_wire_ports(&mut self, ports: &[u16]) -> Result<(), MapError> {
+    pub fn set_http_ports(&mut self, ports: &[u16]) -> Result<(), MapError> {
         self.wire_ports.set(ports)
     }
 
-    fn say(&mut self, control: Control) -> Result<(), MapError> {
+    fn write_control(&mut self, control: Control) -> Result<(), MapError> {
         self.control.set(0, [control.reader_sleeps, control.program, control.interval_ns, control.walk], 0)
     }
 

@@ -30,7 +30,7 @@ use crate::{
     kernel::credentials::{OwnerResolver, Walk},
     model::{Decoder, Reset, read_record},
     otlp::batch::{Batch, Batcher},
-    pipeline::retraction::Doubts,
+    pipeline::retraction::TentativeReceives,
     pushdown,
     sampler::{SampleDecision, Sampler, Summary},
 };
@@ -88,7 +88,7 @@ impl Output {
 
 /// The stages, and what waits between them.
 pub struct Pipeline {
-    doubts: Doubts,
+    tentative: TentativeReceives,
     stages: Stages,
     tally: Tally,
     /// Of samplers before this one.
@@ -139,7 +139,7 @@ struct Tally {
 impl Pipeline {
     /// An empty pipeline of these stages.
     pub fn new(stages: Stages) -> Self {
-        Self { doubts: Doubts::default(), stages, tally: Tally::default(), earlier_overflow: 0 }
+        Self { tentative: TentativeReceives::default(), stages, tally: Tally::default(), earlier_overflow: 0 }
     }
 
     /// Takes one record of the ring buffer.
@@ -148,7 +148,7 @@ impl Pipeline {
             .and_then(|record| Ok((record, self.stages.decoder.decode(&record, now.clock, now.unix_ns)?)));
         match decoded {
             Ok((record, reset)) => {
-                if let Some(reset) = self.doubts.admit(&record, reset, now.instant) {
+                if let Some(reset) = self.tentative.admit(&record, reset, now.instant) {
                     self.name(reset, now);
                 }
             }
@@ -162,7 +162,7 @@ impl Pipeline {
 
     /// Does what is due: resets that waited, batches, lines. Call it when no more records wait, and at each deadline.
     pub fn tick(&mut self, now: Now) {
-        while let Some(reset) = self.doubts.take_due(now.instant) {
+        while let Some(reset) = self.tentative.take_due(now.instant) {
             self.name(reset, now);
         }
         for reset in self.stages.correlator.take_ready(now.instant) {
@@ -174,7 +174,7 @@ impl Pipeline {
         self.settle();
         for output in &mut self.stages.outputs {
             output.push_due(now.instant);
-            output.exporter.note_unstored(self.doubts.held() + self.stages.owners.held());
+            output.exporter.note_unstored(self.tentative.held() + self.stages.owners.held());
         }
         // After the batches: what stands on the terminal is in the storage.
         self.flush_console();
@@ -197,7 +197,7 @@ impl Pipeline {
         let batches = self.stages.outputs.iter().filter_map(|output| output.batcher.next_deadline()).min();
         // A span that comes ends a reset's wait before its deadline: look again soon while one waits.
         let traces = self.stages.correlator.next_deadline(now).map(|deadline| deadline.min(now + LOOK_FOR_TRACES));
-        [self.doubts.next_deadline(), self.stages.owners.next_walk(now), batches, traces].into_iter().flatten().min()
+        [self.tentative.next_deadline(), self.stages.owners.next_walk(now), batches, traces].into_iter().flatten().min()
     }
 
     /// Gives a sign of life.
@@ -218,7 +218,7 @@ impl Pipeline {
 
     /// Sends on everything that waits, due or not, and gives the exporters back to be shut down.
     pub fn finish(mut self, now: Now) -> Vec<Exporter> {
-        while let Some(reset) = self.doubts.take() {
+        while let Some(reset) = self.tentative.take() {
             self.name(reset, now);
         }
         for reset in self.stages.owners.take(now) {

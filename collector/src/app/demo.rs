@@ -36,7 +36,7 @@ use crate::{
     kernel::{KERNEL_BTF, Kernel, http_trace, plan},
     model::resource::Resource,
     model::{Decoder, Reset, read_record, reason::ReasonNames},
-    pipeline::retraction::Doubts,
+    pipeline::retraction::TentativeReceives,
 };
 
 /// How the demo runs.
@@ -230,7 +230,7 @@ struct Watch<'a, W> {
     builder: EventBuilder,
     console: Console,
     out: &'a mut W,
-    doubts: Doubts,
+    tentative: TentativeReceives,
 }
 
 impl<'a, W: Write> Watch<'a, W> {
@@ -248,7 +248,7 @@ impl<'a, W: Write> Watch<'a, W> {
             builder: EventBuilder::from_os(false),
             console,
             out,
-            doubts: Doubts::default(),
+            tentative: TentativeReceives::default(),
             kernel,
         }
     }
@@ -275,16 +275,16 @@ impl<'a, W: Write> Watch<'a, W> {
     fn look(&mut self, runs: &mut [Run]) -> Result<(), DemoError> {
         let now = clock::now();
         let mut resets = Vec::new();
-        let Self { kernel, decoder, doubts, .. } = self;
+        let Self { kernel, decoder, tentative, .. } = self;
         kernel.drain(usize::MAX, |bytes| {
             // A record of a shape that is not ours shows in the table, as a reset missed.
             if let Ok(record) = read_record(bytes)
                 && let Ok(reset) = decoder.decode(&record, now.clock, now.unix_ns)
             {
-                resets.extend(doubts.admit(&record, reset, now.instant));
+                resets.extend(tentative.admit(&record, reset, now.instant));
             }
         });
-        resets.extend(std::iter::from_fn(|| doubts.take_due(now.instant)));
+        resets.extend(std::iter::from_fn(|| tentative.take_due(now.instant)));
         for reset in &resets {
             self.show(reset, runs)?;
         }

@@ -92,7 +92,7 @@ pub fn run(settings: &Settings, options: &Options, log: &Log) -> Result<()> {
     }
     let mut degraded = report::less_known(&report::Host::read(&capture::btf_of(options)));
     let notifier = Arc::new(Notifier::from_environment());
-    let hardened = harden(settings, || kernel.still_works())?;
+    let hardened = harden(settings, || kernel.self_check())?;
     account.health.set_hardening(hardened.steps.iter().map(|(step, done)| (*step, done.is_ok())).collect());
     log.spawn().context("cannot start the log's thread")?;
     let stdout = console::stdout_writer(settings.export.console).context("cannot use standard output")?;
@@ -287,9 +287,9 @@ fn register_snapshot_hooks(account: &Account, counters: &Arc<Counters>, orders: 
         orders.wake();
         let tallies = counters.read();
         if let Ok(captured) = <&[u64; COUNTERS as usize]>::try_from(tallies.captured.as_slice()) {
-            let lost = [(DropReason::RingBufferFull, tallies.lost), (DropReason::RateLimited, tallies.over_ceiling)];
+            let lost = [(DropReason::RingBufferFull, tallies.lost), (DropReason::RateLimited, tallies.rate_limited)];
             account.ledger.set_kernel_counts(captured, tallies.filtered, &lost);
         }
-        account.health.set_missed_runs(&tallies.passed_over);
+        account.health.set_missed_runs(&tallies.missed_runs);
     });
 }

@@ -3,7 +3,7 @@
 use aya::maps::{MapData, PerCpuArray};
 use probes::{COUNTERS, Cause, Direction, Origin, counter_index};
 
-use crate::kernel::missed_runs::PassedOver;
+use crate::kernel::missed_runs::MissedRuns;
 
 /// Counts of resets in the kernel, before any rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,8 +42,8 @@ impl Counts {
 pub struct Counters {
     pub(super) captured: PerCpuArray<MapData, u64>,
     pub(super) lost: PerCpuArray<MapData, u64>,
-    pub(super) withheld: PerCpuArray<MapData, u64>,
-    pub(super) passed_over: PassedOver,
+    pub(super) suppressed: PerCpuArray<MapData, u64>,
+    pub(super) missed_runs: MissedRuns,
 }
 
 /// The kernel's counters at one time, since the programs were loaded.
@@ -54,21 +54,21 @@ pub struct Tallies {
     /// Dropped by the rules in the kernel.
     pub filtered: u64,
     /// Over the ceiling on records a second.
-    pub over_ceiling: u64,
+    pub rate_limited: u64,
     /// For which the ring buffer had no room.
     pub lost: u64,
     /// Runs of hooks that tell of resets which the kernel passed over, by hook: some may have been resets.
-    pub passed_over: Vec<(&'static str, u64)>,
+    pub missed_runs: Vec<(&'static str, u64)>,
 }
 
 impl Counters {
     /// Reads them, what was captured last: the others are never more than that.
     pub fn read(&self) -> Tallies {
         let lost = sum(&self.lost, COUNTERS).total();
-        let withheld = sum(&self.withheld, 2).0;
-        let [filtered, over_ceiling] = [0, 1].map(|index| withheld.get(index).copied().unwrap_or(0));
-        let passed_over = self.passed_over.read();
-        Tallies { captured: sum(&self.captured, COUNTERS), filtered, over_ceiling, lost, passed_over }
+        let suppressed = sum(&self.suppressed, 2).0;
+        let [filtered, rate_limited] = [0, 1].map(|index| suppressed.get(index).copied().unwrap_or(0));
+        let missed_runs = self.missed_runs.read();
+        Tallies { captured: sum(&self.captured, COUNTERS), filtered, rate_limited, lost, missed_runs }
     }
 }
 

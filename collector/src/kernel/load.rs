@@ -25,8 +25,8 @@ use crate::kernel::{
     KernelError, ReasonTables,
     btf::Types,
     chain, explain,
-    missed_runs::PassedOver,
-    plan::{self, Plan},
+    missed_runs::MissedRuns,
+    plan::{self, ProbeSpec},
 };
 
 /// The programs, built from `probes/` (`make probes`).
@@ -98,9 +98,9 @@ impl Globals {
 }
 
 /// How long each step of the start took; at debug level the log says so.
-pub(super) struct Stopwatch(Instant);
+pub(super) struct StartupTimer(Instant);
 
-impl Stopwatch {
+impl StartupTimer {
     pub(super) fn start() -> Self {
         Self(Instant::now())
     }
@@ -131,12 +131,12 @@ pub(super) fn load(
     loader: EbpfLoader<'static>,
     globals: &Globals,
     ring_buffer_bytes: u32,
-    reads_wire: bool,
-    twice: bool,
+    http_trace: bool,
+    with_companions: bool,
 ) -> Result<Ebpf, KernelError> {
     // Tracing programs were given the storage of sockets and the running task's type by one series, in 5.11.
     let has_socket_storage = globals.has_typed_task;
-    let (reads_wire, twice) = (u32::from(reads_wire), u32::from(twice));
+    let (http_trace, with_companions) = (u32::from(http_trace), u32::from(with_companions));
     // Random, and other at each start.
     let seed = RandomState::new().build_hasher().finish() as u32;
     let mut loader: EbpfLoader<'_> = loader;
@@ -148,14 +148,14 @@ pub(super) fn load(
         .override_global("BTF_HAS_NULL_CTX", &globals.knows_null, true)
         .override_global("HAS_TYPED_TASK", &globals.has_typed_task, true)
         .override_global("HAS_SOCKET_STORAGE", &has_socket_storage, true)
-        .override_global("HTTP_TRACE_ENABLED", &reads_wire, true)
-        .override_global("HAS_COMPANIONS", &twice, true)
+        .override_global("HTTP_TRACE_ENABLED", &http_trace, true)
+        .override_global("HAS_COMPANIONS", &with_companions, true)
         .override_global("HASH_SEED", &seed, true)
         .map_max_entries("RESETS", ring_buffer_bytes);
-    if reads_wire == 0 {
+    if http_trace == 0 {
         loader.map_max_entries("EARLY_HTTP_REQUESTS", 1);
     }
-    if twice == 0 {
+    if with_companions == 0 {
         loader.map_max_entries("HANDLED", 1);
     }
     if has_socket_storage == 1 {
@@ -167,9 +167,9 @@ pub(super) fn load(
 }
 
 /// What became of each program that was to be loaded, by name.
-pub(super) struct Verdicts(HashMap<String, Result<(), ProgramError>>);
+pub(super) struct VerifierResults(HashMap<String, Result<(), ProgramError>>);
 
-impl Verdicts {
+impl VerifierResults {
     /// Loads these programs, each a place and a name, and what walks the kernel; `types` are the running kernel's.
     pub(super) fn reach(programs: &mut Ebpf, names: &[(&str, &str)], types: &Types) -> Result<Self, KernelError> {
         let places: HashMap<&str, &str> =
@@ -183,12 +183,12 @@ impl Verdicts {
             .filter_map(|(name, program)| Some((order(name)?, name.to_owned(), program)))
             .collect();
         queue.sort_by_key(|(order, ..)| *order);
-        let (queue, verdicts) = (Mutex::new(queue), Mutex::new(HashMap::new()));
+        let (queue, results) = (Mutex::new(queue), Mutex::new(HashMap::new()));
         let work = || {
             // In a statement of its own: the queue is free while the verifier works.
             while let Some((_, name, program)) = { lock(&queue).pop() } {
                 let verdict = load_program(program, places.get(name.as_str()).copied().unwrap_or_default(), &btf);
-                lock(&verdicts).insert(name, verdict);
+                lock(&results).insert(name, verdict);
             }
         };
         thread::scope(|scope| {
@@ -197,7 +197,7 @@ impl Verdicts {
             }
             work();
         });
-        Ok(Self(verdicts.into_inner().unwrap_or_else(PoisonError::into_inner)))
+        Ok(Self(results.into_inner().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Whether a program is loaded; else why not, said for this hook.
@@ -237,13 +237,13 @@ fn load_program(program: &mut Program, place: &str, btf: &Btf) -> Result<(), Pro
 /// Attaches the programs of one hook, all or none, or says why it cannot run here.
 pub(super) fn attach(
     programs: &mut Ebpf,
-    plan: &Plan,
+    plan: &ProbeSpec,
     names: &[(&str, &str)],
-    verdicts: &mut Verdicts,
-    passed_over: &mut PassedOver,
+    results: &mut VerifierResults,
+    missed_runs: &mut MissedRuns,
 ) -> Result<(), String> {
     // All are loaded before the first is attached: half a hook would see half of its resets.
-    let refused = names.iter().filter_map(|(_, name)| verdicts.take(plan.hook, name).err()).last();
+    let refused = names.iter().filter_map(|(_, name)| results.take(plan.hook, name).err()).last();
     if let Some(why) = refused {
         unload(programs, names);
         return Err(why);
@@ -261,9 +261,9 @@ pub(super) fn attach(
         }
     }
     let descriptor = |name: &str| programs.program(name)?.fd().ok();
-    for (_, name) in names.iter().filter(|(_, name)| plan.sees_resets && !plan::is_second(name)) {
+    for (_, name) in names.iter().filter(|(_, name)| plan.sees_resets && !plan::is_companion(name)) {
         // The second is loaded only where it is used.
-        passed_over.watch(plan.hook, [Some(*name), plan::again(name)].into_iter().flatten().filter_map(descriptor));
+        missed_runs.watch(plan.hook, [Some(*name), plan::companion(name)].into_iter().flatten().filter_map(descriptor));
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use aya::programs::ProgramFd;
 
 /// Programs with their hooks' names; their counts outlive their attachment.
 #[derive(Debug, Default)]
-pub(crate) struct PassedOver(Vec<Watched>);
+pub(crate) struct MissedRuns(Vec<Watched>);
 
 #[derive(Debug)]
 struct Watched {
@@ -21,7 +21,7 @@ struct Watched {
     programs: Vec<ProgramFd>,
 }
 
-impl PassedOver {
+impl MissedRuns {
     /// Counts from now on what is passed over of a hook's program, and of the one that stands by.
     pub(crate) fn watch<'a>(&mut self, hook: &'static str, programs: impl Iterator<Item = &'a ProgramFd>) {
         match programs.map(ProgramFd::try_clone).collect() {

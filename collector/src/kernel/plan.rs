@@ -4,10 +4,10 @@
 use crate::kernel::btf::Types;
 
 /// A hook and what it is for.
-pub struct Plan {
+pub struct ProbeSpec {
     /// Its name, for users: the tracepoint or the function.
     pub hook: &'static str,
-    way: Way,
+    way: AttachPoint,
     /// What is seen or known through it.
     pub sees: &'static str,
     /// Without it resets go unseen; else they are seen but less is known of them.
@@ -15,7 +15,7 @@ pub struct Plan {
 }
 
 /// How a hook is attached.
-enum Way {
+enum AttachPoint {
     /// To the tracepoint of its name: number of arguments, and a program written for it.
     Tracepoint(&'static [(usize, &'static str)]),
     /// To the entries and ends of functions, each with its program: where a tracepoint has so many arguments that it
@@ -28,40 +28,40 @@ enum Way {
 }
 
 /// Every hook, in the order in which they are attached: what keeps facts before what needs them.
-pub const PLANS: &[Plan] = &[
-    Plan {
+pub const PROBES: &[ProbeSpec] = &[
+    ProbeSpec {
         hook: "sched_process_fork",
-        way: Way::Tracepoint(&[(2, "sched_process_fork")]),
+        way: AttachPoint::Tracepoint(&[(2, "sched_process_fork")]),
         sees: "owners of accepted connections",
         sees_resets: false,
     },
-    Plan {
+    ProbeSpec {
         hook: "sched_process_exec",
-        way: Way::Tracepoint(&[(3, "sched_process_exec")]),
+        way: AttachPoint::Tracepoint(&[(3, "sched_process_exec")]),
         sees: "owners of accepted connections",
         sees_resets: false,
     },
-    Plan {
+    ProbeSpec {
         hook: "sched_process_exit",
-        way: Way::Tracepoint(&[(1, "sched_process_exit"), (2, "sched_process_exit")]),
+        way: AttachPoint::Tracepoint(&[(1, "sched_process_exit"), (2, "sched_process_exit")]),
         sees: "owners of accepted connections",
         sees_resets: false,
     },
-    Plan {
+    ProbeSpec {
         hook: "inet_sock_set_state",
-        way: Way::Tracepoint(&[(3, "inet_sock_set_state")]),
+        way: AttachPoint::Tracepoint(&[(3, "inet_sock_set_state")]),
         sees: "state before the reset, duration, owners",
         sees_resets: false,
     },
-    Plan {
+    ProbeSpec {
         hook: "tcp_rcv_space_adjust",
-        way: Way::Tracepoint(&[(1, "tcp_rcv_space_adjust")]),
+        way: AttachPoint::Tracepoint(&[(1, "tcp_rcv_space_adjust")]),
         sees: "owners of connections that were handed on",
         sees_resets: false,
     },
-    Plan {
+    ProbeSpec {
         hook: "tcp_send_reset",
-        way: Way::Tracepoint(&[
+        way: AttachPoint::Tracepoint(&[
             (3, "tcp_send_reset"),
             (3, "tcp_send_reset_active"),
             (2, "tcp_send_reset_without_reason"),
@@ -70,9 +70,9 @@ pub const PLANS: &[Plan] = &[
         sees: "resets that TCP sends",
         sees_resets: true,
     },
-    Plan {
+    ProbeSpec {
         hook: "tcp_v4_send_reset",
-        way: Way::Functions {
+        way: AttachPoint::Functions {
             tracepoint: "tcp_send_reset",
             arguments: &[2],
             functions: &[("tcp_v4_send_reset", "tcp_v4_send_reset"), ("tcp_v6_send_reset", "tcp_v6_send_reset")],
@@ -80,15 +80,15 @@ pub const PLANS: &[Plan] = &[
         sees: "resets that TCP sends without a socket, or in TIME_WAIT",
         sees_resets: true,
     },
-    Plan {
+    ProbeSpec {
         hook: "tcp_receive_reset",
-        way: Way::Tracepoint(&[(1, "tcp_receive_reset")]),
+        way: AttachPoint::Tracepoint(&[(1, "tcp_receive_reset")]),
         sees: "resets that a socket receives",
         sees_resets: true,
     },
-    Plan {
+    ProbeSpec {
         hook: "tcp_check_req",
-        way: Way::Functions {
+        way: AttachPoint::Functions {
             tracepoint: "kfree_skb",
             arguments: &[2, 3],
             functions: &[
@@ -103,39 +103,43 @@ pub const PLANS: &[Plan] = &[
         sees: "resets received that a socket refuses, and whom they came for",
         sees_resets: true,
     },
-    Plan {
+    ProbeSpec {
         hook: "kfree_skb",
-        way: Way::Tracepoint(&[(4, "kfree_skb"), (3, "kfree_skb_without_socket"), (2, "kfree_skb_without_reason")]),
+        way: AttachPoint::Tracepoint(&[
+            (4, "kfree_skb"),
+            (3, "kfree_skb_without_socket"),
+            (2, "kfree_skb_without_reason"),
+        ]),
         sees: "resets received that no connection accepts",
         sees_resets: true,
     },
-    Plan {
+    ProbeSpec {
         hook: "net_dev_queue",
-        way: Way::Tracepoint(&[(1, "net_dev_queue")]),
+        way: AttachPoint::Tracepoint(&[(1, "net_dev_queue")]),
         sees: "resets that netfilter sends",
         sees_resets: true,
     },
 ];
 
 /// The name under which the second runs of programs are wanted or not; no hook of the kernel's.
-pub(super) const AGAIN: &str = "again";
+pub(super) const COMPANION: &str = "again";
 
 /// Programs with a second one for the runs that the kernel passes over (`probes/src/again.rs`), which see resets and run
 /// in processes.
-const TWICE: [(&str, &str); 3] = [
+const COMPANIONS: [(&str, &str); 3] = [
     ("tcp_send_reset", "tcp_send_reset_companion"),
     ("tcp_send_reset_active", "tcp_send_reset_active_companion"),
     ("tcp_receive_reset", "tcp_receive_reset_companion"),
 ];
 
 /// The second program of this one.
-pub(super) fn again(program: &str) -> Option<&'static str> {
-    TWICE.iter().find(|(first, _)| *first == program).map(|(_, again)| *again)
+pub(super) fn companion(program: &str) -> Option<&'static str> {
+    COMPANIONS.iter().find(|(first, _)| *first == program).map(|(_, again)| *again)
 }
 
 /// Whether this program is the second of another.
-pub(super) fn is_second(program: &str) -> bool {
-    TWICE.iter().any(|(_, again)| *again == program)
+pub(super) fn is_companion(program: &str) -> bool {
+    COMPANIONS.iter().any(|(_, again)| *again == program)
 }
 
 /// Whether what goes by this name has something to do on the running kernel: a hook has, and second runs where the kernel
@@ -145,7 +149,7 @@ pub fn has_use(name: &str) -> bool {
         let kernel = rustix::system::uname();
         preempts(&kernel.release().to_string_lossy(), &kernel.version().to_string_lossy())
     };
-    name != AGAIN || preempting()
+    name != COMPANION || preempting()
 }
 
 /// Whether a program may be preempted at a tracepoint, from the kernel's release and version (uname(2)): since Linux 7.0
@@ -157,7 +161,7 @@ fn preempts(release: &str, version: &str) -> bool {
 
 /// What is to be done for a hook on a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum AttachStep {
     /// Another hook sees all of it.
     NotNeeded,
     /// Load and attach these: the tracepoint or function, and the program for it.
@@ -166,48 +170,48 @@ pub enum Step {
     CannotRun(String),
 }
 
-impl Plan {
-    /// What is to be done on a kernel with these types; `twice` where programs with a second one have it attached too.
-    pub fn step(&self, types: &Types, twice: bool) -> Step {
+impl ProbeSpec {
+    /// What is to be done on a kernel with these types; `with_companions` where programs with a second one have it attached too.
+    pub fn step(&self, types: &Types, with_companions: bool) -> AttachStep {
         let mut step = self.first_step(types);
-        if let Step::Attach(names) = &mut step
-            && twice
+        if let AttachStep::Attach(names) = &mut step
+            && with_companions
         {
             // Behind the first: in the order in which they are attached they run.
-            let seconds: Vec<_> = names.iter().filter_map(|(place, name)| Some((*place, again(name)?))).collect();
+            let seconds: Vec<_> = names.iter().filter_map(|(place, name)| Some((*place, companion(name)?))).collect();
             names.extend(seconds);
         }
         step
     }
 
-    fn first_step(&self, types: &Types) -> Step {
+    fn first_step(&self, types: &Types) -> AttachStep {
         match &self.way {
-            Way::Tracepoint(programs) => tracepoint(self.hook, programs, types),
-            Way::Functions { tracepoint, arguments, functions } => {
+            AttachPoint::Tracepoint(programs) => tracepoint(self.hook, programs, types),
+            AttachPoint::Functions { tracepoint, arguments, functions } => {
                 if !types.tracepoint_arguments(tracepoint).is_some_and(|count| arguments.contains(&count)) {
-                    return Step::NotNeeded;
+                    return AttachStep::NotNeeded;
                 }
                 match functions.iter().find(|(function, _)| !types.has_function(function)) {
-                    Some((function, _)) => Step::CannotRun(format!("this kernel has no function {function}")),
-                    None => Step::Attach(functions.to_vec()),
+                    Some((function, _)) => AttachStep::CannotRun(format!("this kernel has no function {function}")),
+                    None => AttachStep::Attach(functions.to_vec()),
                 }
             }
         }
     }
 }
 
-fn tracepoint(hook: &'static str, programs: &'static [(usize, &'static str)], types: &Types) -> Step {
+fn tracepoint(hook: &'static str, programs: &'static [(usize, &'static str)], types: &Types) -> AttachStep {
     let Some(arguments) = types.tracepoint_arguments(hook) else {
-        return Step::CannotRun(format!("this kernel has no tracepoint {hook}"));
+        return AttachStep::CannotRun(format!("this kernel has no tracepoint {hook}"));
     };
     let fitting = programs.iter().filter(|(count, _)| *count == arguments);
     let names: Vec<_> = fitting.map(|(_, name)| (hook, *name)).collect();
     if names.is_empty() {
-        return Step::CannotRun(format!(
+        return AttachStep::CannotRun(format!(
             "this kernel's {hook} has {arguments} arguments, which no program here is written for"
         ));
     }
-    Step::Attach(names)
+    AttachStep::Attach(names)
 }
 
 #[cfg(test)]
@@ -249,8 +253,8 @@ mod tests {
         Types::parse(bytes).expect("BTF")
     }
 
-    fn step(hook: &str, types: &Types) -> Step {
-        PLANS.iter().find(|plan| plan.hook == hook).expect("a plan").step(types, false)
+    fn step(hook: &str, types: &Types) -> AttachStep {
+        PROBES.iter().find(|plan| plan.hook == hook).expect("a plan").step(types, false)
     }
 
     #[test]
@@ -264,13 +268,15 @@ mod tests {
         ] {
             let attach = step(hook, &kernel(&[(hook, arguments)], &[]));
             assert!(
-                matches!(&attach, Step::Attach(names) if names[0] == (hook, program)),
+                matches!(&attach, AttachStep::Attach(names) if names[0] == (hook, program)),
                 "{hook} {arguments}: {attach:?}"
             );
         }
-        let Step::CannotRun(why) = step("kfree_skb", &kernel(&[("kfree_skb", 7)], &[])) else { panic!("it runs") };
+        let AttachStep::CannotRun(why) = step("kfree_skb", &kernel(&[("kfree_skb", 7)], &[])) else {
+            panic!("it runs")
+        };
         assert!(why.contains("7 arguments"), "{why}");
-        let Step::CannotRun(why) = step("kfree_skb", &kernel(&[], &[])) else { panic!("it runs") };
+        let AttachStep::CannotRun(why) = step("kfree_skb", &kernel(&[], &[])) else { panic!("it runs") };
         assert!(why.contains("no tracepoint kfree_skb"), "{why}");
     }
 
@@ -278,11 +284,13 @@ mod tests {
     fn functions_are_entered_only_where_the_tracepoint_leaves_something_out() {
         let both = ["tcp_v4_send_reset", "tcp_v6_send_reset"];
         let hook = "tcp_v4_send_reset";
-        assert_eq!(step(hook, &kernel(&[("tcp_send_reset", 3)], &both)), Step::NotNeeded);
+        assert_eq!(step(hook, &kernel(&[("tcp_send_reset", 3)], &both)), AttachStep::NotNeeded);
         assert!(
-            matches!(step(hook, &kernel(&[("tcp_send_reset", 2)], &both)), Step::Attach(names) if names.len() == 2)
+            matches!(step(hook, &kernel(&[("tcp_send_reset", 2)], &both)), AttachStep::Attach(names) if names.len() == 2)
         );
-        let Step::CannotRun(why) = step(hook, &kernel(&[("tcp_send_reset", 2)], &both[..1])) else { panic!("it runs") };
+        let AttachStep::CannotRun(why) = step(hook, &kernel(&[("tcp_send_reset", 2)], &both[..1])) else {
+            panic!("it runs")
+        };
         assert!(why.contains("tcp_v6_send_reset"), "{why}");
     }
 
@@ -292,23 +300,23 @@ mod tests {
             ["tcp_check_req", "tcp_timewait_state_process", "tcp_rcv_state_process", "tcp_validate_incoming"];
         for arguments in [2, 3] {
             let attach = step("tcp_check_req", &kernel(&[("kfree_skb", arguments)], &functions));
-            let Step::Attach(names) = attach else { panic!("{attach:?}") };
+            let AttachStep::Attach(names) = attach else { panic!("{attach:?}") };
             for end in ["tcp_rcv_state_process", "tcp_validate_incoming"] {
                 let programs = names.iter().filter(|(function, _)| *function == end).map(|(_, name)| *name);
                 assert_eq!(programs.collect::<Vec<_>>(), [end.to_owned(), format!("{end}_end")], "{arguments}");
             }
         }
-        assert_eq!(step("tcp_check_req", &kernel(&[("kfree_skb", 4)], &functions)), Step::NotNeeded);
+        assert_eq!(step("tcp_check_req", &kernel(&[("kfree_skb", 4)], &functions)), AttachStep::NotNeeded);
         let inlined = step("tcp_check_req", &kernel(&[("kfree_skb", 2)], &functions[..3]));
-        assert!(matches!(&inlined, Step::CannotRun(why) if why.contains("tcp_validate_incoming")), "{inlined:?}");
+        assert!(matches!(&inlined, AttachStep::CannotRun(why) if why.contains("tcp_validate_incoming")), "{inlined:?}");
     }
 
     #[test]
     fn a_preempted_kernel_gets_each_program_that_sees_resets_of_processes_twice() {
         let types = kernel(&[("tcp_send_reset", 3), ("tcp_receive_reset", 1), ("kfree_skb", 4)], &[]);
         let names = |hook: &str| {
-            let plan = PLANS.iter().find(|plan| plan.hook == hook).expect("a hook");
-            let Step::Attach(names) = plan.step(&types, true) else { panic!("{hook}") };
+            let plan = PROBES.iter().find(|plan| plan.hook == hook).expect("a hook");
+            let AttachStep::Attach(names) = plan.step(&types, true) else { panic!("{hook}") };
             names.into_iter().map(|(_, name)| name).collect::<Vec<_>>()
         };
         let sends = names("tcp_send_reset");
@@ -336,9 +344,9 @@ mod tests {
     #[test]
     fn every_hook_can_run_on_this_kernel_or_is_not_needed() {
         let types = Types::from_file(Path::new(crate::kernel::KERNEL_BTF)).expect("this kernel has BTF");
-        for plan in PLANS {
+        for plan in PROBES {
             let step = plan.step(&types, false);
-            assert!(!matches!(step, Step::CannotRun(_)), "{}: {step:?}", plan.hook);
+            assert!(!matches!(step, AttachStep::CannotRun(_)), "{}: {step:?}", plan.hook);
         }
     }
 }

@@ -52,7 +52,7 @@ pub fn running() -> String {
 
 /// A file of kernel types against the running kernel's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kinship {
+pub enum BtfMatch {
     /// The running kernel's own file, or the same bytes.
     Own,
     /// Other bytes than the running kernel's own types.
@@ -65,29 +65,29 @@ pub enum Kinship {
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn kinship(file: &Path) -> Result<Kinship, BtfError> {
+pub fn btf_match(file: &Path) -> Result<BtfMatch, BtfError> {
     let own = Path::new(KERNEL_BTF);
     if file == own {
-        return Ok(Kinship::Own);
+        return Ok(BtfMatch::Own);
     }
     let unreadable = |source| BtfError::Unreadable { path: file.display().to_string(), source };
     let given = fs::read(file).map_err(unreadable)?;
     Ok(match fs::read(own) {
-        Ok(bytes) if bytes == given => Kinship::Own,
-        Ok(_) => Kinship::Other,
-        Err(_) => Kinship::Unknown,
+        Ok(bytes) if bytes == given => BtfMatch::Own,
+        Ok(_) => BtfMatch::Other,
+        Err(_) => BtfMatch::Unknown,
     })
 }
 
 /// Names both kernels, and what to do, where a file's types may not be the running kernel's; `None` where they are its
 /// own.
 pub fn difference(file: &Path) -> Option<String> {
-    let kinship = kinship(file).ok().filter(|kinship| *kinship != Kinship::Own)?;
+    let btf_match = btf_match(file).ok().filter(|btf_match| *btf_match != BtfMatch::Own)?;
     let types = Types::from_file(file).ok()?;
     let release = newest_feature(&types)
         .map_or_else(|| "no Linux since 5.8".to_owned(), |release| format!("Linux {release} or later"));
-    let advice = match kinship {
-        Kinship::Other => format!("this kernel's own types are in {KERNEL_BTF}: leave the file out"),
+    let advice = match btf_match {
+        BtfMatch::Other => format!("this kernel's own types are in {KERNEL_BTF}: leave the file out"),
         _ => "take the file that was made for exactly this release".to_owned(),
     };
     Some(format!("{} has the types of {release}, and this kernel is Linux {}; {advice}", file.display(), running()))

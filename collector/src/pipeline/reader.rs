@@ -130,7 +130,7 @@ pub fn run(kernel: &mut Kernel, mut pipeline: Pipeline, inbox: &Inbox) -> Pipeli
         if count > 0 {
             wait(kernel, inbox, false, Some(ROUND));
         } else {
-            kernel.ask_for_wakeup();
+            kernel.request_wakeup();
             // One that came before the wake-up was asked for shows at once: the ring buffer is readable.
             let deadline = pipeline.next_deadline(now.instant);
             wait(kernel, inbox, true, deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())));
@@ -155,10 +155,10 @@ fn obey(inbox: &Inbox, kernel: &mut Kernel, pipeline: &mut Pipeline, now: Now) -
                 if let Some(Err(error)) = program.map(|program| kernel.set_rules(&program)) {
                     tracing::error!(%error, "the kernel did not take the new rules, its old ones go on beside the new");
                 }
-                if let Err(error) = kernel.set_ceiling(capture.max_records_per_second) {
+                if let Err(error) = kernel.set_rate_limit(capture.max_records_per_second) {
                     tracing::error!(%error, "the kernel did not take the new ceiling, its old one goes on");
                 }
-                if let Err(error) = kernel.set_wire_ports(&wire_ports) {
+                if let Err(error) = kernel.set_http_ports(&wire_ports) {
                     tracing::error!(%error, "the kernel did not take the new ports of correlation.http_headers");
                 }
                 pipeline.reconfigure(capture, filters, sampler, now);

@@ -19,11 +19,11 @@ const MAX_HELD: usize = 4_096;
 
 /// Records in doubt, oldest first.
 #[derive(Debug, Default)]
-pub struct Doubts {
+pub struct TentativeReceives {
     held: VecDeque<(Instant, Reset)>,
 }
 
-impl Doubts {
+impl TentativeReceives {
     /// Keeps a reset in doubt, or passes it on and forgets the one that it takes back.
     pub fn admit(&mut self, record: &ResetRecord, reset: Reset, now: Instant) -> Option<Reset> {
         if record.flags & flag::RECEIVE_TENTATIVE != 0 {
