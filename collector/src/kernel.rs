@@ -1,6 +1,6 @@
 //! The eBPF programs in the running kernel: loaded hook by hook, read, counted.
 //!
-//! What cannot run here is left out with the reason, and the others go on; [`Kernel::coverage`] says which. Decides
+//! A hook that cannot run here is left out, with the reason in [`Kernel::coverage`]. Decides
 //! nothing about a reset: the programs do, and [`crate::model`] reads what they wrote.
 
 pub mod btf;
@@ -102,7 +102,7 @@ pub struct Kernel {
     wire_ports: HttpPorts,
     /// What the map holds, but for the programs' own writes.
     control_words: Control,
-    /// Whether the kernel could look through all tasks.
+    /// Whether the kernel could walk all tasks.
     walks_tasks: bool,
     counters: Arc<Counters>,
     coverage: Vec<Coverage>,
@@ -202,7 +202,7 @@ impl Kernel {
             reasons: globals.reasons,
             task_walk_duration: Duration::ZERO,
         };
-        // After the hooks: nobody is missed between.
+        // After the hooks, so that none is missed in between.
         kernel.walk_tasks();
         kernel.walk_files();
         kernel.task_walk_duration = watch.lap("who is there already is known");
@@ -224,7 +224,7 @@ impl Kernel {
         self.credentials.take()
     }
 
-    /// Whether the calling thread may still do what a running collector asks of the kernel: read counters, set rules, look
+    /// Whether the calling thread can still do what a running collector needs: read counters, set rules, walk
     /// through the tasks.
     pub fn self_check(&mut self) -> bool {
         let tasks = |programs| iterate(programs, "every_task").is_ok();
@@ -233,7 +233,7 @@ impl Kernel {
         tasks && self.counters.captured.get(&0, 0).is_ok() && self.write_control(self.control_words).is_ok()
     }
 
-    /// Looks through all tasks, so that processes are known by the credentials that they have now.
+    /// Walks all tasks, so that processes are known by their current credentials.
     pub fn walk_tasks(&mut self) {
         self.walks_tasks = self.iterate("every_task", "task");
     }
@@ -304,7 +304,7 @@ impl Kernel {
         self.write_control(self.control_words)
     }
 
-    /// Sets the ceiling on records a second; `None` is none.
+    /// Sets the maximum of records per second; `None` for no limit.
     pub fn set_rate_limit(&mut self, records_per_second: Option<u32>) -> Result<(), MapError> {
         self.control_words.interval_ns = records_per_second.map_or(0, |count| (1_000_000_000 / count.max(1)).max(1));
         self.write_control(self.control_words)

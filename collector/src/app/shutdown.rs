@@ -167,7 +167,7 @@ impl Control<'_> {
 
 /// Logs the counts of the kernel.
 pub(crate) fn log_counts(counters: &Counters) {
-    let Tallies { captured, filtered, over_ceiling: rate_limited, lost, passed_over: missed_runs } = counters.read();
+    let Tallies { captured, filtered, rate_limited, lost, missed_runs } = counters.read();
     tracing::info!(
         event = "counts",
         filtered,

@@ -53,11 +53,11 @@ pub struct Tallies {
     pub captured: Counts,
     /// Dropped by the rules in the kernel.
     pub filtered: u64,
-    /// Over the ceiling on records a second.
+    /// Refused by the rate limit.
     pub rate_limited: u64,
     /// For which the ring buffer had no room.
     pub lost: u64,
-    /// Runs of hooks that tell of resets which the kernel passed over, by hook: some may have been resets.
+    /// Missed runs of probes that see resets, by hook: some may have been resets.
     pub missed_runs: Vec<(&'static str, u64)>,
 }
 

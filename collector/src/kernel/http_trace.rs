@@ -1,7 +1,7 @@
-//! The programs that read `traceparent` from the wire: attached to the root of the control groups, where every segment
-//! of every socket passes, and told which ports are servers'.
+//! The programs that read `traceparent` from HTTP requests: attached to the root of the control groups, where every segment
+//! of every socket passes, with the ports of the servers.
 //!
-//! Attached only where ports are configured: with none, nothing looks at a segment.
+//! Attached only where ports are configured: otherwise no segment is read.
 
 use std::{
     fs::File,
@@ -28,7 +28,7 @@ pub const SEES: &str = "traceparent of open requests, from the wire";
 const PROGRAMS: [(&str, CgroupSkbAttachType); 2] =
     [("http_sent", CgroupSkbAttachType::Egress), ("http_received", CgroupSkbAttachType::Ingress)];
 
-/// The ports that are looked at.
+/// The ports of the servers.
 pub(super) struct HttpPorts(Array<MapData, [u64; 1024]>);
 
 impl HttpPorts {
@@ -49,14 +49,14 @@ pub(super) fn can_run(types: &Types) -> bool {
     types.enumerators("bpf_func_id", "BPF_FUNC_").iter().any(|(_, name)| name == "loop")
 }
 
-/// Attaches both programs, or says why they cannot run here.
+/// Attaches both programs; the error says why they cannot run here.
 pub(super) fn attach(programs: &mut Ebpf, types: &Types, proc: &Path) -> Result<(), String> {
     if !can_run(types) {
         return Err("this kernel has no bpf_loop (Linux 5.17)".to_owned());
     }
     let path = root(proc)?;
     let root = File::open(&path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
-    // Both are loaded before the first is attached: half an exchange would tell nothing.
+    // Both are loaded before the first is attached: one direction alone is useless.
     for (name, _) in PROGRAMS {
         program(programs, name)?.load().map_err(|error| why_not("loaded", &error))?;
     }

@@ -2,7 +2,7 @@
 //! time.
 //!
 //! Starting is the verifier's work and the reading of the kernel's types, which this does in parallel and once. What
-//! each hook needs is [`crate::kernel::plan`]'s to say.
+//! each hook needs is defined in [`crate::kernel::plan`].
 
 use std::{
     collections::HashMap,
@@ -90,14 +90,14 @@ impl Globals {
             // has a function of its own (`reg->precise = env->subprog_cnt > 1`, kernel/bpf/verifier.c).
             has_rules: has("loop") == 1 && has("cgrp_storage_get") == 1,
             has_typed_task: has("get_current_task_btf"),
-            // Told by another thing that 6.13 brought. Of 6.12 the later releases have it too, and are not told apart.
+            // Recognised by another feature of 6.13. Later releases of 6.12 have it too, and are not distinguished.
             knows_null: u32::from(attachments.iter().any(|(_, name)| name == "TRACE_UPROBE_SESSION")),
             reasons,
         }
     }
 }
 
-/// How long each step of the start took; at debug level the log says so.
+/// Times the steps of the start, for the log at debug level.
 pub(super) struct StartupTimer(Instant);
 
 impl StartupTimer {
@@ -105,7 +105,7 @@ impl StartupTimer {
         Self(Instant::now())
     }
 
-    /// Says how long the step took that ends now, and begins the next.
+    /// Logs how long the step took that ends now, and begins the next.
     pub(super) fn lap(&mut self, step: &str) -> Duration {
         let took = self.0.elapsed();
         tracing::debug!(?took, "start: {step}");
@@ -200,7 +200,7 @@ impl VerifierResults {
         Ok(Self(results.into_inner().unwrap_or_else(PoisonError::into_inner)))
     }
 
-    /// Whether a program is loaded; else why not, said for this hook.
+    /// Whether a program is loaded; else why not, for this hook.
     pub(super) fn take(&mut self, hook: &str, name: &str) -> Result<(), String> {
         match self.0.remove(name) {
             Some(Ok(())) => Ok(()),
@@ -234,7 +234,7 @@ fn load_program(program: &mut Program, place: &str, btf: &Btf) -> Result<(), Pro
     }
 }
 
-/// Attaches the programs of one hook, all or none, or says why it cannot run here.
+/// Attaches the programs of one hook, all or none; the error says why it cannot run here.
 pub(super) fn attach(
     programs: &mut Ebpf,
     plan: &ProbeSpec,
@@ -262,13 +262,13 @@ pub(super) fn attach(
     }
     let descriptor = |name: &str| programs.program(name)?.fd().ok();
     for (_, name) in names.iter().filter(|(_, name)| plan.sees_resets && !plan::is_companion(name)) {
-        // The second is loaded only where it is used.
+        // A companion is loaded only where it is used.
         missed_runs.watch(plan.hook, [Some(*name), plan::companion(name)].into_iter().flatten().filter_map(descriptor));
     }
     Ok(())
 }
 
-/// Takes a hook's programs out again.
+/// Unloads a hook's programs.
 fn unload(programs: &mut Ebpf, names: &[(&str, &str)]) {
     for (_, name) in names {
         let unloaded = match programs.program_mut(name) {

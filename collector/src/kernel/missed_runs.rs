@@ -1,6 +1,6 @@
-//! Runs of programs that the kernel passed over. It does not enter a program on a processor where the same one is under
+//! Missed runs of programs. It does not enter a program on a processor where the same one is under
 //! way (`bpf_prog_get_recursion_context`), as when that was interrupted or, since Linux 7.0, preempted. Each such run may
-//! have been a reset, so they are counted. Where a second program stands by, a reset was lost only if both were passed
+//! have been a reset, so they are counted. Where a companion is attached, a reset was lost only if both were missed
 //! over: no more often than the one of them that was so less.
 
 use std::{
@@ -17,12 +17,12 @@ pub(crate) struct MissedRuns(Vec<Watched>);
 #[derive(Debug)]
 struct Watched {
     hook: &'static str,
-    /// The program, and the one that stands by.
+    /// The program and its companion.
     programs: Vec<ProgramFd>,
 }
 
 impl MissedRuns {
-    /// Counts from now on what is passed over of a hook's program, and of the one that stands by.
+    /// Counts the missed runs of a hook's program and of its companion from now on.
     pub(crate) fn watch<'a>(&mut self, hook: &'static str, programs: impl Iterator<Item = &'a ProgramFd>) {
         match programs.map(ProgramFd::try_clone).collect() {
             Ok(programs) => self.0.push(Watched { hook, programs }),
@@ -30,7 +30,7 @@ impl MissedRuns {
         }
     }
 
-    /// Runs passed over so far at most, once for each program; 0 where the kernel does not say (before 5.12).
+    /// Runs passed over so far at most, once for each program; 0 where the kernel does not count them (before 5.12).
     pub(crate) fn read(&self) -> Vec<(&'static str, u64)> {
         let of = |program: &ProgramFd| {
             let information = format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd());

@@ -121,29 +121,28 @@ pub const PROBES: &[ProbeSpec] = &[
     },
 ];
 
-/// The name under which the second runs of programs are wanted or not; no hook of the kernel's.
+/// The name under which companion programs are switched on or off; not a hook of the kernel.
 pub(super) const COMPANION: &str = "again";
 
-/// Programs with a second one for the runs that the kernel passes over (`probes/src/again.rs`), which see resets and run
-/// in processes.
+/// Programs with a companion for the runs that the kernel misses (`probes/src/companion.rs`): they see resets and run in
+/// process context.
 const COMPANIONS: [(&str, &str); 3] = [
     ("tcp_send_reset", "tcp_send_reset_companion"),
     ("tcp_send_reset_active", "tcp_send_reset_active_companion"),
     ("tcp_receive_reset", "tcp_receive_reset_companion"),
 ];
 
-/// The second program of this one.
+/// The companion of a program.
 pub(super) fn companion(program: &str) -> Option<&'static str> {
     COMPANIONS.iter().find(|(first, _)| *first == program).map(|(_, again)| *again)
 }
 
-/// Whether this program is the second of another.
+/// Whether the program is a companion.
 pub(super) fn is_companion(program: &str) -> bool {
     COMPANIONS.iter().any(|(_, again)| *again == program)
 }
 
-/// Whether what goes by this name has something to do on the running kernel: a hook has, and second runs where the kernel
-/// passes over those of programs that it has preempted.
+/// Whether the hook of this name is useful on the running kernel; companions are where the kernel preempts programs.
 pub fn has_use(name: &str) -> bool {
     let preempting = || {
         let kernel = rustix::system::uname();
@@ -171,7 +170,7 @@ pub enum AttachStep {
 }
 
 impl ProbeSpec {
-    /// What is to be done on a kernel with these types; `with_companions` where programs with a second one have it attached too.
+    /// What is to be done on a kernel with these types; `with_companions`: companion programs are attached, too.
     pub fn step(&self, types: &Types, with_companions: bool) -> AttachStep {
         let mut step = self.first_step(types);
         if let AttachStep::Attach(names) = &mut step

@@ -1,4 +1,4 @@
-//! Which Linux a file of kernel types is of, as far as its features tell: the types name no version.
+//! The Linux release of a file of kernel types, judged by its features: the types do not name a version.
 //!
 //! Only for messages: whether types fit is shown by [`crate::host::selftest`], never by a version.
 
@@ -36,7 +36,7 @@ const MARKS: &[(&str, &str, &str)] = &[
 ];
 
 /// The newest release whose features these types have: they are of this release or a later one. Distributions carry
-/// features back, so theirs may read newer than they are called. `None` before 5.8, or where they are no kernel's.
+/// features back, so theirs may read newer than they are called. `None` before 5.8, or where they are not a kernel's.
 pub fn newest_feature(types: &Types) -> Option<&'static str> {
     MARKS
         .iter()

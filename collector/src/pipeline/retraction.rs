@@ -1,7 +1,7 @@
-//! Receive records that may be none.
+//! Tentative receives: records that a later one may retract.
 //!
 //! `tcp_rcv_state_process` calls `tcp_reset()` for data that come after close as well, though no RST came
-//! (net/ipv4/tcp_input.c). The kernel marks such records; the send that follows at once takes them back.
+//! (net/ipv4/tcp_input.c). The probes mark such records; the send that follows at once retracts them.
 
 use std::{
     collections::VecDeque,
@@ -12,19 +12,19 @@ use probes::{ResetRecord, flag};
 
 use crate::model::Reset;
 
-/// How long a record in doubt waits: the send follows within microseconds, and the ring buffer is read every 20 ms.
+/// How long a tentative receive waits: the send follows within microseconds, and the ring buffer is read every 20 ms.
 const TIMEOUT: Duration = Duration::from_millis(45);
-/// Records in doubt at most; more, and the oldest go on.
+/// Maximum of tentative receives; beyond it the oldest go on.
 const MAX_HELD: usize = 4_096;
 
-/// Records in doubt, oldest first.
+/// Tentative receives, oldest first.
 #[derive(Debug, Default)]
 pub struct TentativeReceives {
     held: VecDeque<(Instant, Reset)>,
 }
 
 impl TentativeReceives {
-    /// Keeps a reset in doubt, or passes it on and forgets the one that it takes back.
+    /// Holds a tentative receive, or passes a reset on and drops the one that it retracts.
     pub fn admit(&mut self, record: &ResetRecord, reset: Reset, now: Instant) -> Option<Reset> {
         if record.flags & flag::RECEIVE_TENTATIVE != 0 {
             self.held.push_back((now, reset));
@@ -38,7 +38,7 @@ impl TentativeReceives {
         Some(reset)
     }
 
-    /// The oldest reset that is in doubt no longer.
+    /// The oldest reset whose wait is over.
     pub fn take_due(&mut self, now: Instant) -> Option<Reset> {
         let due = self.held.len() > MAX_HELD || self.next_deadline()? <= now;
         if due { self.take() } else { None }
@@ -49,12 +49,12 @@ impl TentativeReceives {
         self.held.pop_front().map(|(_, reset)| reset)
     }
 
-    /// Resets in doubt.
+    /// Tentative receives held.
     pub fn held(&self) -> u64 {
         self.held.len() as u64
     }
 
-    /// When the oldest is in doubt no longer.
+    /// When the wait of the oldest is over.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.held.front().map(|(since, _)| *since + TIMEOUT)
     }
