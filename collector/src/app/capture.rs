@@ -107,7 +107,8 @@ pub(super) fn announce(kernel: &Kernel) -> String {
             }
         }
     }
-    let (probes, walk_ms) = (probes.join(", "), u64::try_from(kernel.task_walk_duration().as_millis()).unwrap_or(u64::MAX));
+    let (probes, walk_ms) =
+        (probes.join(", "), u64::try_from(kernel.task_walk_duration().as_millis()).unwrap_or(u64::MAX));
     tracing::info!(event = "ready", probes, walk_ms, "ready: capturing TCP resets");
     if unseen.is_empty() { COMPLETE.to_owned() } else { format!("captures resets, except {}", unseen.join(", ")) }
 }
