@@ -30,8 +30,8 @@ pub(super) fn attach(settings: &Settings, options: &Options) -> Result<Kernel> {
     };
     let mut kernel = Kernel::attach(&btf, capture.ring_buffer_bytes, wanted)
         .map_err(|error| anyhow!("{}", report::refusal(&report::Host::read(&btf), &error)))?;
-    kernel.set_ceiling(capture.max_records_per_second).context("cannot set the rate limit")?;
-    kernel.set_wire_ports(&ports).context("cannot set the ports of correlation.http_headers")?;
+    kernel.set_rate_limit(capture.max_records_per_second).context("cannot set the rate limit")?;
+    kernel.set_http_ports(&ports).context("cannot set the ports of correlation.http_headers")?;
     // A dry run reports the outcome of every reset, so the kernel drops none.
     if !options.dry_run {
         kernel.set_rules(&program(settings, kernel.reasons())).context("cannot load the filters into the kernel")?;
