@@ -63,7 +63,7 @@ enum Command {
         btf: Option<PathBuf>,
     },
     /// Hold a socket of the demo until killed
-    #[command(name = HOLDER, hide = true)]
+    #[command(name = DEMO_OWNER, hide = true)]
     Hold,
     /// Validate a configuration and report what this host supports
     Check {
@@ -178,7 +178,7 @@ fn check_host_and_file(log: &Log, path: Option<&Path>, btf: Option<PathBuf>, for
 }
 
 fn demo(btf: Option<PathBuf>) -> Result<ExitCode> {
-    let mut options = demo::Options::new(HOLDER)?;
+    let mut options = demo::Options::new(DEMO_OWNER)?;
     if let Some(btf) = btf {
         options.btf = btf;
     }
@@ -205,7 +205,7 @@ fn health(endpoint: SocketAddr) -> Result<ExitCode> {
 }
 
 /// The hidden command that the demo runs itself by.
-const HOLDER: &str = "demo-holder";
+const DEMO_OWNER: &str = "demo-owner";
 
 /// Exit code for a configuration that cannot be used.
 const EXIT_CONFIG: u8 = 2;

@@ -12,9 +12,10 @@ pub mod prometheus;
 pub mod systemd;
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -87,7 +88,7 @@ impl Telemetry {
             runtime: runtime.clone(),
             account: Arc::clone(&sources.account),
             exported_exemplars: AtomicU64::new(0),
-            is_failing: AtomicBool::new(false),
+            failing_exports: Arc::clone(&sources.failing_exports),
         }));
         // The endpoint keeps the SDK from taking another from the environment; `sender` knows where to send.
         let exporter = MetricExporter::builder()
@@ -228,7 +229,7 @@ struct SenderState {
     account: Arc<Account>,
     /// The number of the last exemplar that was exported.
     exported_exemplars: AtomicU64,
-    is_failing: AtomicBool,
+    failing_exports: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
 impl std::fmt::Debug for Sender {
@@ -265,7 +266,13 @@ impl SenderState {
         if error.is_none() {
             self.exported_exemplars.store(last, Ordering::Relaxed);
         }
-        let was_failing = self.is_failing.swap(error.is_some(), Ordering::Relaxed);
+        let mut failing = self.failing_exports.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_failing = match &error {
+            Some(error) => failing.insert(self.destination.clone(), error.clone()),
+            None => failing.remove(&self.destination),
+        }
+        .is_some();
+        drop(failing);
         let destination = &self.destination;
         match error {
             Some(error) if !was_failing => {

@@ -1,13 +1,14 @@
 //! What does not work as it should, though the collector is up: for `/readyz`, the metric `reset_collector.degraded` and the
 //! alerts.
 
-use std::time::SystemTime;
+use std::{sync::PoisonError, time::SystemTime};
 
 use crate::{
     account::{
         Snapshot,
-        snapshot::{Degraded, unix_seconds},
+        snapshot::{Degradation, Degraded, unix_seconds},
     },
+    model::signal::Signal,
     telemetry::metrics::{Labels, Sources, queue_labels},
 };
 
@@ -37,6 +38,10 @@ pub fn degraded(sources: &Sources, snapshot: &Snapshot) -> Vec<Reason> {
             let text = format!("{signal} to {destination}: {} for {age:.0} s: {error}", kind.as_str());
             add(kind.as_str(), queue_labels(queue), text);
         }
+    }
+    for (destination, error) in &*sources.failing_exports.lock().unwrap_or_else(PoisonError::into_inner) {
+        let labels = vec![("destination", destination.clone().into()), ("signal", Signal::Metrics.word().into())];
+        add(Degradation::ExportFailing.as_str(), labels, format!("metrics to {destination}: {error}"));
     }
     for (step, _) in snapshot.hardening.iter().filter(|(_, done)| !done) {
         add("hardening_failed", vec![("step", (*step).into())], format!("hardening step failed: {step}"));

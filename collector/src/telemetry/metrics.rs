@@ -3,8 +3,9 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::SystemTime,
@@ -39,6 +40,8 @@ pub struct Sources {
     pub pods: Option<Arc<Pods>>,
     /// Resets that shared the last bucket of a rate limit.
     pub sampling_overflow: Arc<AtomicU64>,
+    /// Destinations that do not accept these metrics now, and the error.
+    pub failing_exports: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
 impl Sources {
@@ -53,6 +56,7 @@ impl Sources {
             correlator: None,
             pods: None,
             sampling_overflow: Arc::default(),
+            failing_exports: Arc::default(),
         }
     }
 
@@ -291,7 +295,7 @@ pub const METRICS: &[Metric] = &[
     gauge(
         "reset_collector.heartbeat_age",
         "s",
-        "Time since the reader was asked for a heartbeat",
+        "Time since an unanswered request for a heartbeat of the reader",
         |observed, points| {
             observed.snapshot.heartbeat_age.iter().for_each(|age| points.push_float(age.as_secs_f64(), vec![]));
         },

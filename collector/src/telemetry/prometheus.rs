@@ -174,9 +174,9 @@ mod tests {
             *sums.entry(name).or_default() += value.parse::<f64>().unwrap() as u64;
         }
         let sum = |term: &str| sums[format!("reset_collector_{term}").as_str()];
-        let fates = ["exported_resets_total", "filtered_resets_total", "sampled_out_resets_total", "queued_resets"];
-        let fates = fates.iter().map(|term| sum(term)).sum::<u64>() + sum("dropped_resets_total");
-        assert_eq!((sum("captured_resets_total") + sum("recovered_resets_total"), fates), (50, 50));
+        let outcomes = ["exported_resets_total", "filtered_resets_total", "sampled_out_resets_total", "queued_resets"];
+        let outcomes = outcomes.iter().map(|term| sum(term)).sum::<u64>() + sum("dropped_resets_total");
+        assert_eq!((sum("captured_resets_total") + sum("recovered_resets_total"), outcomes), (50, 50));
         assert_eq!(sums["tcp_resets_total"], 50);
         assert!(page.contains(r#"tcp_resets_total{network_io_direction="transmit",tcp_reset_origin="active",tcp_reset_cause="linger_zero"} 50"#));
         assert!(page.contains(

@@ -209,7 +209,11 @@ async fn a_backend_that_takes_no_metrics_is_asked_again() {
     let sources = Arc::new(Sources::new(Arc::new(Account::new())));
     let destination = destination(&backend, Protocol::Grpc);
     let telemetry = start(&destination, &sources, Duration::from_millis(20));
-    while backend.requests().len() < 5 {
+    let is_failing = |sources: &Sources| !sources.failing_exports.lock().unwrap().is_empty();
+    while !is_failing(&sources) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    while backend.requests().len() < 5 || is_failing(&sources) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     telemetry.shutdown(Instant::now() + Duration::from_secs(5)).await;
