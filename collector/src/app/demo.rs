@@ -235,7 +235,7 @@ struct Watch<'a, W> {
 
 impl<'a, W: Write> Watch<'a, W> {
     /// Between two looks at the ring buffer.
-    const PAUSE: Duration = Duration::from_millis(5);
+    const DRAIN_INTERVAL: Duration = Duration::from_millis(5);
     /// How long after the last reset was made: longer than any record is held back.
     const SETTLE: Duration = Duration::from_millis(80);
 
@@ -256,7 +256,7 @@ impl<'a, W: Write> Watch<'a, W> {
     /// Shows what comes until a scenario is over, and what it left in the ring buffer.
     fn until_done(&mut self, runs: &mut [Run], place: usize) -> Result<(), DemoError> {
         while !runs[place].is_done() {
-            thread::sleep(Self::PAUSE);
+            thread::sleep(Self::DRAIN_INTERVAL);
             self.look(runs)?;
         }
         self.look(runs)
@@ -266,7 +266,7 @@ impl<'a, W: Write> Watch<'a, W> {
     fn settle(&mut self, runs: &mut [Run]) -> Result<(), DemoError> {
         let end = Instant::now() + Self::SETTLE;
         while Instant::now() < end {
-            thread::sleep(Self::PAUSE);
+            thread::sleep(Self::DRAIN_INTERVAL);
             self.look(runs)?;
         }
         Ok(())

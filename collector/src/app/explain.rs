@@ -12,7 +12,7 @@ use crate::model::{
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{topic}` is neither a cause nor a kernel's reason{}; `reset-collector explain` lists them", nearest_text(.nearest))]
 pub struct UnknownTopic {
-    /// What was asked for, control characters escaped.
+    /// The requested topic, control characters escaped.
     pub topic: String,
     /// The names most like it, the best first; none where none is like it.
     pub nearest: Vec<&'static str>,
@@ -115,10 +115,10 @@ fn push(out: &mut String, arguments: std::fmt::Arguments<'_>) {
 
 /// The three names most like a word: those that hold it, and those within a few edits.
 fn nearest(word: &str) -> Vec<&'static str> {
-    const MOST: usize = 3;
-    /// Longer topics are like nothing: comparing costs the product of the lengths.
-    const LONGEST: usize = 64;
-    if word.is_empty() || word.len() > LONGEST {
+    const MAX_NAMES: usize = 3;
+    /// Longer topics are not compared: the cost is the product of the lengths.
+    const MAX_TOPIC_BYTES: usize = 64;
+    if word.is_empty() || word.len() > MAX_TOPIC_BYTES {
         return Vec::new();
     }
     let names = EXPLANATIONS.iter().map(|explanation| explanation.cause.word());
@@ -129,7 +129,7 @@ fn nearest(word: &str) -> Vec<&'static str> {
         .collect();
     ranked.sort_unstable();
     ranked.dedup();
-    ranked.into_iter().take(MOST).map(|(_, name)| name).collect()
+    ranked.into_iter().take(MAX_NAMES).map(|(_, name)| name).collect()
 }
 
 /// Edits between two words (Levenshtein); 1 where one holds the other.
