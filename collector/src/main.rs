@@ -163,7 +163,7 @@ fn check_host_and_file(log: &Log, path: Option<&Path>, btf: Option<PathBuf>, for
     };
     let host = report::examine(btf.as_deref().unwrap_or(Path::new(KERNEL_BTF)));
     let text = match (&checked, format) {
-        (Ok(config), Format::Text) => format!("{}\n{}", check::text(config, &program(config)), host.text()),
+        (Ok(config), Format::Text) => format!("{}\n{}", check::text(config, &program(config))?, host.text()),
         (Ok(config), Format::Json) => check::json(Ok((config, &program(config))), &host.json()),
         (Err(errors), Format::Text) => return Ok(refuse(log, &anyhow::anyhow!("{errors}"))),
         (Err(errors), Format::Json) => check::json(Err(errors), &host.json()),

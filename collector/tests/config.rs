@@ -109,7 +109,7 @@ fn the_designs_example_is_valid_and_its_secret_is_not_shown() {
     assert_eq!(settings.correlation.http_header_ports, Ports::new(vec![(8080, 8080), (9000, 9010)]));
     assert_eq!(settings.export.otlp[0].headers[0].1.0, "Bearer hunter2");
     assert_eq!(settings.admin.unwrap().port(), 9464);
-    let shown = check::effective(&settings);
+    let shown = check::effective(&settings).unwrap();
     assert!(shown.contains("[redacted]") && !shown.contains("hunter2"), "{shown}");
     insta::assert_snapshot!("effective", shown);
 }
@@ -118,7 +118,7 @@ fn the_designs_example_is_valid_and_its_secret_is_not_shown() {
 fn the_effective_configuration_means_the_same() {
     for text in [DESIGN.to_owned(), with_examples(&reference()), MATCHES.to_owned(), String::new()] {
         let settings = parse(&text).unwrap().settings;
-        let shown = check::effective(&settings);
+        let shown = check::effective(&settings).unwrap();
         let mut again = parse(&shown).unwrap_or_else(|errors| panic!("{errors}\n{shown}")).settings;
         for (destination, original) in again.export.otlp.iter_mut().zip(&settings.export.otlp) {
             assert_eq!(destination.headers.len(), original.headers.len());
@@ -227,7 +227,9 @@ fn the_schema_is_committed_and_takes_what_the_program_takes() {
 
     let validator = jsonschema::validator_for(&config::schema()).unwrap();
     let json = |text: &str| serde_yaml::from_str::<serde_json::Value>(text).unwrap();
-    for text in [DESIGN, &reference(), &with_examples(&reference()), MATCHES, &check::effective(&Settings::default())] {
+    for text in
+        [DESIGN, &reference(), &with_examples(&reference()), MATCHES, &check::effective(&Settings::default()).unwrap()]
+    {
         let errors: Vec<_> =
             validator.iter_errors(&json(text)).map(|error| format!("{}: {error}", error.instance_path())).collect();
         assert_eq!(errors, Vec::<String>::new(), "{text}");

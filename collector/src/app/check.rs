@@ -12,9 +12,12 @@ use crate::{
     pushdown::Program,
 };
 
-/// The settings as a YAML file, every key; values of headers redacted.
-pub fn effective(settings: &Settings) -> String {
-    serde_yaml::to_string(&config::show(settings)).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+/// The settings as a YAML file with every key; values of headers are redacted.
+///
+/// # Errors
+/// Does not happen for settings that were read from a file.
+pub fn effective(settings: &Settings) -> Result<String, serde_yaml::ser::Error> {
+    serde_yaml::to_string(&config::show(settings))
 }
 
 /// Everything that `run` would refuse, beyond the file's own errors, as far as this build and the host's files decide it:
@@ -80,9 +83,9 @@ pub fn schema() -> String {
 }
 
 /// For a person: warnings, the effective configuration, and which filter runs where.
-pub fn text(config: &Config, program: &Program) -> String {
+pub fn text(config: &Config, program: &Program) -> Result<String, serde_yaml::ser::Error> {
     let warnings: String = config.warnings.iter().map(|warning| format!("{warning}\n")).collect();
-    format!("{warnings}{}\n{}", effective(&config.settings), program.report())
+    Ok(format!("{warnings}{}\n{}", effective(&config.settings)?, program.report()))
 }
 
 /// For a program (`--format json`): one object, whether the file is valid or not.
@@ -183,7 +186,7 @@ mod tests {
     fn a_valid_file_says_which_filter_runs_where() {
         let config = parse("filters: [{ drop: { network.local.port: 22 } }, { drop: { service.name: a } }]").unwrap();
         let program = compile(&config.settings.capture, &config.settings.filters, &KernelFacts::default());
-        let text = text(&config, &program);
+        let text = text(&config, &program).unwrap();
         assert!(text.contains("filters[0] in the kernel\n"), "{text}");
         assert!(text.contains("filters[1] in user space: it tests what the kernel does not know\n"), "{text}");
         let report: serde_json::Value =

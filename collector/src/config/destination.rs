@@ -99,8 +99,8 @@ section! {
         "on_overflow" => queue.on_overflow, Keyword(ON_OVERFLOW), "Which batch is dropped when the queue is full: the oldest, or the one that does not fit.";
         "storage" => queue.storage, OrNull(StorageSection, Storage::default), "The queue on disk; null keeps it in memory.";
     } hints {
-        "when_full" => "it is now `on_overflow`";
-        "max_storage_size" => "it is now `storage.max_size`";
+        "when_full" => "it is now `on_overflow`"; // words: allow: the old key
+        "max_storage_size" => "it is now `storage.max_size`"; // words: allow: the old key
         "fsync" => "it is now `storage.fsync`";
         "enabled" => "the queue is always on, and `queue_size` bounds it";
         "batch" => "write batch: next to sending_queue:";

@@ -31,12 +31,12 @@ pub(super) struct Buckets {
     /// Where the next search for a bucket to forget begins.
     hand: usize,
     /// When each suppressed reset was kept, and its bucket; oldest first.
-    held: VecDeque<(u64, Holder)>,
+    held: VecDeque<(u64, BucketRef)>,
     overflowed: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Holder {
+enum BucketRef {
     Slot(usize),
     Shared(Option<usize>),
 }
@@ -125,17 +125,17 @@ impl Buckets {
         now_ns: u64,
     ) -> TokenResult {
         let slot = self.by_key.get(&key).copied().or_else(|| self.add(Bucket::new(key, rule, limit, now_ns), now_ns));
-        let (holder, bucket) = match slot {
-            Some(slot) => (Holder::Slot(slot), &mut self.slots[slot]),
+        let (bucket_ref, bucket) = match slot {
+            Some(slot) => (BucketRef::Slot(slot), &mut self.slots[slot]),
             None => {
                 self.overflowed += 1;
                 let bucket = self.shared.entry(rule).or_insert_with(|| Bucket::new(key, rule, limit, now_ns));
-                (Holder::Shared(rule), bucket)
+                (BucketRef::Shared(rule), bucket)
             }
         };
         let taken = bucket.take(reset, now_ns);
         if matches!(taken, TokenResult::Held) {
-            self.held.push_back((now_ns, holder));
+            self.held.push_back((now_ns, bucket_ref));
         }
         taken
     }
@@ -166,10 +166,10 @@ impl Buckets {
     /// Removes and returns the suppressed resets that are `due` by the time when they were kept.
     pub(super) fn summaries(&mut self, due: impl Fn(u64) -> bool) -> Vec<Summary> {
         let mut summaries = Vec::new();
-        while let Some((_, holder)) = self.held.pop_front_if(|(held_since_ns, _)| due(*held_since_ns)) {
-            let bucket = match holder {
-                Holder::Slot(slot) => self.slots.get_mut(slot),
-                Holder::Shared(rule) => self.shared.get_mut(&rule),
+        while let Some((_, bucket_ref)) = self.held.pop_front_if(|(held_since_ns, _)| due(*held_since_ns)) {
+            let bucket = match bucket_ref {
+                BucketRef::Slot(slot) => self.slots.get_mut(slot),
+                BucketRef::Shared(rule) => self.shared.get_mut(&rule),
             };
             summaries.extend(bucket.and_then(Bucket::summary));
         }
