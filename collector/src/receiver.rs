@@ -6,11 +6,10 @@ mod backends;
 mod body;
 mod connections;
 mod frame_limit;
-mod grpc;
 mod handler;
-mod http;
 pub mod metrics;
 pub mod peer_process;
+mod request;
 mod response;
 mod socket_table;
 

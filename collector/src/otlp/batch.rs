@@ -130,7 +130,7 @@ impl Batcher {
         first.checked_add(self.settings.flush_timeout).or_else(|| first.checked_add(FAR))
     }
 
-    /// Resets in memory, closed batches and the open one: a term of the conservation law.
+    /// Resets in memory, closed batches and the open one: a term of the accounting invariant.
     pub fn held(&self) -> u64 {
         self.closed.iter().map(|batch| u64::from(batch.resets)).sum::<u64>() + u64::from(self.resets)
     }
@@ -257,7 +257,7 @@ impl SignalBatch {
     }
 
     fn group_cost(&self, resource: &[u8]) -> usize {
-        const HEADS: usize = 2 * (1 + protobuf::LONGEST_VARINT);
+        const HEADS: usize = 2 * (1 + protobuf::MAX_VARINT_LEN);
         HEADS + protobuf::field_length(RESOURCE, resource.len()) + self.scope.len() + 2 * self.schema.len()
     }
 
@@ -277,7 +277,7 @@ impl SignalBatch {
         self.places.push(Place { group, start, end });
     }
 
-    /// The request of what there is, `None` if that is nothing; then the lane is empty.
+    /// The request of what there is, `None` if that is nothing; then the signal queue is empty.
     fn take_request(&mut self, resources: &[Arc<Resource>]) -> Option<Bytes> {
         if self.places.is_empty() {
             return None;

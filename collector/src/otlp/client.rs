@@ -304,12 +304,12 @@ async fn read_response(response: Response<Incoming>) -> Result<BackendResponse, 
     Ok(BackendResponse { status: head.status, headers: head.headers, body: body.to_bytes(), trailers })
 }
 
-/// At most eight digits (gRPC, PROTOCOL-HTTP2).
+/// Eight digits (gRPC, PROTOCOL-HTTP2).
 fn grpc_timeout(timeout: Duration) -> HeaderValue {
-    const MOST: u128 = 99_999_999;
+    const MAX_DIGITS: u128 = 99_999_999;
     let text = match timeout.as_millis() {
-        milliseconds @ ..=MOST => format!("{milliseconds}m"),
-        milliseconds => format!("{}S", (milliseconds / 1000).min(MOST)),
+        milliseconds @ ..=MAX_DIGITS => format!("{milliseconds}m"),
+        milliseconds => format!("{}S", (milliseconds / 1000).min(MAX_DIGITS)),
     };
     HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("10S"))
 }

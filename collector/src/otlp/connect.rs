@@ -41,7 +41,7 @@ pub(crate) struct Connector {
     socket: Option<Arc<Path>>,
     tls: Option<Arc<TlsConfig>>,
     proxies: Option<Arc<Matcher>>,
-    /// gRPC needs a tunnel through every proxy; plain HTTP is asked of the proxy itself.
+    /// gRPC needs a tunnel through every proxy; plain HTTP requests go to the proxy itself.
     always_tunnel: bool,
 }
 
@@ -56,7 +56,7 @@ impl Connector {
         Self { socket: Some(socket.into()), tls: None, proxies: None, always_tunnel: false }
     }
 
-    /// `Proxy-Authorization` of requests to this address that are asked of a proxy itself.
+    /// `Proxy-Authorization` of requests to this address that go to a proxy itself.
     pub(crate) fn forward_authorization(&self, uri: &Uri) -> Option<HeaderValue> {
         let proxy = self.intercept(uri).filter(|_| self.forwards(uri))?;
         proxy.basic_auth().cloned()
@@ -115,7 +115,7 @@ impl Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         let connecting = self.clone().connect(uri);
         Box::pin(async move {
-            let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, "the other end takes too long");
+            let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, "connection timed out");
             tokio::time::timeout(WHOLE_TIMEOUT, connecting).await.map_err(timed_out)?
         })
     }
@@ -243,7 +243,7 @@ mod tests {
 
     use super::*;
 
-    /// A proxy that answers its first request with this; returns its address, and what it was asked.
+    /// A proxy that answers its first request with this; returns its address, and the request that it received.
     async fn proxy(answers: &'static str) -> (String, JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn plain_http_is_asked_of_the_proxy_itself() {
+    async fn plain_http_requests_go_to_the_proxy_itself() {
         let (address, _asked) = proxy("").await;
         let uri: Uri = "http://backend.example:4318/v1/logs".parse().unwrap();
         let connector = through(&address, false);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn some_hosts_are_never_asked_of_a_proxy() {
+    fn some_hosts_are_never_reached_through_a_proxy() {
         for (host, proxied) in [
             ("backend.example", true),
             ("spared.example", false),

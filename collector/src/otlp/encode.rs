@@ -91,7 +91,7 @@ const KIND_INTERNAL: u64 = 1;
 /// `STATUS_CODE_ERROR`
 const STATUS_ERROR: u64 = 2;
 /// Links of a span at most; an ambiguous trace beyond that says nothing to anybody.
-const MOST_LINKS: usize = 128;
+const MAX_LINKS: usize = 128;
 
 /// The encoded `opentelemetry.proto.resource.v1.Resource` message, made once for each resource.
 pub fn resource(resource: &Resource) -> &[u8] {
@@ -209,7 +209,7 @@ fn write_span(
     write_event_attributes: impl FnOnce(&mut Vec<u8>),
 ) {
     let reset = event.reset;
-    let duration = reset.connection.duration_ns.unwrap_or(0).max(SHORTEST_SPAN_NS);
+    let duration = reset.connection.duration_ns.unwrap_or(0).max(MIN_SPAN_NS);
     let start = reset.time_unix_ns.saturating_sub(duration);
     protobuf::bytes(out, span_field::TRACE_ID, &identity.trace_id);
     protobuf::bytes(out, span_field::SPAN_ID, &identity.span_id);
@@ -245,7 +245,7 @@ fn write_span(
 }
 
 /// A span without a duration is none to backends.
-const SHORTEST_SPAN_NS: u64 = 1;
+const MIN_SPAN_NS: u64 = 1;
 
 /// Attributes of the collector's own spans, beside the description: some backends search spans but not their events.
 const SPAN_ATTRIBUTES: &[Attribute] = &[
@@ -264,7 +264,7 @@ fn links(reset: &Reset, out: &mut Vec<u8>) {
     const TRACE_ID: u32 = 1;
     const SPAN_ID: u32 = 2;
     let candidates = reset.trace.iter().flat_map(|trace| &trace.candidates);
-    for (trace_id, span_id) in candidates.take(MOST_LINKS) {
+    for (trace_id, span_id) in candidates.take(MAX_LINKS) {
         protobuf::message(out, span_field::LINKS, |out| {
             protobuf::bytes(out, TRACE_ID, trace_id);
             protobuf::bytes(out, SPAN_ID, span_id);
@@ -331,10 +331,10 @@ fn write_head(out: &mut Vec<u8>, field: u32, key: &Key, value: usize) {
     const SHORT: usize = 0x80;
     let length = key.length + protobuf::varint_length(value as u64) + value;
     if length < SHORT {
-        let mut head = [0; 2 + LONGEST_KEY + 1];
+        let mut head = [0; 2 + MAX_KEY_LEN + 1];
         head[0] = protobuf::length_key(field) as u8;
         head[1] = length as u8;
-        head[2..2 + LONGEST_KEY].copy_from_slice(&key.bytes);
+        head[2..2 + MAX_KEY_LEN].copy_from_slice(&key.bytes);
         head[2 + key.length] = value as u8;
         let end = out.len() + key.length + 3;
         out.extend_from_slice(&head);
@@ -347,18 +347,18 @@ fn write_head(out: &mut Vec<u8>, field: u32, key: &Key, value: usize) {
 }
 
 /// Longest [`Key`], bytes; a longer name does not compile.
-const LONGEST_KEY: usize = 40;
+const MAX_KEY_LEN: usize = 40;
 
 /// What every `KeyValue` of an attribute begins with: its name's field, and the key of the value's field.
 struct Key {
-    bytes: [u8; LONGEST_KEY],
+    bytes: [u8; MAX_KEY_LEN],
     length: usize,
 }
 
 impl Key {
     const fn new(name: &str) -> Self {
         let name = name.as_bytes();
-        let mut bytes = [0; LONGEST_KEY];
+        let mut bytes = [0; MAX_KEY_LEN];
         bytes[0] = protobuf::length_key(common_field::KEY) as u8;
         bytes[1] = name.len() as u8;
         let mut place = 0;

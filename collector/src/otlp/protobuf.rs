@@ -12,7 +12,7 @@ const LENGTH: u32 = 2;
 const FIXED32: u32 = 5;
 
 /// Longest varint, bytes.
-pub const LONGEST_VARINT: usize = 10;
+pub const MAX_VARINT_LEN: usize = 10;
 
 /// Bytes that this number takes as a varint.
 pub const fn varint_length(number: u64) -> usize {
@@ -32,7 +32,7 @@ pub fn varint(out: &mut Vec<u8>, mut number: u64) {
 /// The varint that these bytes begin with, and how many bytes it takes; `None` if it does not end.
 pub fn read_varint(bytes: &[u8]) -> Option<(u64, usize)> {
     let mut number = 0;
-    for (index, byte) in bytes.iter().take(LONGEST_VARINT).enumerate() {
+    for (index, byte) in bytes.iter().take(MAX_VARINT_LEN).enumerate() {
         number |= u64::from(byte & 0x7f) << (7 * index);
         if byte & 0x80 == 0 {
             return Some((number, index + 1));

@@ -123,7 +123,7 @@ proptest! {
         let mut places = Vec::new();
         let visited = visit(&bytes, |place, span| {
             let attributes = span.attributes(|_, _| {});
-            // Any of these may be malformed within; only that none panics is asked.
+            // Any of these may be malformed within; the test is that none panics.
             std::hint::black_box((attributes.is_ok(), span.last_event(b"exception").is_ok(), span.status().is_ok()));
             places.push((place, vec![0; 3]));
         });

@@ -117,7 +117,7 @@ pub(crate) fn late_refusal_hint(text: &str) -> Option<&'static str> {
 fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
     // The host of an IPv6 endpoint stands in brackets.
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    ServerName::try_from(host.to_owned()).map_err(|_| TlsError::Unusable(format!("`{host}` is no server name")))
+    ServerName::try_from(host.to_owned()).map_err(|_| TlsError::Unusable(format!("`{host}` is not a server name")))
 }
 
 fn load(settings: &settings::Tls, protocols: &[&str]) -> Result<ClientConfig, TlsError> {

@@ -23,9 +23,9 @@ use crate::{
     receiver::{
         Connection, Shared,
         body::{BODY_TIMEOUT, BodyError, BudgetShare, ClientKey},
-        grpc, http,
-        metrics::Refused,
-        response::{self, AnswerBody, Dialect},
+        metrics::RejectReason,
+        request,
+        response::{self, AnswerBody, WireProtocol},
     },
 };
 
@@ -33,9 +33,9 @@ use crate::{
 const RETRY_DELAY: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A request whose body has been read.
-struct Inbound {
+struct ParsedRequest {
     signal: Signal,
-    dialect: Dialect,
+    protocol: WireProtocol,
     headers: HeaderMap,
     payload: Payload,
     client: ClientKey,
@@ -47,24 +47,24 @@ struct Inbound {
 pub(crate) async fn answer(
     shared: &Shared,
     connection: &Connection,
-    request: Request<Incoming>,
+    incoming: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, Infallible> {
-    let (head, body) = request.into_parts();
+    let (head, body) = incoming.into_parts();
     let content_type = head.headers.get(header::CONTENT_TYPE);
     let grpc = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-    let (signal, dialect) = if grpc {
-        match grpc::signal(&head) {
-            Ok(signal) => (signal, Dialect::Grpc),
+    let (signal, protocol) = if grpc {
+        match request::grpc_signal(&head) {
+            Ok(signal) => (signal, WireProtocol::Grpc),
             Err(status) => {
-                shared.traffic.count_refused(Refused::NotOtlp);
-                return Ok(response::refuse(&status, Dialect::Grpc));
+                shared.traffic.count_rejected(RejectReason::NotOtlp);
+                return Ok(response::refuse(&status, WireProtocol::Grpc));
             }
         }
     } else {
-        match http::signal_and_format(&head) {
-            Ok((signal, format)) => (signal, Dialect::Http(format)),
+        match request::http_signal_and_format(&head) {
+            Ok((signal, format)) => (signal, WireProtocol::Http(format)),
             Err(response) => {
-                shared.traffic.count_refused(Refused::NotOtlp);
+                shared.traffic.count_rejected(RejectReason::NotOtlp);
                 return Ok(*response);
             }
         }
@@ -74,40 +74,40 @@ pub(crate) async fn answer(
     let answer = async {
         let client = connection.client();
         let (chunks, share) = shared.intake.read(body, limit, client).await?;
-        let payload = match dialect {
-            Dialect::Grpc => grpc::payload(&head.headers, chunks).map_err(Refusal::malformed)?,
-            Dialect::Http(format) => Payload { chunks, encoding: http::encoding(&head.headers), format },
+        let payload = match protocol {
+            WireProtocol::Grpc => request::grpc_payload(&head.headers, chunks).map_err(Rejection::malformed)?,
+            WireProtocol::Http(format) => Payload { chunks, encoding: request::http_encoding(&head.headers), format },
         };
-        let inbound = Inbound { signal, dialect, headers: head.headers, payload, client, limit, share };
+        let inbound = ParsedRequest { signal, protocol, headers: head.headers, payload, client, limit, share };
         exchange(shared, connection, inbound).await
     };
-    Ok(answer.await.unwrap_or_else(|refusal: Refusal| {
-        shared.traffic.count_refused(refusal.why);
-        response::refuse(&refusal.status, dialect)
+    Ok(answer.await.unwrap_or_else(|rejection: Rejection| {
+        shared.traffic.count_rejected(rejection.reason);
+        response::refuse(&rejection.status, protocol)
     }))
 }
 
 /// Why a request was answered without the backend.
-struct Refusal {
-    why: Refused,
+struct Rejection {
+    reason: RejectReason,
     status: Status,
 }
 
 async fn exchange(
     shared: &Shared,
     connection: &Connection,
-    mut inbound: Inbound,
-) -> Result<Response<AnswerBody>, Refusal> {
+    mut inbound: ParsedRequest,
+) -> Result<Response<AnswerBody>, Rejection> {
     let (spliced, ticket) = match splice_events(shared, connection, &mut inbound).await? {
         Some((spliced, ticket)) => (Some(spliced), Some(ticket)),
         None => (None, None),
     };
-    let (signal, dialect) = (inbound.signal, inbound.dialect);
+    let (signal, protocol) = (inbound.signal, inbound.protocol);
     let from = shared.backends.of(signal).client.protocol();
-    let headers = headers_to_forward(&inbound.headers, dialect, from, &shared.pass_headers);
+    let headers = headers_to_forward(&inbound.headers, protocol, from, &shared.pass_headers);
     let mut answered = send(shared, &mut inbound, &headers, spliced.as_ref()).await;
     let mut accepted = answered.as_ref().is_ok_and(|reply| response::is_accepted(reply, from));
-    let rejected = answered.as_ref().is_ok_and(|reply| response::is_refused_for_good(reply, from));
+    let rejected = answered.as_ref().is_ok_and(|reply| response::is_rejected_for_good(reply, from));
     if spliced.is_some() && rejected {
         // An event of ours must not cost the application its spans: a few bytes may have been too many.
         answered = send(shared, &mut inbound, &headers, None).await;
@@ -118,19 +118,19 @@ async fn exchange(
     }
     let answer = answered?;
     shared.traffic.count_passed(signal, inbound.payload.len());
-    Ok(response::translate(answer, from, dialect, signal))
+    Ok(response::translate(answer, from, protocol, signal))
 }
 
 /// Forwards the request, or what became of it with events, in the format that the backend takes.
 async fn send(
     shared: &Shared,
-    inbound: &mut Inbound,
+    inbound: &mut ParsedRequest,
     headers: &HeaderMap,
     spliced: Option<&Payload>,
-) -> Result<BackendResponse, Refusal> {
+) -> Result<BackendResponse, Rejection> {
     let backend = shared.backends.of(inbound.signal);
     let Some(_slot) = backend.slot(inbound.client).await else {
-        return Err(Refusal::busy("too many requests are in progress at the backend"));
+        return Err(Rejection::busy("too many requests are in progress at the backend"));
     };
     let convert = backend.client.protocol() == Protocol::Grpc && inbound.payload.format == Format::Json;
     let payload = spliced.unwrap_or(&inbound.payload);
@@ -153,7 +153,7 @@ async fn decode(
     client: ClientKey,
     payload: &Payload,
     limit: usize,
-) -> Result<(bytes::Bytes, BudgetShare), Refusal> {
+) -> Result<(bytes::Bytes, BudgetShare), Rejection> {
     let deadline = tokio::time::Instant::now() + BODY_TIMEOUT;
     let mut room = shared.intake.share(client, payload.max_plain_len(limit), deadline).await?;
     let plain = payload.plain(limit)?;
@@ -162,7 +162,7 @@ async fn decode(
 }
 
 /// Room for the protobuf of a JSON text, and for the longest text in it.
-async fn json_room(shared: &Shared, client: ClientKey, text: usize, limit: usize) -> Result<BudgetShare, Refusal> {
+async fn json_room(shared: &Shared, client: ClientKey, text: usize, limit: usize) -> Result<BudgetShare, Rejection> {
     let deadline = tokio::time::Instant::now() + BODY_TIMEOUT;
     Ok(shared.intake.share(client, text + Payload::max_protobuf_len(text, limit), deadline).await?)
 }
@@ -171,8 +171,8 @@ async fn json_room(shared: &Shared, client: ClientKey, text: usize, limit: usize
 async fn splice_events(
     shared: &Shared,
     connection: &Connection,
-    inbound: &mut Inbound,
-) -> Result<Option<(Payload, Ticket)>, Refusal> {
+    inbound: &mut ParsedRequest,
+) -> Result<Option<(Payload, Ticket)>, Rejection> {
     let (client, limit, payload) = (inbound.client, inbound.limit, &inbound.payload);
     let readable = inbound.signal == Signal::Traces && !matches!(payload.encoding, Encoding::Other(_));
     let sender = if readable { connection.sender(shared).await } else { Sender::Unattributed };
@@ -227,9 +227,9 @@ fn forward_unparsed<T>(shared: &Shared, error: &impl std::fmt::Display) -> Optio
 
 /// The headers of an application that are forwarded: those of tracing and of gRPC, and what the configuration adds. All
 /// others, such as a tenant's or a cookie, would speak with the authority of the collector's own.
-fn headers_to_forward(headers: &HeaderMap, from: Dialect, to: Protocol, also: &[HeaderName]) -> HeaderMap {
+fn headers_to_forward(headers: &HeaderMap, from: WireProtocol, to: Protocol, also: &[HeaderName]) -> HeaderMap {
     const PASSED: [&str; 3] = ["user-agent", "traceparent", "tracestate"];
-    let same = (from == Dialect::Grpc) == (to == Protocol::Grpc);
+    let same = (from == WireProtocol::Grpc) == (to == Protocol::Grpc);
     let of_connection: Vec<&str> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -247,37 +247,37 @@ fn headers_to_forward(headers: &HeaderMap, from: Dialect, to: Protocol, also: &[
     headers.iter().filter(|(name, _)| passes(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-impl Refusal {
+impl Rejection {
     fn malformed(status: Status) -> Self {
-        Self { why: Refused::Malformed, status }
+        Self { reason: RejectReason::Malformed, status }
     }
 
     /// To be tried again soon.
     fn busy(message: impl Into<String>) -> Self {
         let details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));
-        Self { why: Refused::Busy, status: Status::with_error_details(tonic::Code::Unavailable, message, details) }
+        Self { reason: RejectReason::Busy, status: Status::with_error_details(tonic::Code::Unavailable, message, details) }
     }
 }
 
-impl From<BodyError> for Refusal {
+impl From<BodyError> for Rejection {
     fn from(error: BodyError) -> Self {
         let message = error.to_string();
         match error {
-            BodyError::TooLarge { .. } => Self { why: Refused::TooLarge, status: Status::resource_exhausted(message) },
+            BodyError::TooLarge { .. } => Self { reason: RejectReason::TooLarge, status: Status::resource_exhausted(message) },
             BodyError::Busy => Self::busy(message),
             // Worth another try: the network may be faster then.
-            BodyError::TooSlow => Self { why: Refused::BrokenOff, status: Status::deadline_exceeded(message) },
-            BodyError::Broken(_) => Self { why: Refused::BrokenOff, status: Status::invalid_argument(message) },
+            BodyError::TooSlow => Self { reason: RejectReason::BrokenOff, status: Status::deadline_exceeded(message) },
+            BodyError::Broken(_) => Self { reason: RejectReason::BrokenOff, status: Status::invalid_argument(message) },
         }
     }
 }
 
-impl From<PayloadError> for Refusal {
+impl From<PayloadError> for Rejection {
     fn from(error: PayloadError) -> Self {
         let message = error.to_string();
         match error {
             PayloadError::TooLarge { .. } => {
-                Self { why: Refused::TooLarge, status: Status::resource_exhausted(message) }
+                Self { reason: RejectReason::TooLarge, status: Status::resource_exhausted(message) }
             }
             PayloadError::Undecodable { .. } | PayloadError::Json(_) | PayloadError::UnknownEncoding => {
                 Self::malformed(Status::invalid_argument(message))
@@ -286,9 +286,9 @@ impl From<PayloadError> for Refusal {
     }
 }
 
-impl From<SendError> for Refusal {
+impl From<SendError> for Rejection {
     fn from(error: SendError) -> Self {
         let message = format!("the backend cannot be reached: {error}");
-        Self { why: Refused::BackendAway, status: Status::unavailable(message) }
+        Self { reason: RejectReason::BackendAway, status: Status::unavailable(message) }
     }
 }

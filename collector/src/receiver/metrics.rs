@@ -1,27 +1,27 @@
-//! What passes through the receivers, counted.
+//! Counters of the requests of applications.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::model::signal::Signal;
 
-/// Why a request did not reach the backend, or came back without its answer. The application was told in each case.
+/// Why a request was answered without a response of the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum RejectReason {
     /// Path, method or content type of something else.
     NotOtlp,
-    /// Larger than `max_request_bytes`.
+    /// Larger than `max_request_size`.
     TooLarge,
-    /// Not what its headers say.
+    /// Not what its headers declare.
     Malformed,
-    /// Its body came too slowly, or not at all.
+    /// Its body arrived too slowly, or not at all.
     BrokenOff,
-    /// Too many bytes under way.
+    /// Too many bytes or requests in progress.
     Busy,
-    /// The backend was not there.
+    /// The backend cannot be reached, or did not respond in time.
     BackendAway,
 }
 
-impl Refused {
+impl RejectReason {
     /// Every reason.
     pub const ALL: &'static [Self] =
         &[Self::NotOtlp, Self::TooLarge, Self::Malformed, Self::BrokenOff, Self::Busy, Self::BackendAway];
@@ -39,27 +39,27 @@ impl Refused {
     }
 }
 
-/// Counts since the start.
+/// Counts since start-up.
 #[derive(Debug, Default)]
 pub struct Traffic {
     requests: [AtomicU64; Signal::ALL.len()],
     bytes: [AtomicU64; Signal::ALL.len()],
-    refused: [AtomicU64; Refused::ALL.len()],
+    refused: [AtomicU64; RejectReason::ALL.len()],
     malformed: AtomicU64,
 }
 
 impl Traffic {
-    /// Requests that the backend answered, whatever it said, and their bytes as they came.
+    /// Requests that the backend answered, in any way, and their bytes as received.
     pub fn passed(&self, signal: Signal) -> (u64, u64) {
         (self.requests[signal as usize].load(Relaxed), self.bytes[signal as usize].load(Relaxed))
     }
 
-    /// Requests that got an answer of ours.
-    pub fn refused(&self, why: Refused) -> u64 {
-        self.refused[why as usize].load(Relaxed)
+    /// Requests that were answered without the backend.
+    pub fn refused(&self, reason: RejectReason) -> u64 {
+        self.refused[reason as usize].load(Relaxed)
     }
 
-    /// Trace requests that could not be read and went on as they came.
+    /// Trace requests that could not be parsed and were forwarded unchanged.
     pub fn malformed(&self) -> u64 {
         self.malformed.load(Relaxed)
     }
@@ -69,8 +69,8 @@ impl Traffic {
         self.bytes[signal as usize].fetch_add(bytes as u64, Relaxed);
     }
 
-    pub(crate) fn count_refused(&self, why: Refused) {
-        self.refused[why as usize].fetch_add(1, Relaxed);
+    pub(crate) fn count_rejected(&self, reason: RejectReason) {
+        self.refused[reason as usize].fetch_add(1, Relaxed);
     }
 
     pub(crate) fn count_malformed(&self) {

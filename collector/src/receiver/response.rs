@@ -31,12 +31,12 @@ use crate::{
         client::{BackendResponse, MAX_FORWARDED_ANSWER_BYTES},
         payload::Format,
     },
-    receiver::grpc,
+    receiver::request,
 };
 
 /// What an application speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Dialect {
+pub(crate) enum WireProtocol {
     /// OTLP/gRPC
     Grpc,
     /// OTLP/HTTP with bodies in this format.
@@ -51,11 +51,11 @@ pub(crate) struct AnswerBody {
 }
 
 /// The backend's answer for an application.
-pub(crate) fn translate(reply: BackendResponse, from: Protocol, to: Dialect, signal: Signal) -> Response<AnswerBody> {
+pub(crate) fn translate(reply: BackendResponse, from: Protocol, to: WireProtocol, signal: Signal) -> Response<AnswerBody> {
     match (from, to) {
-        (Protocol::Grpc, Dialect::Grpc) | (Protocol::HttpProtobuf, Dialect::Http(_)) => as_it_came(reply),
-        (Protocol::Grpc, Dialect::Http(format)) => grpc_to_http(&reply, format, signal),
-        (Protocol::HttpProtobuf, Dialect::Grpc) => http_to_grpc(&reply),
+        (Protocol::Grpc, WireProtocol::Grpc) | (Protocol::HttpProtobuf, WireProtocol::Http(_)) => as_it_came(reply),
+        (Protocol::Grpc, WireProtocol::Http(format)) => grpc_to_http(&reply, format, signal),
+        (Protocol::HttpProtobuf, WireProtocol::Grpc) => http_to_grpc(&reply),
     }
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn is_accepted(reply: &BackendResponse, from: Protocol) -> bool {
 }
 
 /// Whether the backend refused the request itself, so that sending it again would not help.
-pub(crate) fn is_refused_for_good(reply: &BackendResponse, from: Protocol) -> bool {
+pub(crate) fn is_rejected_for_good(reply: &BackendResponse, from: Protocol) -> bool {
     match from {
         Protocol::Grpc => match grpc_status(reply) {
             status if status.code() == Code::ResourceExhausted => retry_delay(&status).is_none(),
@@ -105,10 +105,10 @@ fn retry_delay(status: &Status) -> Option<Duration> {
 fn grpc_to_http(reply: &BackendResponse, format: Format, signal: Signal) -> Response<AnswerBody> {
     let status = grpc_status(reply);
     if status.code() != Code::Ok {
-        return refuse(&status, Dialect::Http(format));
+        return refuse(&status, WireProtocol::Http(format));
     }
     // grpc-go answers in the request's encoding, asked or not. What cannot be read is still a success: it was said.
-    let message = grpc::payload(&reply.headers, vec![reply.body.clone()]).ok();
+    let message = request::grpc_payload(&reply.headers, vec![reply.body.clone()]).ok();
     let message = message.and_then(|message| message.plain(MAX_FORWARDED_ANSWER_BYTES).ok()).unwrap_or_default();
     let body = match format {
         Format::Protobuf => message,
@@ -147,7 +147,7 @@ fn http_to_grpc(reply: &BackendResponse) -> Response<AnswerBody> {
         Some(delay) => Status::with_error_details(code, message, ErrorDetails::with_retry_info(Some(delay))),
         None => Status::new(code, message),
     };
-    refuse(&status, Dialect::Grpc)
+    refuse(&status, WireProtocol::Grpc)
 }
 
 fn parse_retry_after(value: &str) -> Option<Duration> {
@@ -188,11 +188,11 @@ fn http_of_status(status: &Status) -> StatusCode {
     }
 }
 
-/// Tells an application that its request was not taken.
-pub(crate) fn refuse(status: &Status, dialect: Dialect) -> Response<AnswerBody> {
-    let format = match dialect {
-        Dialect::Grpc => return status.clone().into_http(),
-        Dialect::Http(format) => format,
+/// The response to a request that was not accepted.
+pub(crate) fn refuse(status: &Status, protocol: WireProtocol) -> Response<AnswerBody> {
+    let format = match protocol {
+        WireProtocol::Grpc => return status.clone().into_http(),
+        WireProtocol::Http(format) => format,
     };
     let details = pb::Status::decode(status.details()).unwrap_or_default().details;
     let said = pb::Status { code: status.code().into(), message: status.message().to_owned(), details };
@@ -245,7 +245,7 @@ impl Body for AnswerBody {
 
     fn size_hint(&self) -> SizeHint {
         let length = self.data.as_ref().map_or(0, |data| data.len() as u64);
-        // With trailers to come no length is told: gRPC's answers have none.
+        // With trailers to come there is no length: gRPC's answers have none.
         if self.trailers.is_some() { SizeHint::default() } else { SizeHint::with_exact(length) }
     }
 }

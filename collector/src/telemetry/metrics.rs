@@ -17,7 +17,7 @@ use crate::{
     enrich::{self, pods::Pods},
     export::line_writer::LineWriter,
     model::signal::Signal,
-    receiver::metrics::{Refused, Traffic},
+    receiver::metrics::{RejectReason, Traffic},
     telemetry::{degraded::degraded, logging::Log},
 };
 
@@ -358,7 +358,7 @@ pub const METRICS: &[Metric] = &[
         "OTLP requests that the receiver answered itself, by reason",
         |observed, points| {
             if let Some(traffic) = &observed.sources.traffic {
-                for reason in Refused::ALL {
+                for reason in RejectReason::ALL {
                     points.push(traffic.refused(*reason), vec![("reason", reason.word().into())]);
                 }
             }

@@ -200,7 +200,7 @@ async fn files_that_cannot_be_used_are_named() {
         (Tls { cert_file: cert_file.clone(), key_file: missing, ..Tls::default() }, "cannot be read"),
         (Tls { cert_file: cert_file.clone(), key_file: empty, ..Tls::default() }, "tls.key_file"),
         (Tls { cert_file, key_file: other_key, ..Tls::default() }, "tls: "),
-        (Tls { server_name_override: Some("a b".into()), ..Tls::default() }, "`a b` is no server name"),
+        (Tls { server_name_override: Some("a b".into()), ..Tls::default() }, "`a b` is not a server name"),
     ];
     for (tls, expected) in cases {
         let destination = Destination { tls: tls.clone(), ..to("https://localhost:1", Protocol::Grpc) };

@@ -26,7 +26,7 @@ use prost::Message;
 use reset_collector::{
     config::settings::{Protocol, Secret},
     model::{Owner, OwnerSource, Reset, State, TraceMethod, signal::Signal},
-    receiver::metrics::Refused,
+    receiver::metrics::RejectReason,
 };
 use tonic_types::{StatusExt, pb};
 
@@ -322,5 +322,5 @@ async fn a_backend_that_is_away_is_said_so() {
     let options = Options { timeout: Duration::from_millis(200), ..Options::default() };
     let setup = Setup::start(stalled.address, options).await;
     assert_eq!(grpc(&setup, traces(), &[], frame(0, b"")).await.grpc_status(), 14);
-    assert_eq!(setup.traffic.refused(Refused::BackendAway), 1);
+    assert_eq!(setup.traffic.refused(RejectReason::BackendAway), 1);
 }

@@ -129,7 +129,7 @@ async fn a_backend_that_does_not_answer_gets_few_requests() {
         assert_eq!((status, retry_after.as_ref().map(|value| value.as_bytes())), (503, Some(&b"1"[..])));
     }
     assert_eq!(stalled.got().len(), 48, "requests at the backend");
-    assert_eq!(setup.traffic.refused(Refused::Busy), 120 - 48);
+    assert_eq!(setup.traffic.refused(RejectReason::Busy), 120 - 48);
 }
 
 #[tokio::test]
