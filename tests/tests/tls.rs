@@ -5,7 +5,8 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr},
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -163,11 +164,19 @@ fn by(protocol: &'static str, servers: &mut Servers, files: &Files) -> Result<()
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
 
+    // A request of an application takes the same way; a receiver forwards to the first destination that takes traces.
+    let rotated = targets.iter().find(|target| target.row.server == "rotated").context("no such row")?;
+    let (receiver, file) = (free_address()?, files.path("receiver.yaml"));
+    fs::write(&file, receiving(receiver, rotated, files))?;
+    let with_receiver = Collector::start(&["--config", &file.to_string_lossy()], &[])?;
+    eventually(TIMEOUT, "a forwarded request", || Ok(forwarded(receiver)), is_accepted)
+        .with_context(|| with_receiver.said())?;
+    println!("{protocol:<14} {:<42} delivered", "an application's request");
+
     // The server comes back with a certificate of another authority, and the file that names the authorities follows.
     let next = Authority::new()?;
     next.certify(files, "rotated", "localhost", LATER)?;
     servers.restart("rotated")?;
-    let rotated = targets.iter().find(|target| target.row.server == "rotated").context("no such row")?;
     let (before, deadline) = (rotated.exported(admin)?, Instant::now() + TIMEOUT);
     files.put("rotating.pem", &next.pem)?;
     flood::refused(CLOSED, 5, 1);
@@ -175,6 +184,8 @@ fn by(protocol: &'static str, servers: &mut Servers, files: &Files) -> Result<()
         ensure!(Instant::now() < deadline, "{protocol}: the new authority is not taken: {}", collector.said());
         std::thread::sleep(Duration::from_millis(50));
     }
+    eventually(TIMEOUT, "a forwarded request after the rotation", || Ok(forwarded(receiver)), is_accepted)
+        .with_context(|| with_receiver.said())?;
     println!("{protocol:<14} {:<42} delivered again", "rotated to another authority");
     Metrics::read(admin)?.check_accounting()
 }
@@ -237,14 +248,14 @@ impl Target {
         let deadline = Instant::now() + TIMEOUT;
         loop {
             let (exported, said) = (self.exported(admin)?, collector.said());
-            let prefix = format!("{}: ", self.name);
-            let lines: Vec<&str> = said.lines().filter(|line| line.contains(&prefix)).collect();
+            let field = format!("destination={} ", self.name);
+            let lines: Vec<&str> = said.lines().filter(|line| line.contains(&field)).collect();
             match self.row.due {
                 Due::Delivered if exported > 0 && lines.is_empty() => return Ok(Ok("delivered".to_owned())),
                 Due::Line(texts)
                     if exported == 0 && lines.len() == 1 && texts.split('|').any(|text| lines[0].contains(text)) =>
                 {
-                    let (_, words) = lines[0].split_once(&prefix).unwrap_or_default();
+                    let (_, words) = lines[0].split_once("error=").unwrap_or_default();
                     return Ok(Ok(words.to_owned()));
                 }
                 Due::Line(_) if !lines.is_empty() => return Ok(Err(format!("{exported} exported, {lines:?}"))),
@@ -272,4 +283,34 @@ fn configuration(targets: &[Target], files: &Files) -> String {
 /// `<name>` is a file of that name.
 fn with_paths(tls: &str, directory: &Path) -> String {
     tls.replace('<', &format!("{}/", directory.display())).replace('>', "")
+}
+
+/// A collector that forwards to this target alone.
+fn receiving(receiver: SocketAddr, target: &Target, files: &Files) -> String {
+    format!(
+        "correlation: {{ otlp_receiver: {{ http: {{ endpoint: \"{receiver}\" }} }} }}\nexport:\n  console: \"off\"\n  otlp:\n\
+         \x20   - endpoint: {}\n      protocol: {}\n      tls: {{ {} }}\n      timeout: 2s\n",
+        target.endpoint,
+        target.protocol,
+        with_paths(target.row.tls, &files.0)
+    )
+}
+
+/// What an application gets for a request, or the error without an answer.
+fn forwarded(receiver: SocketAddr) -> String {
+    let exchange = || -> Result<String> {
+        let mut stream = TcpStream::connect(receiver)?;
+        stream.write_all(
+            b"POST /v1/traces HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n\
+              content-length: 21\r\n\r\n{\"resourceSpans\": []}",
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    exchange().unwrap_or_else(|error| error.to_string())
+}
+
+fn is_accepted(answer: &String) -> bool {
+    answer.starts_with("HTTP/1.1 200")
 }
