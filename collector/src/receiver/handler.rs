@@ -255,7 +255,10 @@ impl Rejection {
     /// To be tried again soon.
     fn busy(message: impl Into<String>) -> Self {
         let details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));
-        Self { reason: RejectReason::Busy, status: Status::with_error_details(tonic::Code::Unavailable, message, details) }
+        Self {
+            reason: RejectReason::Busy,
+            status: Status::with_error_details(tonic::Code::Unavailable, message, details),
+        }
     }
 }
 
@@ -263,7 +266,9 @@ impl From<BodyError> for Rejection {
     fn from(error: BodyError) -> Self {
         let message = error.to_string();
         match error {
-            BodyError::TooLarge { .. } => Self { reason: RejectReason::TooLarge, status: Status::resource_exhausted(message) },
+            BodyError::TooLarge { .. } => {
+                Self { reason: RejectReason::TooLarge, status: Status::resource_exhausted(message) }
+            }
             BodyError::Busy => Self::busy(message),
             // Worth another try: the network may be faster then.
             BodyError::TooSlow => Self { reason: RejectReason::BrokenOff, status: Status::deadline_exceeded(message) },

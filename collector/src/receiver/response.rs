@@ -51,7 +51,12 @@ pub(crate) struct AnswerBody {
 }
 
 /// The backend's answer for an application.
-pub(crate) fn translate(reply: BackendResponse, from: Protocol, to: WireProtocol, signal: Signal) -> Response<AnswerBody> {
+pub(crate) fn translate(
+    reply: BackendResponse,
+    from: Protocol,
+    to: WireProtocol,
+    signal: Signal,
+) -> Response<AnswerBody> {
     match (from, to) {
         (Protocol::Grpc, WireProtocol::Grpc) | (Protocol::HttpProtobuf, WireProtocol::Http(_)) => as_it_came(reply),
         (Protocol::Grpc, WireProtocol::Http(format)) => grpc_to_http(&reply, format, signal),
