@@ -13,7 +13,14 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd};
-use reset_collector_tests::{backend::Backend, collector::Collector, flood, metrics::Metrics, require_root};
+use reset_collector_tests::{
+    backend::{Backend, free_address},
+    collector::Collector,
+    flood,
+    metrics::Metrics,
+    poll::eventually,
+    require_root,
+};
 use tempfile::TempDir;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -292,7 +299,7 @@ fn receiving(receiver: SocketAddr, target: &Target, files: &Files) -> String {
          \x20   - endpoint: {}\n      protocol: {}\n      tls: {{ {} }}\n      timeout: 2s\n",
         target.endpoint,
         target.protocol,
-        with_paths(target.row.tls, &files.0)
+        with_paths(target.row.tls, files.0.path())
     )
 }
 
