@@ -61,7 +61,10 @@ def rejected_forward_in_connection(net):
 def _behind_bridge(net):
     """The server's address is a bridge's, which computes checksums before its port queues the segment again."""
     host = net.server
-    host.run("ip", "link", "add", "br0", "type", "bridge")
+    try:
+        host.run("ip", "link", "add", "br0", "type", "bridge")
+    except RuntimeError as error:
+        raise Skip(str(error)) from error
     host.compute_checksums("br0")
     addresses = [net.server.address[4] + "/24", net.server.address[6] + "/64"]
     host.run("ip", "address", "flush", "dev", DEVICE)
