@@ -16,7 +16,6 @@ pub mod process;
 pub mod program;
 pub mod reader_thread;
 pub mod resource;
-pub mod sanitize;
 
 use std::{
     borrow::Cow,
@@ -317,6 +316,7 @@ impl Enricher {
             // process is in no group.)
             _ => reset.cgroup_id.and_then(|id| self.placement(id, now)).unwrap_or_default(),
         };
+        let placement = self.verified(placement);
         let (names, awaited) = self.names(&placement, reset.network_namespace);
         let mut resource = ResourceBuilder::of_host(&self.host.attributes);
         resource.add_identity(Identity { pid: owner.pid, start_unix_ns, comm }, process.as_ref());
@@ -341,6 +341,7 @@ impl Enricher {
             return entry.current(self.pods.as_deref());
         }
         let Some(placement) = self.placement(id, now) else { return Arc::clone(&self.host) };
+        let placement = self.verified(placement);
         count(&self.counters.misses, 1);
         let (names, awaited) = self.names(&placement, network_namespace);
         let resource = if placement.is_empty() && names.is_none() {
@@ -370,6 +371,12 @@ impl Enricher {
         let placement = self.cgroups.path(id, now).map(Placement::from_path);
         count(&self.counters.cgroup_unknown, u64::from(placement.is_none()));
         placement
+    }
+
+    /// The placement without a container and pod whose directory somebody else than root made.
+    fn verified(&self, placement: Placement) -> Placement {
+        let made_by_root = placement.group.as_deref().and_then(|group| self.cgroups.is_roots(group));
+        if made_by_root == Some(false) { placement.without_container() } else { placement }
     }
 
     /// The names of the pod, and what to look for later where some are missing.

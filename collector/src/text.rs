@@ -1,4 +1,5 @@
-//! The text of a time: RFC 3339 in UTC with nanoseconds, without allocation.
+//! Text that more than one module writes: times (RFC 3339 in UTC with nanoseconds, without allocation), and what a process,
+//! a file system or a cluster chose, made safe to print and to send.
 
 const NS_PER_S: u64 = 1_000_000_000;
 const S_PER_DAY: u64 = 86_400;
@@ -45,6 +46,49 @@ fn write_digits(place: &mut [u8], mut number: u64) {
     }
 }
 
+/// Whether a character may mislead whoever reads a line: it moves a terminal's cursor, ends the line, changes the writing
+/// direction, or is not visible.
+pub fn is_unsafe(character: char) -> bool {
+    match character {
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}' => true,
+        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{feff}' => true,
+        '\u{ffa0}' | '\u{fff9}'..='\u{fffb}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}' => true,
+        _ => character.is_control(),
+    }
+}
+
+/// `text` as UTF-8 of at most `max_bytes`: bytes that are not UTF-8 become U+FFFD, characters that mislead a reader
+/// ([`is_unsafe`]) are escaped as in Rust, and the rest is cut at a character.
+pub fn sanitize(text: &[u8], max_bytes: usize) -> String {
+    let mut out = String::with_capacity(text.len().min(max_bytes));
+    for chunk in text.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if !push(&mut out, character, max_bytes) {
+                return out;
+            }
+        }
+        if !chunk.invalid().is_empty() && !push(&mut out, char::REPLACEMENT_CHARACTER, max_bytes) {
+            return out;
+        }
+    }
+    out
+}
+
+/// Adds a character unless that would pass `max_bytes`; says whether it did.
+fn push(out: &mut String, character: char, max_bytes: usize) -> bool {
+    let unsafe_ = is_unsafe(character);
+    let length = if unsafe_ { character.escape_default().len() } else { character.len_utf8() };
+    if out.len() + length > max_bytes {
+        return false;
+    }
+    if unsafe_ {
+        out.extend(character.escape_default());
+    } else {
+        out.push(character);
+    }
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,5 +109,23 @@ mod tests {
         for (unix_ns, expected) in table {
             assert_eq!(str::from_utf8(&rfc3339(unix_ns)).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn text_is_made_safe_and_bounded() {
+        for (text, max_bytes, expected) in [
+            (&b"nginx"[..], 64, "nginx"),
+            ("käse \u{1F9C0}".as_bytes(), 64, "käse \u{1F9C0}"),
+            (b"a\nb\tc\x1b[31m\x7f\0", 64, "a\\nb\\tc\\u{1b}[31m\\u{7f}\\u{0}"),
+            (b"a\xff\xfeb", 64, "a\u{fffd}\u{fffd}b"),
+            ("x\u{202e}y\u{2028}z".as_bytes(), 64, "x\\u{202e}y\\u{2028}z"),
+            ("a\u{61c}b\u{200b}c\u{e0041}".as_bytes(), 64, "a\\u{61c}b\\u{200b}c\\u{e0041}"),
+            ("ää".as_bytes(), 3, "ä"),
+            (b"a\n", 2, "a"),
+            (b"", 4, ""),
+        ] {
+            assert_eq!(sanitize(text, max_bytes), expected, "{text:?}");
+        }
+        assert_eq!(sanitize("ü".repeat(2048).as_bytes(), 255).len(), 254);
     }
 }

@@ -111,7 +111,7 @@ impl Drop for Container<'_> {
 
 /// The container's control group, relative to a hierarchy.
 fn container_cgroup() -> String {
-    format!("reset-collector-container/kubepods/burstable/pod{POD_UID}/{CONTAINER_ID}")
+    format!("kubepods-reset-collector-container/burstable/pod{POD_UID}/{CONTAINER_ID}")
 }
 
 /// A root file system of busybox, and a configuration whose shell starts another that says its pid and becomes `sleep`:

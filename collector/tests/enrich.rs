@@ -321,6 +321,26 @@ fn a_lying_context_is_refused_and_the_environment_counts() {
     }
 }
 
+/// A delegated control group can have any name.
+#[test]
+#[ignore = "needs root: run by `make e2e`"]
+fn a_container_that_somebody_else_than_root_names_does_not_count() {
+    let id = "3dcad4c4f7e0f0d0b6d1a7a6a0e0f3f57ce9ae0a23b1b3c9a9a3f2e4d5c6b7a8";
+    let Some(group) = Group::make(&format!("reset-collector-claims/docker-{id}.scope")) else {
+        skip("no cgroup v2 hierarchy is writable");
+        return;
+    };
+    let mut enricher = enricher(None);
+    let mut by_root = reset(None, Some(group.id()));
+    enricher.enrich(&mut by_root, Instant::now());
+    assert_eq!(text(&by_root.resource, "container.id"), Some(id));
+    std::os::unix::fs::chown(&group.path, Some(65_534), None).expect("chown");
+    let mut enricher = self::enricher(None);
+    let mut by_nobody = reset(None, Some(group.id()));
+    enricher.enrich(&mut by_nobody, Instant::now());
+    assert_eq!(by_nobody.resource.get("container.id"), None);
+}
+
 #[test]
 fn names_of_a_pod_come_when_the_watch_has_them() {
     let pods = Arc::new(Pods::default());
@@ -329,7 +349,7 @@ fn names_of_a_pod_come_when_the_watch_has_them() {
     // No process of a pod is here: the pod's control group is, where this machine lets us make one.
     let uid = "b0f1a9e6-7c1d-4a53-9a1c-1f5a0c3d2e4b";
     let id = "3dcad4c4f7e0f0d0b6d1a7a6a0e0f3f57ce9ae0a23b1b3c9a9a3f2e4d5c6b7a8";
-    let Some(group) = Group::make(&format!("reset-collector-test/kubepods/pod{uid}/{id}")) else {
+    let Some(group) = Group::make(&format!("kubepods-reset-collector-test/pod{uid}/{id}")) else {
         skip("no cgroup v2 hierarchy is writable");
         return;
     };

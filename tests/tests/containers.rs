@@ -122,10 +122,9 @@ fn each_runtimes_layout() -> Result<()> {
     let _server = start(Command::new(&peer).args(["answer", SERVER, PORT]))?;
     std::thread::sleep(Duration::from_millis(500));
     let mut directories = Directories(Vec::new());
-    let root = format!("reset-collector-{}", std::process::id());
     for (number, group) in groups().iter().enumerate() {
         let from = format!("127.0.5.{}", number + 1);
-        let directory = directories.make(&mount, &format!("{root}/{}", group.path))?;
+        let directory = directories.make(&mount, &group.path)?;
         let script = "echo $$ >\"$0/cgroup.procs\" && exec \"$@\"";
         let mut program = start(
             Command::new("/bin/sh")

@@ -3,9 +3,10 @@
 //! The hierarchy is walked when an id is not known, and not more often than every [`RESCAN`].
 
 use std::{
+    ffi::OsStr,
     fs,
     os::unix::{ffi::OsStrExt, fs::DirEntryExt, fs::MetadataExt},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -52,6 +53,16 @@ impl Cgroups {
             self.scan();
         }
         self.paths.get_mut(&id).map(|path| &**path)
+    }
+
+    /// Whether a group was made by root, by the owner of its directory; `None` where that cannot be known: it is gone, is on
+    /// cgroup v1, or its path is relative to another namespace.
+    pub fn is_roots(&self, path: &[u8]) -> Option<bool> {
+        let path = Path::new(OsStr::from_bytes(path.strip_prefix(b"/")?));
+        if path.components().any(|component| component == Component::ParentDir) {
+            return None;
+        }
+        Some(fs::metadata(self.mount.as_ref()?.join(path)).ok()?.uid() == 0)
     }
 
     /// Walks of the hierarchy so far.
@@ -130,6 +141,9 @@ mod tests {
         assert_eq!(path(&mut cgroups, "", now).as_deref(), Some(&b"/"[..]));
         assert_eq!(path(&mut cgroups, "a/b", now).as_deref(), Some(&b"/a/b"[..]));
         assert_eq!(cgroups.scans(), 1);
+        let own = rustix::process::geteuid().is_root();
+        assert_eq!(cgroups.is_roots(b"/a/b"), Some(own));
+        assert_eq!((cgroups.is_roots(b"/none"), cgroups.is_roots(b"/../a")), (None, None));
         // A new group is found at the next walk, which is not at once; one that has gone keeps its name.
         fs::create_dir(root.join("unified/new")).expect("mkdir");
         let gone = id(&root, "a/b/c");

@@ -3,7 +3,7 @@
 //! Knows the layouts of Docker, containerd, CRI-O, Podman, Kubernetes, LXC, systemd-nspawn, ECS, Garden, Mesos and
 //! plain systemd, on cgroup v1 and v2. Names of pods come from elsewhere ([`crate::enrich::pods`]).
 
-use crate::enrich::sanitize::printable;
+use crate::text::sanitize;
 
 /// Longest name taken from a path, bytes; file names end at 255 (`NAME_MAX`).
 const MAX_NAME: usize = 255;
@@ -19,6 +19,8 @@ pub struct Placement {
     pub container_name: Option<String>,
     /// `k8s.pod.uid`.
     pub pod_uid: Option<String>,
+    /// The path of the group that names them, for a check of who made it.
+    pub group: Option<Box<[u8]>>,
     /// The innermost systemd service without its suffix, inside the container if there is one.
     pub unit: Option<String>,
 }
@@ -53,39 +55,86 @@ impl Placement {
     }
 
     /// Reads a path inside a cgroup hierarchy, absolute or relative to a cgroup namespace (`/../..`).
+    ///
+    /// Directories below a container, and below `user.slice`, are made by whoever runs there: they name neither a
+    /// container nor a pod. A node that is itself a container (kind) has the kubelet's directories right below it.
     pub fn from_path(path: &[u8]) -> Self {
         let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
         let mut placement = Self::default();
         let mut parents: [&[u8]; 2] = [b"", b""];
-        for component in path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).take(MAX_DEPTH) {
-            placement.enter(component, parents);
+        let mut at = Level { by_user: is_by_user(path), below_kubelet: true };
+        for component in path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"..")).take(MAX_DEPTH) {
+            if placement.enter(component, parents, at) {
+                let end = component.as_ptr() as usize + component.len() - path.as_ptr() as usize;
+                placement.group = path.get(..end).map(Into::into);
+                at.below_kubelet = true;
+            } else {
+                at.below_kubelet &= is_kubelets(component);
+            }
             parents = [parents[1], component];
         }
         placement
     }
 
-    /// Goes one level down; `parents` are the two levels above, the nearer one last.
-    fn enter(&mut self, component: &[u8], parents: [&[u8]; 2]) {
-        // Bare text for what cannot be a name of ours: identifiers are ASCII.
-        let Ok(text) = std::str::from_utf8(component) else { return };
-        if let Some(pod_uid) = pod_uid(text) {
-            // A container above the pod is the node's own, as in kind.
+    /// Goes one level down, and returns whether it is a container's or a pod's; `parents` are the two levels above, the
+    /// nearer one last.
+    fn enter(&mut self, component: &[u8], parents: [&[u8]; 2], at: Level) -> bool {
+        // Identifiers are ASCII.
+        let Ok(text) = std::str::from_utf8(component) else { return false };
+        let mut found = false;
+        if let Some(pod_uid) = pod_uid(text).filter(|_| at.below_kubelet && !at.by_user && self.pod_uid.is_none()) {
+            // A container above the pod is the node's own.
             *self = Self { pod_uid: Some(pod_uid), ..Self::default() };
+            found = true;
         }
+        let free = !at.by_user && self.container_id.is_none();
         if text == "supervisor" && parents[1].starts_with(b"systemd-nspawn@") {
             // The supervisor of a machine runs outside of it.
             *self = Self { unit: unit(&String::from_utf8_lossy(parents[1])), ..Self::default() };
-        } else if let Some(id) = container_id(text, parents) {
+        } else if let Some(id) = container_id(text, parents).filter(|_| free) {
             // A service of Podman's (Quadlet) is the one container; others hold the containers of a whole host.
             let unit = if text.starts_with("libpod-payload-") { self.unit.take() } else { None };
-            *self = Self { container_id: Some(id), container_name: None, unit, pod_uid: self.pod_uid.take() };
-        } else if let Some(name) = machine(text, parents) {
+            *self = Self { container_id: Some(id), unit, pod_uid: self.pod_uid.take(), ..Self::default() };
+            found = true;
+        } else if let Some(name) = machine(text, parents).filter(|_| free) {
             let id = Some(name.clone());
-            *self = Self { container_id: id, container_name: Some(name), unit: None, pod_uid: self.pod_uid.take() };
+            let pod_uid = self.pod_uid.take();
+            *self = Self { container_id: id, container_name: Some(name), pod_uid, ..Self::default() };
+            found = true;
         } else if let Some(unit) = unit(text) {
             self.unit = Some(unit);
         }
+        found
     }
+
+    /// The same without the container and the pod, whose directory is not root's.
+    pub fn without_container(self) -> Self {
+        Self { unit: self.unit, ..Self::default() }
+    }
+}
+
+/// Whether a path is below the slice of the users' own managers, as seen from any cgroup namespace.
+fn is_by_user(path: &[u8]) -> bool {
+    path.split(|byte| *byte == b'/').find(|part| !matches!(*part, b"" | b"..")) == Some(b"user.slice")
+}
+
+/// Where in a path a component is.
+#[derive(Clone, Copy)]
+struct Level {
+    /// Below the slice of the users' own managers.
+    by_user: bool,
+    /// Every level above, up to the root or a container, is the kubelet's.
+    below_kubelet: bool,
+}
+
+/// Whether the kubelet makes a directory of this name above those of pods. Containerd's and CRI-O's own services have them
+/// too where the kubelet's and the runtime's drivers differ.
+fn is_kubelets(component: &[u8]) -> bool {
+    matches!(
+        component,
+        b"kubelet" | b"kubelet.slice" | b"besteffort" | b"burstable" | b"system.slice" | b"containerd.service"
+            | b"crio.service"
+    ) || component.windows(8).any(|part| part == b"kubepods")
 }
 
 /// The path of a line of `/proc/PID/cgroup` and how much it is believed (lower is more).
@@ -117,6 +166,10 @@ fn pod_uid(component: &str) -> Option<String> {
 /// The identifier of a container in a path's component: 64 hexadecimal digits, alone or after a runtime's prefix, or
 /// one of the forms of ECS on Fargate, Garden and Mesos.
 fn container_id(component: &str, parents: [&[u8]; 2]) -> Option<String> {
+    // Podman's pods have identifiers of the same form.
+    if parents[1] == b"libpod_parent" {
+        return None;
+    }
     // Monitors run outside of their container; slices hold pods; services are Podman's health checks.
     if component.contains("conmon") || component.ends_with(".slice") || component.ends_with(".service") {
         return None;
@@ -156,7 +209,7 @@ fn machine(component: &str, parents: [&[u8]; 2]) -> Option<String> {
     } else {
         return None;
     };
-    (!name.is_empty()).then(|| printable(name.as_bytes(), MAX_NAME))
+    (!name.is_empty()).then(|| sanitize(name.as_bytes(), MAX_NAME))
 }
 
 /// The name of a service unit, or of a virtual machine's scope. Sessions, slices, other scopes and the managers of users
@@ -167,7 +220,7 @@ fn unit(component: &str) -> Option<String> {
         Some(name) => unescape(name),
         None => unescape(component.strip_prefix("machine-")?.strip_suffix(".scope")?),
     };
-    (!name.is_empty()).then(|| printable(name.as_bytes(), MAX_NAME))
+    (!name.is_empty()).then(|| sanitize(name.as_bytes(), MAX_NAME))
 }
 
 /// Undoes systemd's escaping: `\x2d` is `-` (systemd.unit(5)).
@@ -234,7 +287,7 @@ mod tests {
             ("/../cri-containerd-ID.scope", (id, None, None)),
             ("/system.slice/docker-ID.scope (deleted)", (id, None, None)),
             ("/default/ID", (id, None, None)),
-            ("/user.slice/user-1000.slice/user@1000.service/user.slice/nerdctl-ID.scope", (id, None, None)),
+            ("/user.slice/user-1000.slice/user@1000.service/user.slice/nerdctl-ID.scope", (None, None, None)),
             ("/kubepods/burstable/podUID/ID", (id, uid, None)),
             ("/kubepods/podUID/ID", (id, uid, None)),
             ("/kubepods/besteffort/podSTATIC/ID", (id, Some(STATIC_UID), None)),
@@ -253,16 +306,20 @@ mod tests {
                 "/system.slice/docker-OUTER.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-podUID_.slice/cri-containerd-ID.scope",
                 (id, uid, None),
             ),
-            ("/kubepods/burstable/podUID/OUTER/docker/ID", (id, uid, None)),
-            ("/docker/OUTER/docker/ID", (id, None, None)),
+            ("/kubepods/burstable/podUID/ID/docker/OUTER", (id, uid, None)),
+            ("/kubepods/burstable/podUID/ID/kubepods/podSTATIC/OUTER", (id, uid, None)),
+            ("/user.slice/kubepods-podUID_.slice/cri-containerd-ID.scope", (None, None, None)),
+            ("/system.slice/web.service/kubepods-podUID_.slice/cri-containerd-ID.scope", (id, None, None)),
+            ("/../../user.slice/user@7.service/kubepods-podUID_.slice", (None, None, None)),
+            ("/docker/ID/docker/OUTER", (id, None, None)),
             ("/machine.slice/libpod-ID.scope/container", (id, None, None)),
             ("/machine.slice/libpod-conmon-ID.scope", (None, None, None)),
             ("/machine.slice/machine-libpod_pod_OUTER.slice/libpod-ID.scope", (id, None, None)),
             ("/libpod_parent/OUTER/libpod-ID", (id, None, None)),
-            ("/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-ID.scope/container", (id, None, None)),
+            ("/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-ID.scope/container", (None, None, None)),
             (
                 "/user.slice/user-1000.slice/user@1000.service/app.slice/web.service/libpod-payload-ID",
-                (id, None, Some("web")),
+                (None, None, Some("web")),
             ),
             ("/system.slice/ID-4f2a.service", (None, None, Some(&format!("{ID}-4f2a")))),
             (
@@ -324,7 +381,8 @@ mod tests {
             ("4:memory:/x\n0::/system.slice/with:colon.service\n", unit("with:colon")),
             ("x::/docker/ID\n0:/docker/ID\n0::docker/ID\n::\n\n", Placement::default()),
         ] {
-            assert_eq!(Placement::from_cgroup_file(fill(file).as_bytes()), expected, "{file}");
+            let found = Placement::from_cgroup_file(fill(file).as_bytes());
+            assert_eq!(Placement { group: None, ..found }, expected, "{file}");
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::io::{self, Read};
 
-use crate::enrich::sanitize::printable;
+use crate::text::sanitize;
 
 /// Bytes of an environment that are read at most. The kernel lets exec pass 6 MiB of arguments and environment
 /// (`fs/exec.c`, 3/4 of `_STK_LIM`); a process with CAP_SYS_RESOURCE can point at more.
@@ -85,7 +85,7 @@ impl Found {
     }
 
     fn into_environment(self) -> Environment {
-        let service_name = self.service_name.map(|value| printable(value.trim_ascii(), MAX_VALUE));
+        let service_name = self.service_name.map(|value| sanitize(value.trim_ascii(), MAX_VALUE));
         let mut environment = Environment {
             service_name: service_name.filter(|name| !name.is_empty()),
             resource_attributes: Vec::new(),
@@ -109,7 +109,7 @@ impl Environment {
             let key = percent_decoded(pair[..at].trim_ascii())?;
             let value = percent_decoded(pair[at + 1..].trim_ascii())?;
             (!key.is_empty() && key.len() <= MAX_KEY && value.len() <= MAX_VALUE)
-                .then(|| (printable(&key, MAX_KEY), printable(&value, MAX_VALUE)))
+                .then(|| (sanitize(&key, MAX_KEY), sanitize(&value, MAX_VALUE)))
         });
         let Some((key, value)) = decoded else {
             self.malformed += 1;

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fs, io::Read, path::Path};
 
-use crate::enrich::{ResourceValue, sanitize::printable};
+use crate::{enrich::ResourceValue, text::sanitize};
 
 /// Longest name or id of a host, bytes; the kernel's limit is 64 (`__NEW_UTS_LEN`).
 const MAX_NAME: usize = 255;
@@ -13,7 +13,7 @@ const MAX_NAME: usize = 255;
 pub fn attributes(proc: &Path) -> Vec<(Cow<'static, str>, ResourceValue)> {
     let host_root = proc.join("1/root");
     let name = if in_own_uts_namespace(proc) { line(&host_root.join("etc/hostname")) } else { None };
-    let name = name.or_else(|| Some(printable(rustix::system::uname().nodename().to_bytes(), MAX_NAME)));
+    let name = name.or_else(|| Some(sanitize(rustix::system::uname().nodename().to_bytes(), MAX_NAME)));
     // OpenTelemetry: "host.id … on Linux the contents of /etc/machine-id".
     let id = [host_root.as_path(), Path::new("/")]
         .into_iter()
@@ -39,7 +39,7 @@ fn line(path: &Path) -> Option<String> {
     let mut text = Vec::new();
     fs::File::open(path).ok()?.take(4096).read_to_end(&mut text).ok()?;
     let line = text.split(|byte| *byte == b'\n').next()?.trim_ascii();
-    (!line.is_empty()).then(|| printable(line, MAX_NAME))
+    (!line.is_empty()).then(|| sanitize(line, MAX_NAME))
 }
 
 #[cfg(test)]
@@ -60,7 +60,7 @@ mod tests {
             fs::remove_file(&path).ok();
             std::os::unix::fs::symlink(target, path).expect("symlink");
         };
-        let own_name = printable(rustix::system::uname().nodename().to_bytes(), MAX_NAME);
+        let own_name = sanitize(rustix::system::uname().nodename().to_bytes(), MAX_NAME);
         link("1", "uts:[1]");
         for (own, name) in [("uts:[1]", own_name.as_str()), ("uts:[2]", "node-1")] {
             link("self", own);

@@ -18,8 +18,8 @@ use serde::Deserialize;
 
 use crate::enrich::{
     pods::{Pod, Pods},
-    sanitize::printable,
 };
+use crate::text::sanitize;
 
 /// How long one watch lasts before the next: a server that has gone silent is noticed a few seconds later.
 const WATCH_SECONDS: u32 = 60;
@@ -126,7 +126,7 @@ fn remember(pod: &WatchedPod, pods: &Pods) {
 }
 
 fn describe(pod: &WatchedPod) -> Pod {
-    let name = |text: &str| printable(text.as_bytes(), MAX_NAME);
+    let name = |text: &str| sanitize(text.as_bytes(), MAX_NAME);
     let mut attributes = vec![("k8s.pod.name", name(&pod.name_any()))];
     attributes.extend(pod.namespace().map(|namespace| ("k8s.namespace.name", name(&namespace))));
     attributes.extend(pod.spec.node_name.as_deref().map(|node| ("k8s.node.name", name(node))));
@@ -179,7 +179,7 @@ fn containers(status: Option<&PodStatus>) -> Vec<(String, String)> {
         let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref()?.container_id.as_deref());
         status.container_id.as_deref().into_iter().chain(last).map(|id| {
             let id = id.split_once("://").map_or(id, |(_, id)| id);
-            (printable(id.as_bytes(), MAX_NAME), printable(status.name.as_bytes(), MAX_NAME))
+            (sanitize(id.as_bytes(), MAX_NAME), sanitize(status.name.as_bytes(), MAX_NAME))
         })
     });
     identified.filter(|(id, _)| !id.is_empty()).take(MAX_CONTAINERS).collect()

@@ -25,8 +25,8 @@ use prost::Message;
 use crate::enrich::{
     ResourceValue,
     environ::{MAX_KEY, MAX_VALUE},
-    sanitize::printable,
 };
+use crate::text::sanitize;
 
 /// Length of the header: signature, version, size, time of publication, pointer.
 const HEADER_LEN: usize = 32;
@@ -270,14 +270,14 @@ fn attribute(pair: KeyValue) -> Option<(String, ResourceValue)> {
         }
         other => ResourceValue::Text(text(AnyValue { value: Some(other) })?),
     };
-    let key = printable(pair.key.as_bytes(), MAX_KEY);
+    let key = sanitize(pair.key.as_bytes(), MAX_KEY);
     (!key.is_empty()).then_some((key, value))
 }
 
 /// A single value as text; `None` for bytes, maps and lists of lists, which a resource has no use for.
 fn text(value: AnyValue) -> Option<String> {
     Some(match value.value? {
-        any_value::Value::StringValue(text) => printable(text.as_bytes(), MAX_VALUE),
+        any_value::Value::StringValue(text) => sanitize(text.as_bytes(), MAX_VALUE),
         any_value::Value::BoolValue(truth) => truth.to_string(),
         any_value::Value::IntValue(number) => number.to_string(),
         any_value::Value::DoubleValue(number) => number.to_string(),

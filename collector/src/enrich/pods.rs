@@ -15,8 +15,9 @@ use std::{
 };
 
 use crate::{
-    enrich::{ResourceValue, cache::Bounded, sanitize::printable},
+    enrich::{ResourceValue, cache::Bounded},
     procfs::FIRST_PID_NAMESPACE,
+    text::sanitize,
 };
 
 /// Pods remembered, those deleted included: uids are never used again, so that an old one names no other pod.
@@ -155,7 +156,7 @@ impl OwnPod {
             |names: [&str; 2]| names.into_iter().find_map(|name| variable(name).filter(|value| !value.is_empty()));
         let attributes: Vec<_> = VARIABLES
             .into_iter()
-            .filter_map(|(key, names)| Some((key, printable(value(names)?.as_bytes(), MAX_NAME))))
+            .filter_map(|(key, names)| Some((key, sanitize(value(names)?.as_bytes(), MAX_NAME))))
             .collect();
         let uid = attributes.iter().find(|(key, _)| *key == "k8s.pod.uid").map(|(_, uid)| uid.clone());
         Self { uid, attributes, network_namespace: own_network_namespace(proc) }

@@ -29,11 +29,11 @@ use crate::{
         environ::Environment,
         otel_context::{self, ContextError},
         program,
-        sanitize::printable,
     },
     model::resource::Program,
     procfs::{Stat, namespace_pids},
 };
+use crate::text::sanitize;
 
 /// Longest name of an executable, bytes; file names end at 255 (`NAME_MAX`).
 pub const MAX_NAME: usize = 255;
@@ -302,7 +302,7 @@ fn executable(directory: BorrowedFd<'_>) -> io::Result<Option<String>> {
     let target = readlinkat(directory, "exe", Vec::new())?;
     let target = target.to_bytes();
     let path = target.strip_suffix(b" (deleted)").unwrap_or(target);
-    Ok((!path.is_empty()).then(|| printable(path, MAX_PATH)))
+    Ok((!path.is_empty()).then(|| sanitize(path, MAX_PATH)))
 }
 
 fn arguments(text: &[u8]) -> Vec<String> {
@@ -310,7 +310,7 @@ fn arguments(text: &[u8]) -> Vec<String> {
     if text.is_empty() {
         return Vec::new();
     }
-    text.split(|byte| *byte == 0).take(MAX_ARGUMENTS).map(|argument| printable(argument, MAX_PATH)).collect()
+    text.split(|byte| *byte == 0).take(MAX_ARGUMENTS).map(|argument| sanitize(argument, MAX_PATH)).collect()
 }
 
 fn open_directory(parent: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {

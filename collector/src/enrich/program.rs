@@ -2,7 +2,7 @@
 //!
 //! It comes from the command line, which a process may rewrite: a label for people, and never an identity.
 
-use crate::enrich::sanitize::printable;
+use crate::text::sanitize;
 
 /// Longest name, bytes.
 const MAX_NAME: usize = 64;
@@ -128,7 +128,7 @@ pub fn name(arguments: &[String], executable_path: Option<&str>) -> Option<Strin
         known.and_then(|known| run_by(known, rest)).or(Some(invoked))
     };
     let name = name.filter(|name| name.chars().any(char::is_alphanumeric))?;
-    Some(printable(name.as_bytes(), MAX_NAME))
+    Some(sanitize(name.as_bytes(), MAX_NAME))
 }
 
 const LOADER: Interpreter = Interpreter {

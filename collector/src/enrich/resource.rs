@@ -10,15 +10,18 @@ use crate::{
         container::Placement,
         pods::Names,
         process::{MAX_NAME, Process},
-        sanitize::printable,
     },
     model::resource::{ResourceValue, UNKNOWN_SERVICE},
 };
+use crate::text::sanitize;
 
 /// Attributes of a resource at most, ours included.
 const MAX_ATTRIBUTES: usize = 160;
 /// Bytes of names and values of a resource at most.
 const MAX_BYTES: usize = 64 << 10;
+
+/// Names that only the kernel, the kubelet's directories, the cluster's API and the operator give.
+const RESERVED: [&str; 4] = ["container.", "host.", "k8s.", "process."];
 
 /// A list of attributes, each name once, within bounds.
 #[derive(Debug, Default)]
@@ -72,14 +75,20 @@ impl ResourceBuilder {
         }
     }
 
-    /// Adds what the process says of itself.
+    /// Adds what the process claims of itself. [`RESERVED`] names are not its to give.
     pub fn add_claims(&mut self, process: &Process) {
         for (name, value) in process.context.iter().flatten() {
-            self.add(name.clone(), value.clone());
+            self.add_claim(name, value.clone());
         }
         self.add_text("service.name", process.environment.service_name.as_deref().unwrap_or_default());
         for (name, value) in &process.environment.resource_attributes {
-            self.add(name.clone(), ResourceValue::Text(value.clone()));
+            self.add_claim(name, ResourceValue::Text(value.clone()));
+        }
+    }
+
+    fn add_claim(&mut self, name: &str, value: ResourceValue) {
+        if !RESERVED.iter().any(|prefix| name.starts_with(prefix)) {
+            self.add(name.to_owned(), value);
         }
     }
 
@@ -138,8 +147,8 @@ impl ResourceBuilder {
 /// The base name of the executable's path; the name of the main thread where there is no path.
 fn executable_name(comm: &[u8], path: Option<&str>) -> String {
     match path.and_then(|path| path.rsplit('/').next()).filter(|name| !name.is_empty()) {
-        Some(name) => printable(name.as_bytes(), MAX_NAME),
-        None => printable(comm, MAX_NAME),
+        Some(name) => sanitize(name.as_bytes(), MAX_NAME),
+        None => sanitize(comm, MAX_NAME),
     }
 }
 
@@ -214,7 +223,7 @@ mod tests {
         let process = claims(
             &[("process.pid", "1"), ("container.id", "x"), ("host.name", "other"), ("team", "a")],
             None,
-            &[("k8s.pod.uid", "x"), ("team", "b"), ("service.version", "2")],
+            &[("k8s.pod.uid", "x"), ("k8s.namespace.name", "prod"), ("team", "b"), ("service.version", "2")],
         );
         let placement = Placement { container_id: Some("c".into()), pod_uid: Some("u".into()), ..Placement::default() };
         let mut resource = ResourceBuilder::of_host(&[("host.name".into(), ResourceValue::Text("here".into()))]);
@@ -224,6 +233,7 @@ mod tests {
         let seen = ["container.id", "host.name", "k8s.pod.uid", "team", "service.version"]
             .map(|name| resource.text(name).unwrap_or_default());
         assert_eq!(seen, ["c", "here", "u", "a", "2"]);
+        assert!(!resource.has("k8s.namespace.name"), "a reserved name that nothing else gives");
         let (attributes, left_out) = resource.finish();
         assert!(attributes.contains(&("process.pid".into(), ResourceValue::Integer(7))));
         let names: std::collections::HashSet<_> = attributes.iter().map(|(name, _)| name).collect();

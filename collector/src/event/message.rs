@@ -10,6 +10,7 @@ use crate::model::{
     attribute::other_actor,
     resource::{ResourceValue, UNKNOWN_SERVICE},
 };
+use crate::text::is_unsafe;
 
 /// Appends the message of a reset: one line, no full stop, control characters of foreign text escaped.
 pub fn render(reset: &Reset, out: &mut String) {
@@ -25,9 +26,7 @@ pub fn render(reset: &Reset, out: &mut String) {
 /// Appends foreign text with what could move a terminal's cursor or the direction of writing escaped.
 pub fn push_escaped(out: &mut String, text: &str) {
     for character in text.chars() {
-        // Bidirectional controls (Unicode UAX #9) are not "control" by category.
-        let moves = matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if character.is_control() || moves {
+        if is_unsafe(character) {
             out.extend(character.escape_default());
         } else {
             out.push(character);

@@ -18,7 +18,7 @@ use crate::{
         cause::Severity,
     },
     otlp::encode::EVENT_NAME,
-    text::rfc3339,
+    text::{is_unsafe, rfc3339},
 };
 
 /// Lines wait for [`Console::flush`] up to this many bytes.
@@ -306,12 +306,13 @@ fn push_json_text(out: &mut String, text: &str) {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            // All others are below U+10000: one unit of UTF-16.
             other => {
-                let [.., high, low] = u32::from(other).to_be_bytes();
-                out.push_str("\\u");
-                push_hex(out, high);
-                push_hex(out, low);
+                for unit in other.encode_utf16(&mut [0; 2]) {
+                    let [high, low] = unit.to_be_bytes();
+                    out.push_str("\\u");
+                    push_hex(out, high);
+                    push_hex(out, low);
+                }
             }
         }
     }
@@ -323,8 +324,7 @@ fn needs_escape(character: char) -> bool {
     match character {
         '"' | '\\' => true,
         ' '..='~' => false,
-        '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' => true,
-        other => other.is_control(),
+        other => is_unsafe(other),
     }
 }
 
