@@ -63,6 +63,7 @@ def serve(device):
 
 def publish(libc, directory):
     """Maps the file, and a header that points to it."""
+    libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the server.
     file = os.open(os.path.join(directory, NAME), os.O_RDONLY)
     mapped = libc.mmap(None, SIZE, mmap.PROT_READ, mmap.MAP_PRIVATE, file, 0)
     checked(libc.umount2(directory.encode(), MNT_DETACH))
