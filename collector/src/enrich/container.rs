@@ -132,7 +132,12 @@ struct Level {
 fn is_kubelets(component: &[u8]) -> bool {
     matches!(
         component,
-        b"kubelet" | b"kubelet.slice" | b"besteffort" | b"burstable" | b"system.slice" | b"containerd.service"
+        b"kubelet"
+            | b"kubelet.slice"
+            | b"besteffort"
+            | b"burstable"
+            | b"system.slice"
+            | b"containerd.service"
             | b"crio.service"
     ) || component.windows(8).any(|part| part == b"kubepods")
 }

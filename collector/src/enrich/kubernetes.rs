@@ -16,9 +16,7 @@ use kube::{
 };
 use serde::Deserialize;
 
-use crate::enrich::{
-    pods::{Pod, Pods},
-};
+use crate::enrich::pods::{Pod, Pods};
 use crate::text::sanitize;
 
 /// How long one watch lasts before the next: a server that has gone silent is noticed a few seconds later.

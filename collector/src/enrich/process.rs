@@ -22,6 +22,7 @@ use rustix::{
     io::Errno,
 };
 
+use crate::text::sanitize;
 use crate::{
     enrich::{
         ResourceValue,
@@ -33,7 +34,6 @@ use crate::{
     model::resource::Program,
     procfs::{Stat, namespace_pids},
 };
-use crate::text::sanitize;
 
 /// Longest name of an executable, bytes; file names end at 255 (`NAME_MAX`).
 pub const MAX_NAME: usize = 255;

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use crate::text::sanitize;
 use crate::{
     enrich::{
         container::Placement,
@@ -13,7 +14,6 @@ use crate::{
     },
     model::resource::{ResourceValue, UNKNOWN_SERVICE},
 };
-use crate::text::sanitize;
 
 /// Attributes of a resource at most, ours included.
 const MAX_ATTRIBUTES: usize = 160;
