@@ -93,7 +93,7 @@ fn as_node_agent_it_knows_every_pods_owners_and_sends_to_a_name() -> Result<()> 
     agent.mount(directory.path(), DIRECTORY);
     agent.mount(Path::new("/etc/hosts"), "/etc/hosts");
     let collector = Collector::start_as(agent.command()?, |_| true)?;
-    ensure!(!collector.said().contains("less is known"), "something is missing: {}", collector.said());
+    ensure!(!collector.said().contains("records lack"), "something is missing: {}", collector.said());
 
     let _server = start(network.server.command_of(&peer).args(["answer", SERVER, PORT]))?;
     std::thread::sleep(Duration::from_millis(500));
