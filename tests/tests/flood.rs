@@ -64,7 +64,6 @@ fn refused_connections_at_full_speed() -> Result<()> {
 
 /// What the collector says at its end that it lost.
 fn lost(said: &str) -> Result<u64> {
-    let (before, _) =
-        said.rsplit_once(" (ring buffer full)").context("no count of lost resets")?;
+    let (before, _) = said.rsplit_once(" (ring buffer full)").context("no count of lost resets")?;
     before.rsplit(' ').next().context("no count of lost resets")?.parse().context("the count of lost resets")
 }

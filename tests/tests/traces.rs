@@ -283,7 +283,10 @@ fn jaeger_alone_needs_one_line() -> Result<()> {
     no_warnings(&spans)?;
     ensure!(resets == 2 * ROUNDS && spans.len() == resets, "{resets} resets of {} spans: {said}", spans.len());
     for (signal, lines) in [("logs", 1), ("traces", 0)] {
-        let found = said.lines().filter(|line| line.contains("signal_disabled") && line.contains(&format!("signal=\"{signal}\""))).count();
+        let found = said
+            .lines()
+            .filter(|line| line.contains("signal_disabled") && line.contains(&format!("signal=\"{signal}\"")))
+            .count();
         ensure!(found == lines, "{found} lines about {signal}: {said}");
     }
     let one = spans.first().map(|span| span.trace_id.clone()).unwrap_or_default();
