@@ -78,7 +78,7 @@ impl Exporter {
         account: Arc<Account>,
         runtime: &Handle,
     ) -> Result<Self, ExportError> {
-        let first_pause = destination.retry.initial_interval.max(retry::MIN_PAUSE);
+        let first_pause = destination.retry.initial_interval.max(retry::MIN_INTERVAL);
         let policy = RefusalPolicy { first_pause, ..RefusalPolicy::default() };
         Self::start_with_policy(destination, signals, account, runtime, &policy)
     }
@@ -264,7 +264,7 @@ fn storage_path(name: &str, signal: Signal) -> PathBuf {
 
 async fn sync_regularly(queue: Arc<Queue>, interval: Duration) {
     loop {
-        tokio::time::sleep(interval.max(retry::MIN_PAUSE)).await;
+        tokio::time::sleep(interval.max(retry::MIN_INTERVAL)).await;
         let queue = queue.clone();
         if tokio::task::spawn_blocking(move || queue.sync()).await.is_err() {
             return;

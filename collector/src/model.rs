@@ -251,7 +251,7 @@ impl Reset {
     }
 }
 
-/// Why bytes from the ring buffer are no reset. Such a record is counted and passed over.
+/// Why bytes from the ring buffer are not a reset. Such a record is counted and skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// Truncated, or something else's.

@@ -127,7 +127,7 @@ pub struct Stages {
     pub dry_run: bool,
 }
 
-/// Fates decided since the account was last told.
+/// Outcomes that the ledger does not have yet.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Tally {
     read: u64,
@@ -200,7 +200,7 @@ impl Pipeline {
         [self.tentative.next_deadline(), self.stages.owners.next_walk(now), batches, traces].into_iter().flatten().min()
     }
 
-    /// Gives a sign of life.
+    /// Records a heartbeat.
     pub fn beat(&self) {
         self.stages.account.heartbeat.beat();
     }
@@ -254,18 +254,18 @@ impl Pipeline {
     fn decide(&mut self, mut reset: Reset, now: Now) {
         if !pushdown::captured(&self.stages.capture, &reset) {
             self.tally.filtered += 1;
-            self.show_fate(&reset, &"not captured, by the switches under capture");
+            self.print_dry_run_outcome(&reset, &"not captured, by the switches under capture");
             return;
         }
         let decision = self.stages.filters.decide(&reset);
         if !decision.keep {
             self.tally.filtered += 1;
-            self.show_fate(&reset, &decision);
+            self.print_dry_run_outcome(&reset, &decision);
             return;
         }
         let verdict = self.stages.sampler.decide(&mut reset, now.steady_ns());
         if self.stages.dry_run {
-            self.show_fate(&reset, &format_args!("{decision}, {verdict}"));
+            self.print_dry_run_outcome(&reset, &format_args!("{decision}, {verdict}"));
             return;
         }
         match verdict {
@@ -292,14 +292,14 @@ impl Pipeline {
     }
 
     /// In a dry run: what a reset meets.
-    fn show_fate(&mut self, reset: &Reset, fate: &dyn std::fmt::Display) {
+    fn print_dry_run_outcome(&mut self, reset: &Reset, outcome: &dyn std::fmt::Display) {
         if self.stages.dry_run {
             let event = self.stages.builder.build(reset);
-            self.stages.stdout.push(format!("{fate}: {}\n", event.message).as_bytes());
+            self.stages.stdout.push(format!("{outcome}: {}\n", event.message).as_bytes());
         }
     }
 
-    /// Tells the account what was decided; before the batches go on, so that they have been read by then.
+    /// Gives the decisions to the ledger, before the batches go on.
     fn settle(&mut self) {
         let overflowed = self.earlier_overflow + self.stages.sampler.overflowed();
         self.stages.sampling_overflow.store(overflowed, Ordering::Relaxed);

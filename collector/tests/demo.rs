@@ -31,7 +31,7 @@ fn every_reset_that_the_demo_makes_is_seen_with_its_cause() {
         btf: KERNEL_BTF.into(),
         ring_buffer_bytes: RING_BUFFER_BYTES,
         console: Console::Json,
-        holder: vec!["sleep".into(), "60".into()],
+        idle_command: vec!["sleep".into(), "60".into()],
     };
     let (mut lines, mut table) = (Vec::new(), Vec::new());
     let outcome = demo::run(&options, &mut lines, &mut table).expect("the demo runs");

@@ -245,7 +245,7 @@ impl Message {
         }
     }
 
-    /// Passes over bytes of a body, no more than [`Self::body_bytes`] says.
+    /// Skips bytes of a body, no more than [`Self::body_bytes`] says.
     #[inline(always)]
     pub const fn pass(&mut self, count: u32) -> Event {
         if self.phase == phase::UNTIL_CLOSE {

@@ -114,7 +114,7 @@ fn passes<const SENT: bool>(skb: *mut __sk_buff) {
     }
 }
 
-/// What of a segment's headers is asked for.
+/// Which of a segment's headers are needed.
 struct Segment {
     source_port: u16,
     sequence: u32,

@@ -10,7 +10,7 @@
 use crate::http::{Context, Event, Framing, Message};
 
 /// Requests that may be open on a connection at once; more are not followed.
-pub const MOST_OPEN: usize = 16;
+pub const MAX_OPEN: usize = 16;
 
 /// Why a connection is not followed any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +118,7 @@ pub struct HttpRequests {
     lost: u32,
     /// 0: not begun; 1: this end is the client; 2: it is the server.
     role: u32,
-    open: [Request; MOST_OPEN],
+    open: [Request; MAX_OPEN],
 }
 
 const CLIENT: u32 = 1;
@@ -184,7 +184,7 @@ impl HttpRequests {
         Alignment::From(0)
     }
 
-    /// Passes over bytes of a body; how many there were of those available.
+    /// Skips bytes of a body; how many there were of those available.
     #[inline(always)]
     pub fn pass<const REQUESTS: bool>(&mut self, available: u32) -> u32 {
         let stream = self.stream::<REQUESTS>();
@@ -247,14 +247,14 @@ impl HttpRequests {
     /// A request's head has been read: it is open from now on.
     #[inline(always)]
     fn request_begins(&mut self) -> Event {
-        if self.asked.wrapping_sub(self.answered) >= MOST_OPEN as u32 {
+        if self.asked.wrapping_sub(self.answered) >= MAX_OPEN as u32 {
             self.stop_tracking(Untracked::TooMany);
             return Event::None;
         }
         let message = &mut self.requests.message;
         let kind = if message.is_head() { IS_HEAD } else { 0 } | if message.is_connect() { IS_CONNECT } else { 0 };
         let context = message.context();
-        if let Some(request) = self.open.get_mut(self.asked as usize % MOST_OPEN) {
+        if let Some(request) = self.open.get_mut(self.asked as usize % MAX_OPEN) {
             request.kind = kind;
             request.has_context = context.is_some() as u32;
             request.context = context.unwrap_or_default();
@@ -270,7 +270,7 @@ impl HttpRequests {
             self.stop_tracking(Untracked::Unasked);
             return Event::None;
         }
-        let kind = self.open.get(self.answered as usize % MOST_OPEN).map_or(0, |request| request.kind);
+        let kind = self.open.get(self.answered as usize % MAX_OPEN).map_or(0, |request| request.kind);
         let message = &mut self.responses.message;
         match message.status() {
             101 => {
@@ -314,7 +314,7 @@ impl HttpRequests {
         } else {
             return None;
         };
-        let request = self.open.get(number as usize % MOST_OPEN)?;
+        let request = self.open.get(number as usize % MAX_OPEN)?;
         (request.has_context != 0).then_some(request.context)
     }
 

@@ -65,8 +65,8 @@ pub(crate) struct ListenerHolder {
 #[inline(always)]
 pub(crate) fn is_held(listener: Socket, task: *const u8, walk: u32) {
     const INIT: u32 = 1;
-    let Some(holder) = Task::at(task) else { return };
-    let process = holder.process();
+    let Some(current) = Task::at(task) else { return };
+    let process = current.process();
     let listened = socket_state(listener.pointer())
         .is_some_and(|stored| stored.owner.pid == process.pid && stored.owner.start_ns == process.start_ns);
     let rank = if process.pid == INIT { 0 } else { 1 + u16::from(listened) };

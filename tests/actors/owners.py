@@ -4,8 +4,8 @@
 owners.py --list
 owners.py CASE NAMESPACE V4 V6 PEER      PEER is the built peer/peer.go
 
-A program under test speaks a protocol of two lines: asked `who`, the owner of a connection says its pid; then it is told
-`reset`, or is reset itself. So the truth comes from the owner, not from who was asked to start it. A case that calls ready() waits
+A program under test speaks a protocol of two lines: asked `who`, the owner of a connection prints its pid; then it gets
+`reset`, or is reset itself. So the truth comes from the owner, not from who started it. A case that calls ready() waits
 there for a line on standard input: what it did before is older than the collector.
 """
 

@@ -100,7 +100,7 @@ fn close_with_reset(stream: TcpStream) -> Result<()> {
 /// last, says no. Closed ports answer each with a reset.
 ///
 /// # Errors
-/// No raw socket is to be had.
+/// No raw socket is available.
 pub fn syn_flood(shape: Shape, from: Ipv4Addr, to: Ipv4Addr, goes_on: impl Fn(u64) -> bool) -> Result<()> {
     let socket = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW)).context("a raw socket")?;
     let there = SocketAddrV4::new(to, 0);

@@ -105,7 +105,7 @@ fn causes() -> String {
     }
     page.push_str(
         "\n# The kernel's reasons\n\n`tcp.reset.reason` is the kernel's own name, read from the running kernel. Kernels before \
-         6.10 name no reason for a reset that they send; the cause is told all the same.\n",
+         6.10 name no reason for a reset that they send; the cause is known without it.\n",
     );
     for (list, title) in [(List::Reset, "Of resets sent"), (List::Dropped, "Of resets received and not accepted")] {
         put(

@@ -29,7 +29,7 @@ pub struct Exemplar {
     pub trace_id: TraceId,
     /// The span that carries the event, where it is known.
     pub span_id: Option<SpanId>,
-    /// Its number among all exemplars: a destination is told each once.
+    /// Its number among all exemplars: each destination gets it once.
     number: u64,
 }
 
@@ -45,7 +45,7 @@ struct Kept {
 }
 
 impl Exemplars {
-    /// Keeps a reset whose trace is the application's and known without a doubt.
+    /// Keeps a reset whose trace is the application's and certain.
     pub fn keep(&self, reset: &Reset, contexts: &SpanContexts) {
         let known = reset.trace.as_ref().is_some_and(|trace| trace.method != TraceMethod::Ambiguous);
         let (true, Some(log)) = (known, contexts.log) else { return };

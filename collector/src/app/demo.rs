@@ -49,20 +49,20 @@ pub struct Options {
     /// How the resets are shown. The table goes to standard output, and with JSON lines to standard error.
     pub console: settings::Console,
     /// A command that runs until it is killed: it becomes the owner of a socket, as its standard input.
-    pub holder: Vec<OsString>,
+    pub idle_command: Vec<OsString>,
 }
 
 impl Options {
-    /// Lines for a person; this very program as the holder of a socket, by a subcommand that calls [`hold`].
+    /// Lines for a person; this very program as the idle_command of a socket, by a subcommand that calls [`hold`].
     ///
     /// # Errors
     /// The program's own file is not known.
-    pub fn new(holder_subcommand: &str) -> io::Result<Self> {
+    pub fn new(idle_subcommand: &str) -> io::Result<Self> {
         Ok(Self {
             btf: PathBuf::from(KERNEL_BTF),
             ring_buffer_bytes: 1 << 20,
             console: settings::Console::Pretty,
-            holder: vec![std::env::current_exe()?.into(), holder_subcommand.into()],
+            idle_command: vec![std::env::current_exe()?.into(), idle_subcommand.into()],
         })
     }
 }
@@ -134,7 +134,7 @@ fn write_all(out: &mut impl Write, text: &str) -> Result<(), DemoError> {
     }
 }
 
-/// The holder of a socket: does nothing until it is killed, or its parent dies, or a minute has passed.
+/// The idle_command of a socket: does nothing until it is killed, or its parent dies, or a minute has passed.
 pub fn hold() {
     // Where this fails the minute is still the end of it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).ok();

@@ -134,8 +134,8 @@ fn nearest(word: &str) -> Vec<&'static str> {
 
 /// Edits between two words (Levenshtein); 1 where one holds the other.
 fn distance(word: &str, name: &str) -> usize {
-    const SHORTEST_PART: usize = 4;
-    if name.contains(word) && word.len() >= SHORTEST_PART || word.contains(name) {
+    const MIN_PART: usize = 4;
+    if name.contains(word) && word.len() >= MIN_PART || word.contains(name) {
         return 1;
     }
     strsim::levenshtein(word, name)

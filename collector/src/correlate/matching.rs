@@ -1,6 +1,6 @@
 //! Whether a span fits a reset: pure, with every rule in one place.
 //!
-//! A wrong trace is worse than none. A span is taken without a doubt only when it names the connection itself: its peer
+//! A wrong trace is worse than none. A span matches with certainty only if it names the connection itself: its peer
 //! address and port (server spans: the client's port is the connection's own), or both ends in the text of its error
 //! (Go). All else must be shown by the span's own failure, near the reset:
 //!

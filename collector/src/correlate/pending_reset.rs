@@ -1,4 +1,4 @@
-//! The resets of one connection while they wait: one fate for all of them.
+//! The resets of one connection while they wait: one outcome for all of them.
 
 use std::{sync::Arc, time::Instant};
 
@@ -16,7 +16,7 @@ pub(crate) const START_TICK_NS: u64 = 20_000_000;
 /// Network namespace, this host's end, the other end.
 pub(crate) type Connection = (Option<u32>, Endpoint, Endpoint);
 
-/// The resets of one connection: one fate.
+/// The resets of one connection: one outcome.
 #[derive(Debug)]
 pub(crate) struct PendingReset {
     pub(crate) resets: Vec<Arc<Reset>>,

@@ -1,4 +1,4 @@
-//! A map that never holds more than it may: the entries not used of late make room (the clock algorithm).
+//! A map that never holds more than it may: entries that were not used recently make room (the clock algorithm).
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -120,9 +120,9 @@ fn sent_with_and_without_an_owner() {
             "the firewall of this host rejected a segment from 10.0.0.7:51514 to 10.0.0.5:80",
         ),
     ];
-    for (cause, owned, unowned) in table {
+    for (cause, owned, without_owner) in table {
         assert_eq!(message(&sent(cause)), owned, "{}", cause.word());
-        assert_eq!(message(&Reset { owner: None, ..sent(cause) }), unowned, "{}", cause.word());
+        assert_eq!(message(&Reset { owner: None, ..sent(cause) }), without_owner, "{}", cause.word());
     }
 }
 

@@ -166,16 +166,16 @@ fn lock(path: &Path, directory: BorrowedFd<'_>) -> Result<File, StorageError> {
     let file = open_file(path, directory, LOCK, OFlags::CREATE)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
-            let holder = std::process::id().to_string();
-            let written = file.set_len(0).and_then(|()| file.write_all_at(holder.as_bytes(), 0));
+            let owner = std::process::id().to_string();
+            let written = file.set_len(0).and_then(|()| file.write_all_at(owner.as_bytes(), 0));
             written.map_err(failed("cannot be written"))?;
             Ok(file)
         }
         Err(Errno::WOULDBLOCK) => {
-            let mut holder = String::new();
-            let read = (&file).take(32).read_to_string(&mut holder);
-            let holder = if read.is_ok() && !holder.is_empty() { holder } else { "unknown".into() };
-            Err(StorageError::InUse { path: path.to_owned(), holder })
+            let mut owner = String::new();
+            let read = (&file).take(32).read_to_string(&mut owner);
+            let owner = if read.is_ok() && !owner.is_empty() { owner } else { "unknown".into() };
+            Err(StorageError::InUse { path: path.to_owned(), owner })
         }
         Err(errno) => Err(failed("cannot be locked")(errno.into())),
     }

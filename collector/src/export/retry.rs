@@ -48,7 +48,7 @@ pub enum RetryDecision {
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 
 /// Lower bound of the pause between two attempts, whatever is configured.
-pub const MIN_PAUSE: Duration = Duration::from_millis(10);
+pub const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Decides by the response.
 pub fn classify(answer: &Answer, now: SystemTime) -> RetryDecision {
@@ -198,7 +198,7 @@ impl Backoff {
             return None;
         }
         let jittered = self.interval.mul_f64(0.5 + random.clamp(0.0, 1.0));
-        let pause = jittered.max(after.unwrap_or_default().min(MAX_RETRY_AFTER)).max(MIN_PAUSE);
+        let pause = jittered.max(after.unwrap_or_default().min(MAX_RETRY_AFTER)).max(MIN_INTERVAL);
         let grown = self.interval.as_secs_f64() * self.settings.multiplier.max(1.0);
         let grown = Duration::try_from_secs_f64(grown).unwrap_or(Duration::MAX);
         self.interval = self.settings.max_interval.min(grown);

@@ -179,7 +179,7 @@ fn waits_grow_to_the_longest_and_end() {
     let asked = Backoff::new(&settings).next(Duration::ZERO, Some(Duration::from_secs(9)), 0.5);
     assert_eq!(asked, Some(Duration::from_secs(9)));
     let at_once = settings::Retry { initial_interval: Duration::ZERO, multiplier: 0.0, ..settings.clone() };
-    assert_eq!(Backoff::new(&at_once).next(Duration::ZERO, None, 0.5), Some(MIN_PAUSE));
+    assert_eq!(Backoff::new(&at_once).next(Duration::ZERO, None, 0.5), Some(MIN_INTERVAL));
     let for_ever = settings::Retry { max_elapsed_time: Duration::ZERO, ..settings.clone() };
     assert!(Backoff::new(&for_ever).next(Duration::from_secs(1 << 30), None, 0.5).is_some());
     let never = settings::Retry { enabled: false, ..settings };

@@ -69,14 +69,12 @@ pub enum StorageError {
         why: String,
     },
     /// Another collector has it.
-    #[error(
-        "sending_queue.storage {path}: in use by another collector (process {holder}); give each its own directory"
-    )]
+    #[error("sending_queue.storage {path}: in use by another collector (process {owner}); give each its own directory")]
     InUse {
         /// The directory.
         path: PathBuf,
         /// Its process id, as far as it is known.
-        holder: String,
+        owner: String,
     },
     /// `storage.max_size` is reached.
     #[error("sending_queue.storage {path}: holds {limit} bytes, its limit; raise sending_queue.storage.max_size")]

@@ -105,7 +105,7 @@ fn a_second_collector_is_refused() {
     let Err(error) = Storage::open(directory.path(), Path::new(""), LIMIT, FsyncPolicy::Never) else {
         panic!("both have it")
     };
-    assert!(matches!(&error, StorageError::InUse { holder, .. } if *holder == std::process::id().to_string()));
+    assert!(matches!(&error, StorageError::InUse { owner, .. } if *owner == std::process::id().to_string()));
     assert!(error.to_string().contains("in use by another collector"), "{error}");
 }
 

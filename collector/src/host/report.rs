@@ -247,7 +247,7 @@ pub fn report(
 pub fn refusal(host: &Host, error: &KernelError) -> String {
     let missing = host.held.missing(Need::Capture);
     let advice = advice(host, Some(error), false);
-    // An unreadable or malformed file fails before any capability is asked for.
+    // An unreadable or malformed file fails before any capability is needed.
     if missing.is_empty() || matches!(error, KernelError::Btf(_)) {
         let advice = advice.iter().filter(|line| !line.starts_with(LESS_KNOWN));
         return std::iter::once(error.to_string()).chain(advice.cloned()).collect::<Vec<_>>().join("\n");

@@ -26,7 +26,7 @@ use crate::{
 /// Longest that the records may take: the kernel writes them before the acts return.
 const TIMEOUT: Duration = Duration::from_millis(300);
 /// Between two looks at the ring buffer.
-const PAUSE: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// What the client sends and what the server answers, before the client resets the connection.
 const QUESTION: &[u8] = b"seventeen letters";
 const ANSWER: &[u8] = b"five!";
@@ -137,7 +137,7 @@ pub fn run(
         if Instant::now() >= deadline {
             return Err(complain(&open, &strangers, made.namespace.inode, pid, vintage::difference(btf)));
         }
-        thread::sleep(PAUSE);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 

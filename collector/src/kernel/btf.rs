@@ -1,7 +1,7 @@
 //! The running kernel's own description of its types (BTF): where members lie, what enumerators are called, how many
 //! arguments a tracepoint has.
 //!
-//! Reads the format of Documentation/bpf/btf.rst and nothing more of it than is asked here; aya keeps its own walk
+//! Reads the format of Documentation/bpf/btf.rst and nothing more of it than is needed here; aya keeps its own walk
 //! private. A file that is cut short or wrong is an error, never a panic.
 
 use std::{
@@ -190,7 +190,7 @@ impl Types {
         }
         let byte = u16::try_from(bits / 8).ok()?;
         let shift = (bits % 8) as u8;
-        // A bit field must lie in one byte: all that are asked for do.
+        // A bit field must lie in one byte: all fields read here do.
         (u32::from(shift) + width <= 8 || width == 0).then(|| Place::new(byte, shift, width as u8))
     }
 

@@ -1,7 +1,7 @@
 //! Owners that the kernel's programs cannot name at once.
 //!
 //! A process that sets its user id has credentials that no hook reports. A walk through all tasks finds them while the process
-//! lives. And a listener may have another holder than the process that called listen(): it was inherited, or sent over a
+//! lives. And a listener may have another owner than the process that called listen(): it was inherited, or sent over a
 //! Unix socket. A walk through all files finds who holds it. Resets of such owners wait for the walk.
 
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ const WALK_SHARE: u32 = 50;
 /// Resets that wait for a walk; more go out as they are.
 const MAX_WAITING: usize = 4_096;
 /// Bytes of a process with one number more: start, pid, padding, name; and its task, or when it ended, or the walk, rank and
-/// port of a listener's holder.
+/// port of a listener's owner.
 const ENTRY_LEN: usize = 8 + 4 + 4 + COMM_LEN + 8;
 
 /// A map of the kernel's: a process and a number, by an address.
@@ -114,16 +114,16 @@ impl OwnerResolver {
     }
 }
 
-/// The holder of a listener that the last walk found, in place of the process that called listen(); of a listener that is
-/// gone, the holder that an earlier walk found. The process that called listen() stays where no walk found any.
+/// The owner of a listener that the last walk found, in place of the process that called listen(); of a listener that is
+/// gone, the owner that an earlier walk found. The process that called listen() stays where no walk found any.
 fn listener_holder(at_boot_ns: u64, reset: &Reset, found: Option<(Owner, u64)>) -> Option<Owner> {
     let listened = reset.owner?;
-    let Some((holder, number)) = found else { return Some(listened) };
+    let Some((owner, number)) = found else { return Some(listened) };
     let port = (number >> 48) as u16;
-    if port != reset.local.port || holder.start_boot_ns > at_boot_ns {
+    if port != reset.local.port || owner.start_boot_ns > at_boot_ns {
         return Some(listened);
     }
-    Some(Owner { source: listened.source, ..holder })
+    Some(Owner { source: listened.source, ..owner })
 }
 
 /// Who had the credentials at a time: whoever gave them up after it by ending, else who has them now. Nobody, where that
@@ -174,7 +174,7 @@ mod tests {
         let number = |walk: u32, port: u16| u64::from(port) << 48 | 2 << 32 | u64::from(walk);
         let port = reset.local.port;
         let pid = |found| listener_holder(100, &reset, found).map(|owner| (owner.pid, owner.source));
-        assert_eq!(pid(process(2, 60, number(7, port))), Some((2, OwnerSource::Storage)), "it has another holder");
+        assert_eq!(pid(process(2, 60, number(7, port))), Some((2, OwnerSource::Storage)), "it has another owner");
         assert_eq!(pid(None), Some((1, OwnerSource::Storage)), "no walk found it");
         assert_eq!(pid(process(2, 60, number(7, port ^ 1))), Some((1, OwnerSource::Storage)), "another listener");
         assert_eq!(pid(process(2, 101, number(7, port))), Some((1, OwnerSource::Storage)), "it began after the reset");

@@ -26,11 +26,11 @@ impl MissedRuns {
     pub(crate) fn watch<'a>(&mut self, hook: &'static str, programs: impl Iterator<Item = &'a ProgramFd>) {
         match programs.map(ProgramFd::try_clone).collect() {
             Ok(programs) => self.0.push(Watched { hook, programs }),
-            Err(error) => tracing::debug!("{hook}: what the kernel passes over is not counted: {error}"),
+            Err(error) => tracing::debug!("{hook}: missed runs are not counted: {error}"),
         }
     }
 
-    /// Runs passed over so far at most, once for each program; 0 where the kernel does not count them (before 5.12).
+    /// Upper bound of the missed runs so far, once for each program; 0 where the kernel does not count them (before 5.12).
     pub(crate) fn read(&self) -> Vec<(&'static str, u64)> {
         let of = |program: &ProgramFd| {
             let information = format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd());

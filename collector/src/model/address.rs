@@ -4,19 +4,19 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Longest text: eight groups of four digits and seven colons.
-const LONGEST: usize = 39;
+const MAX_LENGTH: usize = 39;
 
 /// The text of an address as RFC 5952 wants it (the same as its `Display`).
 #[derive(Clone, Copy)]
 pub struct AddressText {
-    bytes: [u8; LONGEST],
+    bytes: [u8; MAX_LENGTH],
     length: usize,
 }
 
 impl AddressText {
     /// The text of this address.
     pub fn new(address: IpAddr) -> Self {
-        let mut text = Self { bytes: [0; LONGEST], length: 0 };
+        let mut text = Self { bytes: [0; MAX_LENGTH], length: 0 };
         match address {
             IpAddr::V4(address) => text.push_v4(address),
             IpAddr::V6(address) => text.push_v6(address),

@@ -101,7 +101,7 @@ pub const REASONS: &[Reason] = &[
         "NOT_SPECIFIED",
         "The kernel did not say why. On Linux 6.10 and 6.11 every active reset (close, abort, timeout) says this.",
         "tcp_send_active_reset() up to 6.11",
-        "any: the cause is told from the socket and the call path",
+        "any: the cause comes from the socket and the call path",
     ),
     reset(
         "NO_SOCKET",

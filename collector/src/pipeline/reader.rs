@@ -46,7 +46,7 @@ pub struct Rules {
     pub wire_ports: Vec<u16>,
 }
 
-/// What the thread is told to do.
+/// Commands to the thread.
 #[derive(Debug)]
 pub enum Order {
     /// Take other rules.
@@ -63,7 +63,7 @@ pub struct Orders {
 }
 
 impl Orders {
-    /// Wakes the thread: its loop turns once, which is a sign of life.
+    /// Wakes the thread: its loop turns once, which is a heartbeat.
     pub fn wake(&self) {
         if let Err(error) = rustix::io::write(&*self.wake, &1u64.to_ne_bytes()) {
             tracing::warn!(%error, "cannot wake the reader");
@@ -131,7 +131,7 @@ pub fn run(kernel: &mut Kernel, mut pipeline: Pipeline, inbox: &Inbox) -> Pipeli
             wait(kernel, inbox, false, Some(ROUND));
         } else {
             kernel.request_wakeup();
-            // One that came before the wake-up was asked for shows at once: the ring buffer is readable.
+            // One that came before the wake-up was requested shows at once: the ring buffer is readable.
             let deadline = pipeline.next_deadline(now.instant);
             wait(kernel, inbox, true, deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())));
         }
@@ -156,7 +156,7 @@ fn obey(inbox: &Inbox, kernel: &mut Kernel, pipeline: &mut Pipeline, now: Now) -
                     tracing::error!(%error, "the kernel did not take the new rules, its old ones go on beside the new");
                 }
                 if let Err(error) = kernel.set_rate_limit(capture.max_records_per_second) {
-                    tracing::error!(%error, "the kernel did not take the new ceiling, its old one goes on");
+                    tracing::error!(%error, "failed to update the rate limit; keeping the previous one");
                 }
                 if let Err(error) = kernel.set_http_ports(&wire_ports) {
                     tracing::error!(%error, "the kernel did not take the new ports of correlation.http_headers");

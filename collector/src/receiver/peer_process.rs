@@ -1,6 +1,6 @@
 //! Who is behind a connection to the receivers: the process that holds the other end.
 //!
-//! Once per connection, apart from requests. The kernel is asked for the socket by both of its ends in the collector's own
+//! Once per connection, apart from requests. The kernel finds the socket by both of its ends in the collector's own
 //! network namespace (sock_diag); where it has none, the tables of all namespaces are read. Behind a translated address
 //! (DNAT: a Service, a host port) a socket's own end is enough where no socket has both.
 //!
@@ -112,7 +112,7 @@ fn is_local(address: IpAddr) -> bool {
 
 /// A process that holds a socket.
 #[derive(Clone, Debug)]
-struct Holder {
+struct Candidate {
     pid: u32,
     stat: Stat,
 }
@@ -122,22 +122,22 @@ fn attribute(socket: &Socket) -> Sender {
     if socket.inode == 0 {
         return Sender::Unattributed;
     }
-    let holders = pids(Path::new(PROC)).filter_map(|pid| holder(pid, socket)).collect();
-    let Some(holder) = oldest(holders) else { return Sender::Unattributed };
+    let candidates = pids(Path::new(PROC)).filter_map(|pid| candidate(pid, socket)).collect();
+    let Some(candidate) = oldest(candidates) else { return Sender::Unattributed };
     let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
-    let start_boot_ns = holder.stat.start_ticks * tick_ns;
+    let start_boot_ns = candidate.stat.start_ticks * tick_ns;
     if has_foreign_pids(Path::new(PROC)) {
         return Sender::ForeignPid { start_boot_ns };
     }
     let mut comm = [0; probes::COMM_LEN];
-    let length = holder.stat.comm.len().min(comm.len() - 1);
-    comm[..length].copy_from_slice(&holder.stat.comm[..length]);
-    Sender::Process(Owner { pid: holder.pid, start_boot_ns, comm, source: OwnerSource::File })
+    let length = candidate.stat.comm.len().min(comm.len() - 1);
+    comm[..length].copy_from_slice(&candidate.stat.comm[..length]);
+    Sender::Process(Owner { pid: candidate.pid, start_boot_ns, comm, source: OwnerSource::File })
 }
 
 /// A process of the socket's network namespace that holds the socket and is of the user that opened it. Root needs no
 /// borrowed socket, and a process may open its own before it gives up root.
-fn holder(pid: u32, socket: &Socket) -> Option<Holder> {
+fn candidate(pid: u32, socket: &Socket) -> Option<Candidate> {
     if namespace(&pid.to_string())? != socket.namespace {
         return None;
     }
@@ -150,24 +150,24 @@ fn holder(pid: u32, socket: &Socket) -> Option<Holder> {
     if socket.uid != 0 && !status_numbers(&status, "Uid").any(|uid| uid == socket.uid) {
         return None;
     }
-    Some(Holder { pid, stat: Stat::parse(&fs::read(format!("{PROC}/{pid}/stat")).ok()?)? })
+    Some(Candidate { pid, stat: Stat::parse(&fs::read(format!("{PROC}/{pid}/stat")).ok()?)? })
 }
 
-/// The holder whose descendants all others are: a child inherits its parent's sockets, at least until it executes a
+/// The candidate whose descendants all others are: a child inherits its parent's sockets, at least until it executes a
 /// program. `None` where they are not related.
-fn oldest(holders: Vec<Holder>) -> Option<Holder> {
-    let first = holders.iter().min_by_key(|holder| holder.stat.start_ticks)?.clone();
+fn oldest(candidates: Vec<Candidate>) -> Option<Candidate> {
+    let first = candidates.iter().min_by_key(|candidate| candidate.stat.start_ticks)?.clone();
     let parent_of = |pid: u32| {
-        let known = holders.iter().find(|holder| holder.pid == pid).map(|holder| holder.stat.parent);
+        let known = candidates.iter().find(|candidate| candidate.pid == pid).map(|candidate| candidate.stat.parent);
         known.or_else(|| Some(Stat::parse(&fs::read(format!("{PROC}/{pid}/stat")).ok()?)?.parent))
     };
     // A chain of parents ends at 0; the limit is for pids that are used again meanwhile.
     const MAX_GENERATIONS: usize = 64;
-    let descends = |holder: &Holder| {
-        let ancestors = std::iter::successors(Some(holder.pid), |pid| parent_of(*pid)).take(MAX_GENERATIONS);
+    let descends = |candidate: &Candidate| {
+        let ancestors = std::iter::successors(Some(candidate.pid), |pid| parent_of(*pid)).take(MAX_GENERATIONS);
         ancestors.take_while(|pid| *pid != 0).any(|pid| pid == first.pid)
     };
-    holders.iter().all(descends).then_some(first)
+    candidates.iter().all(descends).then_some(first)
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {

@@ -21,7 +21,7 @@ const CHUNKED: u64 = u64::from_be_bytes(*b"\0chunked");
 const CHUNKED_BITS: u64 = 0x00ff_ffff_ffff_ffff;
 
 /// Longest method, bytes.
-const LONGEST_METHOD: u8 = 24;
+const MAX_METHOD: u8 = 24;
 
 impl Message {
     #[inline(always)]
@@ -49,7 +49,7 @@ impl Message {
     #[inline(always)]
     pub(super) fn method(&mut self, byte: u8) -> Step {
         if byte == b' ' && self.index > 0 {
-            // Methods are told apart by their case (RFC 9110 9.1).
+            // Methods differ by their case (RFC 9110 9.1).
             if self.number == u64::from(u32::from_be_bytes(*b"HEAD")) {
                 self.seen |= seen::HEAD;
             } else if self.number == u64::from_be_bytes(*b"\0CONNECT") {
@@ -59,7 +59,7 @@ impl Message {
             self.phase = phase::TARGET;
             return Step::byte(Event::None);
         }
-        if !(byte.is_ascii_uppercase() || byte == b'-' || byte == b'_') || self.index >= LONGEST_METHOD {
+        if !(byte.is_ascii_uppercase() || byte == b'-' || byte == b'_') || self.index >= MAX_METHOD {
             return Step::byte(Event::NotHttp);
         }
         // Of a longer one the last bytes; none of ours ends so.

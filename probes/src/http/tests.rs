@@ -18,7 +18,7 @@ struct Read {
     in_body: bool,
 }
 
-/// Hands pieces to a message as the kernel does: bodies passed over, the rest in words of up to eight bytes.
+/// Hands pieces to a message as the kernel does: bodies skipped, the rest in words of up to eight bytes.
 fn read_pieces<'a>(is_request: bool, pieces: impl IntoIterator<Item = &'a [u8]>) -> Read {
     let (mut message, mut read) = (Message::default(), Read::default());
     for piece in pieces {

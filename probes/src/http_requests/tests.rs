@@ -116,7 +116,7 @@ fn of_several_the_oldest_is_broken() {
     }
     assert_eq!(one.broken(), None);
     assert!(!one.http_requests.is_lost());
-    let all: Vec<u8> = (1..=MOST_OPEN as u64).flat_map(get).collect();
+    let all: Vec<u8> = (1..=MAX_OPEN as u64).flat_map(get).collect();
     one.passes::<REQUESTS>(&all);
     assert_eq!(one.broken(), Some(1));
     one.passes::<REQUESTS>(&get(99));
@@ -245,7 +245,7 @@ fn segments_come_again_and_out_of_order() {
 }
 
 proptest! {
-    /// Whatever is asked, wherever segments are cut and whichever come twice: what is open is what the model says.
+    /// Whatever is requested, wherever segments are cut and whichever come twice: what is open is what the model says.
     #[test]
     fn what_is_open_is_what_has_not_been_answered(
         turns in prop::collection::vec((any::<bool>(), 0usize..200, any::<bool>()), 1..20),

@@ -118,7 +118,7 @@ pub(crate) fn kill_owner(family: Family, options: &Options) -> io::Result<()> {
     let (client, mut server) = pair(family)?;
     server.write_all(b"nobody reads this")?;
     client.peek(&mut [0])?;
-    let Some((program, arguments)) = options.holder.split_first() else {
+    let Some((program, arguments)) = options.idle_command.split_first() else {
         return Err(io::Error::other("no program to hold the socket"));
     };
     let mut child = Command::new(program)
