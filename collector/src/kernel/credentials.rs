@@ -16,7 +16,9 @@ use crate::{
 
 /// Between two walks through all tasks, at least: each takes some microseconds for each of them.
 const MIN_WALK_INTERVAL: Duration = Duration::from_millis(100);
-/// Of its time the reader spends at most one part in so many on walks.
+/// And at most: a reset does not wait longer for its owner, however slow a walk is.
+const MAX_WALK_INTERVAL: Duration = Duration::from_secs(1);
+/// The reader spends one part in this many of its time on walks, as far as the maximum allows.
 const WALK_SHARE: u32 = 50;
 /// Resets that wait for a walk; more go out as they are.
 const MAX_WAITING: usize = 4_096;
@@ -89,7 +91,7 @@ impl OwnerResolver {
     /// A walk is done: names the owners that were found, and gives all resets back.
     pub fn on_walked(&mut self, began: Instant, now: Now) -> Vec<Reset> {
         let took = now.instant.saturating_duration_since(began);
-        self.next_walk = Some(now.instant + MIN_WALK_INTERVAL.max(took * WALK_SHARE));
+        self.next_walk = Some(now.instant + walk_interval(took));
         self.take(now)
     }
 
@@ -112,6 +114,11 @@ impl OwnerResolver {
         }
         waiting
     }
+}
+
+/// How long to wait after a walk that took this long.
+fn walk_interval(took: Duration) -> Duration {
+    took.saturating_mul(WALK_SHARE).clamp(MIN_WALK_INTERVAL, MAX_WALK_INTERVAL)
 }
 
 /// The owner of a listener that the last walk found, in place of the process that called listen(); of a listener that is
@@ -165,6 +172,12 @@ mod tests {
         assert_eq!(pid(process(1, 120, 0), None), None, "it began after the reset");
         assert_eq!(pid(process(1, 50, 0), process(2, 120, 150)), None, "two have had them since");
         assert_eq!(pid(None, process(2, 10, 90)), None, "nobody has them");
+    }
+
+    #[test]
+    fn a_slow_walk_is_repeated_after_a_second_at_most() {
+        let interval = |took| walk_interval(Duration::from_millis(took)).as_millis();
+        assert_eq!([0, 1, 10, 200, 60_000].map(interval), [100, 100, 500, 1_000, 1_000]);
     }
 
     #[test]
