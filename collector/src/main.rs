@@ -85,10 +85,10 @@ enum Command {
         #[arg(long, default_value = "127.0.0.1:9464")]
         endpoint: SocketAddr,
     },
-    /// Explain a cause or a kernel reason; without one, list them
+    /// Explain a cause, a kernel reason, an error, an attribute or a drop reason; without a topic, list them
     Explain {
-        /// For example port_closed or TCP_ABORT_ON_CLOSE
-        topic: Option<String>,
+        /// For example port_closed, ECONNRESET or connection reset by peer
+        topic: Vec<String>,
     },
 }
 
@@ -128,7 +128,8 @@ fn execute(command: Command, log: &Log) -> Result<ExitCode> {
         Command::Health { endpoint } => return health(endpoint),
         Command::Check { config, btf, format } => return check_host_and_file(log, config.as_deref(), btf, format),
         Command::Schema => io::stdout().lock().write_all(check::schema().as_bytes())?,
-        Command::Explain { topic } => match explain(topic.as_deref()) {
+        Command::Explain { topic } => match explain(Some(topic.join(" ")).filter(|topic| !topic.is_empty()).as_deref())
+        {
             Ok(text) => io::stdout().lock().write_all(text.as_bytes())?,
             Err(error) => return Ok(fail(log, &error.into())),
         },

@@ -3,6 +3,7 @@
 //!
 //! Does not read the kernel ([`crate::pipeline::reader`]) nor send anything ([`crate::export`]).
 
+pub mod own_rejects;
 pub mod reader;
 pub mod retraction;
 
@@ -30,7 +31,7 @@ use crate::{
     kernel::credentials::{OwnerResolver, Walk},
     model::{Decoder, Reset, read_record},
     otlp::batch::{Batch, Batcher},
-    pipeline::retraction::TentativeReceives,
+    pipeline::{own_rejects::OwnRejects, retraction::TentativeReceives},
     pushdown,
     sampler::{SampleDecision, Sampler, Summary},
 };
@@ -89,6 +90,7 @@ impl Output {
 /// The stages, and what waits between them.
 pub struct Pipeline {
     tentative: TentativeReceives,
+    own_rejects: OwnRejects,
     stages: Stages,
     tally: Tally,
     /// Of samplers before this one.
@@ -139,7 +141,13 @@ struct Tally {
 impl Pipeline {
     /// An empty pipeline of these stages.
     pub fn new(stages: Stages) -> Self {
-        Self { tentative: TentativeReceives::default(), stages, tally: Tally::default(), earlier_overflow: 0 }
+        Self {
+            tentative: TentativeReceives::default(),
+            own_rejects: OwnRejects::default(),
+            stages,
+            tally: Tally::default(),
+            earlier_overflow: 0,
+        }
     }
 
     /// Takes one record of the ring buffer.
@@ -147,7 +155,8 @@ impl Pipeline {
         let decoded = read_record(bytes)
             .and_then(|record| Ok((record, self.stages.decoder.decode(&record, now.clock, now.unix_ns)?)));
         match decoded {
-            Ok((record, reset)) => {
+            Ok((record, mut reset)) => {
+                self.own_rejects.observe(&mut reset);
                 if let Some(reset) = self.tentative.admit(&record, reset, now.instant) {
                     self.name(reset, now);
                 }

@@ -132,10 +132,12 @@ impl Draft {
 
     /// netfilter sends a reset.
     #[inline(always)]
-    pub(crate) fn sent_by_firewall(self, segment: &Segment, network_namespace: u32) {
-        let tuple = Tuple::of_sent(segment);
+    pub(crate) fn sent_by_firewall(self, segment: &Segment, network_namespace: u32, rejects_own: bool) {
+        // An egress rule resets this host's own connection, in the peer's name.
+        let tuple = if rejects_own { Tuple::of_received(segment) } else { Tuple::of_sent(segment) };
         let numbers = self.settle(&tuple, SocketKindTag::Nothing);
         let RecordOutcome::Record(record) = numbers.reserve(&tuple, network_namespace) else { return };
+        record.flags |= if rejects_own { flag::OWN_FIREWALL } else { 0 };
         record.sequence = segment.sequence;
         write_socket(record, &numbers, FullSocket::NONE, &tuple);
         submit(record);

@@ -166,7 +166,7 @@ fn net_dev_queue(context: BtfTracePointContext) -> i32 {
     }
     let draft =
         Draft::new(Timestamp::now(), Hook::DeviceQueue, Direction::Transmit, Origin::Firewall, Cause::FirewallReject);
-    draft.sent_by_firewall(&segment, segment::network_namespace(skb));
+    draft.sent_by_firewall(&segment, segment::network_namespace(skb), segment::rejects_own(skb, &segment));
     0
 }
 

@@ -241,6 +241,19 @@ pub(crate) fn of_firewall(skb: *const u8) -> Option<Segment> {
     (segment.flags & RST != 0).then_some(segment)
 }
 
+/// Whether a reset of the firewall answers a segment that this host itself sent: it goes to this host, from an address
+/// that is another's. Where both are loopback's or the same, the rule stands where the segment arrives.
+#[inline(always)]
+pub(crate) fn rejects_own(skb: *const u8, segment: &Segment) -> bool {
+    let [first, second, third, last] = segment.source;
+    let is_loopback = if segment.version == 4 {
+        last.to_ne_bytes()[0] == 127
+    } else {
+        first | second | third == 0 && last == 1_u32.to_be()
+    };
+    !is_loopback && segment.source != segment.destination && is_for_this_host(skb)
+}
+
 /// A reset that came for this host and was freed without a connection accepting it.
 #[inline(always)]
 pub(crate) fn of_dropped(skb: *const u8, class: ReasonClass) -> Option<Segment> {
