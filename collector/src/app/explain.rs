@@ -95,7 +95,7 @@ pub fn explain(topic: Option<&str>) -> Result<String, UnknownTopic> {
     let mut parts = Vec::new();
     parts.extend(Cause::from_word(&word).map(|cause| cause_text(cause::explanation(cause))));
     parts.extend(reason::find(&word).map(reason_text));
-    parts.extend(DropReason::ALL.iter().filter(|reason| reason.word() == word).map(|reason| drop_reason_text(*reason)));
+    parts.extend(DropReason::ALL.iter().filter(|reason| reason.name() == word).map(|reason| drop_reason_text(*reason)));
     let attribute = Attribute::ALL.iter().map(|attribute| (attribute.name(), attribute.meaning()));
     let attribute = attribute.chain([(DESCRIPTION, DESCRIPTION_MEANING)]).find(|(name, _)| *name == lower);
     parts.extend(attribute.map(|(name, meaning)| attribute_text(name, meaning)));
@@ -126,7 +126,7 @@ fn list() -> String {
     }
     out.push_str("\nReasons for lost resets (reset_collector_dropped_resets_total):\n");
     for reason in DropReason::ALL {
-        push_row(&mut out, reason.word(), reason.meaning());
+        push_row(&mut out, reason.name(), reason.meaning());
     }
     out.push_str("\nAttributes:\n");
     for attribute in Attribute::ALL {
@@ -167,7 +167,7 @@ fn error_text(error: &ErrorText) -> String {
 }
 
 fn drop_reason_text(reason: DropReason) -> String {
-    let mut out = format!("{} (a reason of reset_collector_dropped_resets_total)\n", reason.word());
+    let mut out = format!("{} (a reason of reset_collector_dropped_resets_total)\n", reason.name());
     push_section(&mut out, "what", reason.meaning());
     out
 }
@@ -222,7 +222,7 @@ fn nearest(word: &str) -> Vec<&'static str> {
     let mut ranked: Vec<_> = causes
         .chain(REASONS.iter().map(|reason| reason.name))
         .chain(ERRORS.iter().map(|error| error.name))
-        .chain(DropReason::ALL.iter().map(|reason| reason.word()))
+        .chain(DropReason::ALL.iter().map(|reason| reason.name()))
         .chain(Attribute::ALL.iter().map(|attribute| attribute.name()))
         .map(|name| (distance(word, &name.to_ascii_lowercase()), name))
         .filter(|(distance, name)| *distance <= 1 + name.len() / 3)
@@ -262,7 +262,7 @@ mod tests {
             assert!(list.contains(&format!("\n  {} ", reason.name)));
         }
         let attributes = Attribute::ALL.iter().map(|attribute| attribute.name());
-        for name in attributes.chain(DropReason::ALL.iter().map(|reason| reason.word())) {
+        for name in attributes.chain(DropReason::ALL.iter().map(|reason| reason.name())) {
             let text = explain(Some(name)).unwrap();
             assert!(text.contains(&format!("{name} (a")), "{text}");
             assert!(list.contains(&format!("\n  {name} ")));
