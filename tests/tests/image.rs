@@ -2,7 +2,6 @@
 //! as sidecar, and without each thing that it needs in turn.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, reason = "a skip says why")]
 
 use std::{
     fs,

@@ -2,7 +2,6 @@
 //! on, the losses are counted, and SIGTERM ends the program.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, reason = "a skip says why")]
 
 use std::{
     fs::{self, File},

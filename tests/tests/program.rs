@@ -2,7 +2,6 @@
 //! what it sends to `NOTIFY_SOCKET`, a configuration that Kubernetes swaps.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, reason = "a skip says why")]
 
 use std::{
     fs,

@@ -318,6 +318,6 @@ fn forwarded(receiver: SocketAddr) -> String {
     exchange().unwrap_or_else(|error| error.to_string())
 }
 
-fn is_accepted(answer: &String) -> bool {
+fn is_accepted(answer: &str) -> bool {
     answer.starts_with("HTTP/1.1 200")
 }

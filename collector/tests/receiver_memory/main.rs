@@ -219,7 +219,7 @@ async fn bodies_in_chunks_of_one_byte() {
     let (answer, bytes) = growth(sent).await;
     assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
     assert!(bytes < 8 * LENGTH, "{bytes} bytes: 32 for each chunk, and more");
-    assert!(backend.last().body == Bytes::from(vec![b'x'; LENGTH]));
+    assert!(backend.last().body == vec![b'x'; LENGTH]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
