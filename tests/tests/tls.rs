@@ -176,7 +176,7 @@ fn by(protocol: &'static str, servers: &mut Servers, files: &Files) -> Result<()
     let (receiver, file) = (free_address()?, files.path("receiver.yaml"));
     fs::write(&file, receiving(receiver, rotated, files))?;
     let with_receiver = Collector::start(&["--config", &file.to_string_lossy()], &[])?;
-    eventually(TIMEOUT, "a forwarded request", || Ok(forwarded(receiver)), is_accepted)
+    eventually(TIMEOUT, "a forwarded request", || Ok(forwarded(receiver)), |answer| is_accepted(answer))
         .with_context(|| with_receiver.said())?;
     println!("{protocol:<14} {:<42} delivered", "an application's request");
 
@@ -191,8 +191,13 @@ fn by(protocol: &'static str, servers: &mut Servers, files: &Files) -> Result<()
         ensure!(Instant::now() < deadline, "{protocol}: the new authority is not taken: {}", collector.said());
         std::thread::sleep(Duration::from_millis(50));
     }
-    eventually(TIMEOUT, "a forwarded request after the rotation", || Ok(forwarded(receiver)), is_accepted)
-        .with_context(|| with_receiver.said())?;
+    eventually(
+        TIMEOUT,
+        "a forwarded request after the rotation",
+        || Ok(forwarded(receiver)),
+        |answer| is_accepted(answer),
+    )
+    .with_context(|| with_receiver.said())?;
     println!("{protocol:<14} {:<42} delivered again", "rotated to another authority");
     Metrics::read(admin)?.check_accounting()
 }
