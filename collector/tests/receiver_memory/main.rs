@@ -15,7 +15,6 @@ use std::{
 
 use backend::{Answer, FakeBackend, Options, Setup, post};
 use blank::loopback;
-use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
