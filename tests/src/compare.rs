@@ -90,7 +90,8 @@ pub fn judge(due: &[Due], network: &Network, wired: &[Wired], records: &[Record]
         let fits = |record: &Record| {
             record.namespace == one.namespace
                 && record.text("network.io.direction") == one.direction
-                && (record.source, record.destination) == (one.rst.source, one.rst.destination)
+                && ((record.source, record.destination) == (one.rst.source, one.rst.destination)
+                    || is_egress_reject(record, network, one))
         };
         let away = |record: &Record| record.time_ns.abs_diff(one.rst.time_ns);
         let nearest = (0..left.len()).filter(|&at| fits(left[at])).min_by_key(|&at| away(left[at]));
@@ -108,6 +109,17 @@ pub fn judge(due: &[Due], network: &Network, wired: &[Wired], records: &[Record]
     verdict.faults.extend(left.iter().map(|record| format!("without a packet: {}", describe(record))));
     verdict.faults.extend(check_words(due, network, records));
     verdict
+}
+
+/// An egress rule of the host's own firewall answers the host's program in the peer's name, over loopback. The record has the
+/// host's end as local all the same.
+fn is_egress_reject(record: &Record, network: &Network, wired: &Wired) -> bool {
+    let Rst { source, destination, way, .. } = &wired.rst;
+    let own = |host: &Host| host.inode == wired.namespace && !host.owns(source.ip()) && host.owns(destination.ip());
+    *way == Way::Loopback
+        && record.text("tcp.reset.origin") == "firewall"
+        && network.hosts().into_iter().any(own)
+        && (record.source, record.destination) == (*destination, *source)
 }
 
 fn check_words(due: &[Due], network: &Network, records: &[Record]) -> Vec<String> {
