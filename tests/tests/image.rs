@@ -255,7 +255,8 @@ fn without_each_thing_that_it_needs_it_says_which_and_how_to_give_it() -> Result
         } else {
             let output = container.command()?.output()?;
             let said = String::from_utf8(output.stderr)?;
-            ensure!(output.status.code() == Some(1), "without {}: {}: {said}", lack.what, output.status);
+            // 2: the configuration is refused.
+            ensure!(matches!(output.status.code(), Some(1 | 2)), "without {}: {}: {said}", lack.what, output.status);
             said
         };
         for word in lack.says {

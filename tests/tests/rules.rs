@@ -40,7 +40,7 @@ const NOT_HERE: [Attribute; 6] = [
     Attribute::ActorPid,
     Attribute::ActorName,
 ];
-const RESOURCE: &str = "team=red,container.id=0123abcd,k8s.pod.name=shop-1,k8s.namespace.name=prod,service.version=1.2";
+const RESOURCE: &str = "team=red,cloud.region=eu-1,deployment.environment.name=prod,service.namespace=shop,service.version=1.2";
 /// Keys of the resource that the actor's process has.
 const RESOURCE_KEYS: [&str; 13] = [
     "service.name",
@@ -48,9 +48,9 @@ const RESOURCE_KEYS: [&str; 13] = [
     "process.creation.time",
     "process.executable.name",
     "process.executable.path",
-    "container.id",
-    "k8s.pod.name",
-    "k8s.namespace.name",
+    "cloud.region",
+    "deployment.environment.name",
+    "service.namespace",
     "service.version",
     "team",
     "host.name",
