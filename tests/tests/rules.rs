@@ -40,7 +40,8 @@ const NOT_HERE: [Attribute; 6] = [
     Attribute::ActorPid,
     Attribute::ActorName,
 ];
-const RESOURCE: &str = "team=red,cloud.region=eu-1,deployment.environment.name=prod,service.namespace=shop,service.version=1.2";
+const RESOURCE: &str =
+    "team=red,cloud.region=eu-1,deployment.environment.name=prod,service.namespace=shop,service.version=1.2";
 /// Keys of the resource that the actor's process has.
 const RESOURCE_KEYS: [&str; 13] = [
     "service.name",

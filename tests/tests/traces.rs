@@ -14,6 +14,7 @@ use reset_collector_tests::{
     instrumented::{self, Judge, Program, Side, Truth, Verdict},
     jaeger::{Jaeger, Span},
     network::{Host, Layout, Network},
+    poll::eventually,
     require_root,
 };
 
@@ -276,6 +277,8 @@ fn jaeger_alone_needs_one_line() -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(200));
     };
+    // Refused several times, over some seconds, while traces are accepted: then logs stop.
+    eventually(ARRIVAL_TIMEOUT, "logs are disabled", || Ok(collector.said()), |said| said.contains("signal_disabled"))?;
     let (_, said) = collector.stop()?;
     // Each refusal is sent here and received here.
     let resets =
@@ -334,7 +337,7 @@ fn configuration(workload: &Host, agent: &Host, by: By) -> String {
     let http = format!("http: {{ endpoint: \"{}:4328\" }}", agent.v4);
     format!(
         "filters:\n  - drop: {{ not: {{ network.namespace.inode: {} }} }}\n\
-         correlation: {{ wait: 15s, otlp_receiver: {{ {grpc}, {http} }}, http_headers: {{ ports: {ports:?} }} }}\nexport: {{ signals: [logs, traces] }}\n",
+         correlation: {{ span_wait: 15s, otlp_receiver: {{ {grpc}, {http} }}, http_headers: {{ ports: {ports:?} }} }}\nexport: {{ signals: [logs, traces] }}\n",
         workload.inode
     )
 }
