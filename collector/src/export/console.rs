@@ -23,8 +23,8 @@ use crate::{
 
 /// Lines wait for [`Console::flush`] up to this many bytes.
 const BUFFER_BYTES: usize = 64 << 10;
-/// Lines that wait for a slow reader of standard output, in bytes.
-const STDOUT_CAPACITY: usize = 4 << 20;
+/// Lines that wait for a slow reader of standard output, in bytes: some 30,000, the burst of 15,000 connections that die at once.
+const STDOUT_CAPACITY: usize = 32 << 20;
 /// Columns of the sentence: most are shorter, a longer one moves the rest of its line.
 const SENTENCE_COLUMNS: usize = 100;
 
