@@ -187,6 +187,9 @@ fn a_process_in_a_real_container() {
         assert_eq!(text(resource, "service.name"), "inside");
         eprintln!("{}: pid {outer} outside, {inner} inside", runtime.name);
     }
+    if ran == 0 {
+        skip(&format!("no runtime makes a container here: {}", refusals.join("; ")));
+    }
 }
 
 #[test]
