@@ -185,7 +185,7 @@ impl Kernel {
         }
         for (name, _) in load::WALKS {
             if let Err(why) = results.take(name, name) {
-                tracing::warn!("{name} {why}");
+                tracing::warn!(event = "walk_not_loaded", walk = name, error = %why, "owners of older sockets will not be known");
             }
         }
         let mut kernel = Self {
@@ -257,7 +257,7 @@ impl Kernel {
         let Some(programs) = &mut self.programs else { return false };
         let walked = iterate(programs, program);
         if let Err(error) = &walked {
-            tracing::warn!("owners of some sockets will not be known, the kernel's {kind} cannot be walked: {error}");
+            tracing::warn!(event = "walk_failed", kind, %error, "owners of some sockets will not be known");
         }
         walked.is_ok()
     }
@@ -283,7 +283,7 @@ impl Kernel {
     /// record may have come meanwhile.
     pub fn request_wakeup(&mut self) {
         if let Err(error) = self.write_control(Control { reader_sleeps: 1, ..self.control_words }) {
-            tracing::warn!("cannot ask the kernel for a wake-up, records wait for the next timer: {error}");
+            tracing::warn!(event = "wakeup_failed", %error, "cannot request a wake-up, records wait for the next timer");
         }
     }
 

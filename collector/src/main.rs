@@ -120,7 +120,7 @@ fn execute(command: Command, log: &Log) -> Result<ExitCode> {
                 Ok(read) => read,
                 Err(error) => return Ok(refuse(log, &error)),
             };
-            read.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            read.warnings.iter().for_each(|warning| tracing::warn!(event = "configuration_warning", "{warning}"));
             run::run(&read.settings, &Options { config, btf, dry_run, core_dumps }, log)?;
         }
         Command::Demo { btf } => return demo(btf),

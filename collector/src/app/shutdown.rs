@@ -184,6 +184,7 @@ pub(crate) fn log_counts(counters: &Counters) {
         );
     }
     for (cause, origin, direction, count) in captured.iter() {
-        tracing::info!("{count:>10}  {} {} {}", direction.word(), origin.word(), cause.word());
+        let (direction, origin, cause) = (direction.word(), origin.word(), cause.word());
+        tracing::info!(event = "count", direction, origin, cause, count, "captured");
     }
 }

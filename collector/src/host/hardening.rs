@@ -70,12 +70,12 @@ impl Hardened {
     /// Says what was done and what was not, a line each.
     pub fn announce(&self) {
         for (step, why) in self.steps.iter().filter_map(|(step, done)| Some((step, done.as_ref().err()?))) {
-            tracing::warn!("less hardened than it could be: {step}: {why}");
+            tracing::warn!(event = "hardening_step_failed", step, error = why, "hardening step failed");
         }
         let done: Vec<&str> = self.steps.iter().filter(|(_, done)| done.is_ok()).map(|(step, _)| *step).collect();
         if !done.is_empty() {
             let kept = if self.kept.is_empty() { "none".to_owned() } else { self.kept.join(", ") };
-            tracing::info!("hardened ({}); capabilities left: {kept}", done.join(", "));
+            tracing::info!(event = "hardened", steps = done.join(", "), capabilities = kept, "hardened");
         }
     }
 }

@@ -73,7 +73,9 @@ impl TlsConfig {
             loaded.at = Instant::now();
             match load(&self.settings, self.protocols) {
                 Ok(config) => loaded.config = Arc::new(config),
-                Err(error) => tracing::warn!("{error}; the certificates read before stay in use"),
+                Err(error) => {
+                    tracing::warn!(event = "certificates_not_reloaded", %error, "the previous certificates stay in use");
+                }
             }
         }
         loaded.config.clone()
