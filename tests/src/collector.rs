@@ -174,11 +174,10 @@ impl Collector {
         self.child.id()
     }
 
-    /// What the kernel counted of a kind of resets, by what the collector says at its end.
+    /// The kernel's count of a kind of resets, from the log at the collector's end.
     pub fn counted(said: &str, direction: &str, origin: &str, cause: &str) -> u64 {
-        let kind = format!("  {direction} {origin} {cause}");
-        let counts = said.lines().filter_map(|line| line.trim_end().strip_suffix(&kind));
-        counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).next_back().unwrap_or(0)
+        let kind = format!("direction=\"{direction}\" origin=\"{origin}\" cause=\"{cause}\" count=");
+        said.lines().filter_map(|line| line.split_once(&kind)?.1.trim_end().parse().ok()).next_back().unwrap_or(0)
     }
 
     /// Kills it at once, and returns the lines that it had printed and that were kept; the last may be cut off.
