@@ -44,6 +44,13 @@ pub struct Log {
     pub record: Value,
 }
 
+impl Log {
+    /// Whether the reset is of the network namespace with this inode.
+    pub fn is_of(&self, namespace: u32) -> bool {
+        self.attributes.get("network.namespace.inode").and_then(Value::as_u64) == Some(namespace.into())
+    }
+}
+
 impl Backend {
     /// Starts it and waits until it listens.
     ///

@@ -202,7 +202,7 @@ type Identity = (u16, String, u64);
 fn arrived(backend: &Backend, namespace: u32) -> Result<HashMap<Identity, u64>> {
     let mut times = HashMap::new();
     backend.each_log(|log| {
-        if log.attributes["network.namespace.inode"].as_u64() == Some(namespace.into()) {
+        if log.is_of(namespace) {
             *times.entry(identity(log.time_ns, |name| log.attributes.get(name))?).or_default() += 1;
         }
         Ok(())

@@ -76,8 +76,7 @@ impl Run {
         let namespace = self.network.client.inode;
         let look = || {
             let logs = self.backend.logs()?;
-            let here =
-                logs.iter().filter(|log| log.attributes["network.namespace.inode"].as_u64() == Some(namespace.into()));
+            let here = logs.iter().filter(|log| log.is_of(namespace));
             Ok(here.count() as u64)
         };
         let arrived = eventually(TIMEOUT, "records at the backend", look, |arrived| *arrived >= due)?;

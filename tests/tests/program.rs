@@ -99,9 +99,7 @@ fn sigterm_sends_what_waits_and_ends_with_0() -> Result<()> {
     let (status, said) = end(child, stderr)?;
     ensure!(status.code() == Some(0), "{status}: {said}");
     ensure!(said.contains("event=\"counts\""), "no counts at the end: {said}");
-    let here = |log: &&reset_collector_tests::backend::Log| {
-        log.attributes["network.namespace.inode"].as_u64() == Some(network.client.inode.into())
-    };
+    let here = |log: &&reset_collector_tests::backend::Log| log.is_of(network.client.inode);
     // The backend writes its file every 50 ms.
     let deadline = Instant::now() + Duration::from_secs(10);
     let mut arrived = 0;
@@ -162,9 +160,7 @@ fn a_reader_that_goes_leaves_a_run_that_exports() -> Result<()> {
     let (mut child, stderr) = start(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)], Stdio::piped())?;
     drop(child.stdout.take());
     network.client.enter(|| flood::refused(CLOSED, RESETS, 1))?;
-    let here = |log: &&reset_collector_tests::backend::Log| {
-        log.attributes["network.namespace.inode"].as_u64() == Some(network.client.inode.into())
-    };
+    let here = |log: &&reset_collector_tests::backend::Log| log.is_of(network.client.inode);
     let look = || Ok(backend.logs()?.iter().filter(here).count() as u64);
     let arrived = eventually(TIMEOUT, "all records at the backend", look, |arrived| *arrived >= 2 * RESETS)?;
     ensure!(arrived == 2 * RESETS && child.try_wait()?.is_none(), "{arrived} records arrived");
@@ -194,7 +190,7 @@ fn opentelemetrys_variables_describe_what_is_exported() -> Result<()> {
     network.client.enter(|| flood::refused(CLOSED, 1, 1))?;
     let look = || Ok((backend.metric_resources()?, backend.logs()?));
     let namespace = network.client.inode;
-    let is_here = |log: &Log| log.attributes["network.namespace.inode"].as_u64() == Some(namespace.into());
+    let is_here = |log: &Log| log.is_of(namespace);
     let holds = |(metrics, logs): &(Vec<_>, Vec<Log>)| metrics.len() > 1 && logs.iter().any(is_here);
     // The interval by default is a minute.
     let (metrics, logs) = eventually(TIMEOUT / 2, "metrics and a log record at the backend", look, holds)?;
